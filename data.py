@@ -1,0 +1,461 @@
+"""The tokenizer, the canonical records, and right-padded batches with their masks.
+
+Records are JSON objects, one a line; a prompt is a string or a list of {"role", "content"} messages:
+
+    demonstration  {"prompt": ..., "response": "..."}                    or {"messages": [...]} ending with the assistant
+    ranking        {"prompt": ..., "responses": ["...", ...], "ranks": [1, 2, 2, null]}        1 is best, equal is a tie,
+                   or "comparisons": [[0, 2], ...] (0 was judged better than 2)                null was not ranked
+    prompt         {"prompt": ...}
+    text           {"text": "..."}                                       or a file of plain text
+
+    python data.py --show FILE [--tokenizer NAME]       # print records; the tokens that are trained on are green
+
+The action frame. Every per-token tensor is (B, T-1): column t is the choice of ids[:, t+1] given ids[:, :t+1].
+
+    ids    P P P R R E . .     prompt_len 3, total_len 6, T 8;  E = EOS is a choice too
+    t      0 1 2 3 4 5 6       column t chooses ids[t+1]
+    mask   0 0 1 1 1 0 0       first response choice .. the choice of EOS
+    score          ^           the reward model's score is added at t = total_len - 2
+
+Legend: B sequences, T tokens, P tokens of a prompt, K responses of a prompt, N responses of a batch, M pairs.
+"""
+import argparse
+import hashlib
+import json
+import os
+import random
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import tiktoken
+import torch
+from torch import Tensor
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+SANDBOX_PATTERN = r" ?\p{L}+|\n+| ?\p{N}| ?[^\s\p{L}\p{N}]|\s"
+EOS = "<|endoftext|>"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the tokenizer
+
+def get_tokenizer(name: str) -> tiktoken.Encoding:
+    """"sandbox", a name that tiktoken knows ("gpt2"), or a .tiktoken file of ranks that split text as GPT-2 does."""
+    if name != "sandbox" and not name.endswith(".tiktoken"):
+        try:
+            return tiktoken.get_encoding(name)
+        except ValueError as e:
+            raise ValueError(f"no tokenizer is called {name}: use sandbox, {', '.join(tiktoken.list_encoding_names())} "
+                             f"or a file of ranks that ends in .tiktoken") from e
+        except Exception as e:   # tiktoken downloads the ranks with whatever `requests` raises
+            raise ValueError(f"the ranks of {name} could not be downloaded ({type(e).__name__}): without a network, pass "
+                             f"a file of ranks, --tokenizer FILE.tiktoken") from e
+    path = os.path.join(HERE, "sandbox.tiktoken") if name == "sandbox" else name
+    try:
+        ranks = tiktoken.load.load_tiktoken_bpe(path)
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{path} is not a readable file of tiktoken ranks (one 'base64 rank' a line)") from e
+    return tiktoken.Encoding(name, pat_str=SANDBOX_PATTERN if name == "sandbox" else GPT2_PATTERN, mergeable_ranks=ranks,
+                             special_tokens={EOS: len(ranks)})
+
+
+def tokenizer_id(enc: tiktoken.Encoding) -> dict:
+    """{name, hash}: what a checkpoint remembers of its tokenizer. The hash covers the ranks and the special tokens."""
+    digest = hashlib.sha256()
+    for token, rank in sorted(enc._mergeable_ranks.items()) + sorted(enc._special_tokens.items()):
+        digest.update(f"{token!r} {rank}\n".encode())
+    return dict(name=enc.name, hash=digest.hexdigest())
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the chat template, written once; special tokens in user text stay text (encode_ordinary)
+
+ROLES = {"system": "System:", "user": "User:", "assistant": "Assistant:"}
+
+
+def encode_prompt(enc, messages):
+    """Messages -> ids up to and including "Assistant:", after which the response begins with its space."""
+    return encode_dialogue(enc, messages)[0] + enc.encode_ordinary(("\n\n" if messages else "") + ROLES["assistant"])
+
+
+def encode_response(enc, response):
+    """The tokens of one reply, EOS included: EOS is an action like any other."""
+    return enc.encode_ordinary(" " + response.strip()) + [enc.eot_token]
+
+
+def encode_dialogue(enc, messages):
+    """Messages -> (ids, trained): trained is True where an assistant chose the token."""
+    ids, trained = [], []
+    for i, m in enumerate(messages):
+        head = enc.encode_ordinary(("\n\n" if i else "") + ROLES[m["role"]])
+        if m["role"] == "assistant":
+            body = encode_response(enc, m["content"])
+        else:
+            body = enc.encode_ordinary(" " + m["content"].strip())
+        ids += head + body
+        trained += [False] * len(head) + [m["role"] == "assistant"] * len(body)
+    return ids, trained
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# canonical records
+
+@dataclass(frozen=True)
+class Prompt:
+    messages: list                                   # [{"role", "content"}, ...], the last one not the assistant's
+    use_case: str = ""
+    meta: dict = field(default_factory=dict)         # the sandbox's judge keeps the answers here; training never looks
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    messages: list                                   # the last one is the assistant's
+    use_case: str = ""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    messages: list                                   # the prompt
+    responses: list
+    pairs: list                                      # [(better, worse), ...] indices into responses, ties left out
+    labeler: str = ""
+    use_case: str = ""
+
+
+def read_lines(path):
+    """Yield (line number, line). Raises ValueError naming the file and the byte that is not UTF-8."""
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} does not exist")
+    with open(path, "rb") as f:
+        raw = f.read()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = raw[:e.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: byte {e.start} is not UTF-8; convert it, e.g. iconv -f latin1 -t utf-8") from e
+    yield from enumerate(text.splitlines() if path.endswith(".jsonl") else [text], 1)
+
+
+def read_records(path):
+    """Yield (where, record) of a .jsonl file; where is "FILE, line N" for messages."""
+    for n, line in read_lines(path):
+        where = f"{path}, line {n}"
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise ValueError(f"{where}: not JSON ({e.msg} at column {e.colno}); write one object a line") from e
+        if not isinstance(record, dict):
+            raise ValueError(f"{where}: a record is a JSON object, got a {type(record).__name__}")
+        yield where, record
+
+
+def as_messages(value, where):
+    """A prompt (a string or messages) -> messages, validated."""
+    messages = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    good = isinstance(messages, list) and all(isinstance(m, dict) and m.get("role") in ROLES and isinstance(m.get("content"), str)
+                                              for m in messages)
+    if not good or not messages:
+        raise ValueError(f'{where}: "prompt" must be a string or a list of {{"role": system|user|assistant, "content": text}}')
+    if not any(m["content"].strip() for m in messages):
+        raise ValueError(f"{where}: the prompt is empty")
+    return [{"role": m["role"], "content": m["content"]} for m in messages]
+
+
+def as_response(value, where):
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: a response must be a string, got {type(value).__name__}")
+    if not value.strip():
+        raise ValueError(f"{where}: the response is empty; remove the record or write what should be answered")
+    return value
+
+
+def _field(record, name, where):
+    if name not in record:
+        raise ValueError(f'{where}: "{name}" is missing; the record has {", ".join(record) or "no fields"}')
+    return record[name]
+
+
+def read_demonstrations(path) -> list[Demonstration]:
+    found = []
+    for where, r in read_records(path):
+        if "messages" in r:
+            messages = as_messages(r["messages"], where)
+            if messages[-1]["role"] != "assistant":
+                raise ValueError(f"{where}: the last message must be the assistant's")
+            as_response(messages[-1]["content"], where)
+        else:
+            messages = as_messages(_field(r, "prompt", where), where)
+            messages.append({"role": "assistant", "content": as_response(_field(r, "response", where), where)})
+        found.append(Demonstration(messages, str(r.get("use_case", ""))))
+    return _some(found, path, "demonstration")
+
+
+def read_prompts(path) -> list[Prompt]:
+    return _some([Prompt(as_messages(_field(r, "prompt", where), where), str(r.get("use_case", "")), r.get("meta", {}))
+                  for where, r in read_records(path)], path, "prompt")
+
+
+def read_rankings(path, counts: Counter) -> list[Ranking]:
+    """Rankings with at least one pair that is no tie; the others are counted. Raises ValueError if none is left."""
+    found = []
+    for where, r in read_records(path):
+        responses = _field(r, "responses", where)
+        if not isinstance(responses, list) or len(responses) < 2:
+            raise ValueError(f'{where}: "responses" must be a list of at least two')
+        for x in responses:
+            if not isinstance(x, str):
+                as_response(x, where)
+        K = len(responses)
+        if "comparisons" in r:
+            pairs = r["comparisons"]
+            if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 and all(isinstance(i, int) and 0 <= i < K for i in p)
+                                                      for p in pairs):
+                raise ValueError(f'{where}: "comparisons" must be a list of [better, worse] with indices from 0 to {K - 1}')
+        else:
+            ranks = _field(r, "ranks", where)
+            if not isinstance(ranks, list) or len(ranks) != K or not all(x is None or isinstance(x, (int, float)) for x in ranks):
+                raise ValueError(f'{where}: "ranks" must hold a number or null for each of the {K} responses')
+            pairs = [(i, j) for i in range(K) for j in range(K)
+                     if ranks[i] is not None and ranks[j] is not None and ranks[i] < ranks[j]]
+        pairs = [(i, j) for i, j in pairs if responses[i].strip() != responses[j].strip()]
+        counts["comparisons"] += len(pairs)
+        if pairs:
+            found.append(Ranking(as_messages(_field(r, "prompt", where), where), responses, pairs,
+                                 str(r.get("labeler", "")), str(r.get("use_case", ""))))
+        else:
+            counts["prompts skipped: all responses tied"] += 1
+    return _some(found, path, "ranking with two responses of different rank")
+
+
+def read_text(path) -> list[str]:
+    """Documents: the "text" of each .jsonl record, or a whole file of plain text."""
+    if not path.endswith(".jsonl"):
+        return _some([text for _, text in read_lines(path) if text.strip()], path, "text")
+    docs = []
+    for where, r in read_records(path):
+        if not isinstance(_field(r, "text", where), str):
+            raise ValueError(f'{where}: "text" must be a string')
+        docs.append(r["text"])
+    return _some(docs, path, "text")
+
+
+def _some(found, path, what):
+    if not found:
+        raise ValueError(f"{path} holds no {what}")
+    return found
+
+
+def write_jsonl(path, records):
+    """Write records to a temporary file and rename it."""
+    try:
+        with open(f"{path}.tmp", "w", encoding="utf-8") as f:
+            for r in records:
+                f.write(json.dumps(r, ensure_ascii=False) + "\n")
+        os.replace(f"{path}.tmp", path)
+    except OSError as e:
+        raise ValueError(f"cannot write {path} ({e.strerror}): free some space or choose another --out") from e
+
+
+def split(records, share, seed=0):
+    """(rest, held out): `share` of the *prompts*, by a hash of their text, so that a prompt is on one side only."""
+    def held(r):
+        text = json.dumps([m for m in r.messages if m is not r.messages[-1] or m["role"] != "assistant"])
+        return random.Random(f"{seed} {text}").random() < share
+    sides = [held(r) for r in records]
+    return [r for r, h in zip(records, sides) if not h], [r for r, h in zip(records, sides) if h]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# encoded records: too long a prompt is cut from the left, a response never; what does not fit is dropped and counted
+
+def encode_demonstrations(records, enc, block, counts: Counter):
+    """-> [(ids, trained), ...] of at most `block` tokens."""
+    encoded = []
+    for r in records:
+        ids, trained = encode_dialogue(enc, r.messages)
+        reply = len(encode_response(enc, r.messages[-1]["content"]))
+        if reply > block // 2 and len(ids) > block:
+            counts["demonstrations dropped: the response is too long"] += 1
+            continue
+        if len(ids) > block:
+            counts["prompts cut from the left"] += 1
+        encoded.append((ids[-block:], trained[-block:]))
+    counts["demonstrations"] += len(encoded)
+    if not encoded:
+        raise ValueError(f"no demonstration fits the model's context of {block} tokens: use a model with a longer one")
+    return encoded
+
+
+def encode_prompts(records, enc, room, counts: Counter):
+    """-> [ids, ...] of at most `room` tokens, which leaves the rest of the context to the response."""
+    if room < 1:
+        raise ValueError("--max-new takes the whole context and leaves no room for a prompt: lower it")
+    encoded = [encode_prompt(enc, r.messages) for r in records]
+    counts["prompts"] += len(encoded)
+    counts["prompts cut from the left"] += sum(len(ids) > room for ids in encoded)
+    return [ids[-room:] for ids in encoded]
+
+
+class RankedIds(NamedTuple):
+    prompt: list        # ids
+    responses: list     # K lists of ids, EOS included
+    pairs: list         # (better, worse)
+    ranking: Ranking    # where it came from
+
+
+def encode_rankings(records, enc, block, counts: Counter):
+    """-> [RankedIds, ...]. Responses over half the context are dropped with their pairs, prompts cut to what is left."""
+    encoded = []
+    for r in records:
+        responses = [encode_response(enc, x) for x in r.responses]
+        fits = [len(x) <= block // 2 for x in responses]
+        pairs = [(i, j) for i, j in r.pairs if fits[i] and fits[j]]
+        counts["responses dropped: too long"] += fits.count(False)
+        if not pairs:
+            counts["prompts skipped: no two responses fit"] += 1
+            continue
+        used = sorted({i for p in pairs for i in p})        # a response in no pair needs no forward
+        prompt = encode_prompt(enc, r.messages)
+        room = block - max(len(responses[i]) for i in used)
+        counts["prompts cut from the left"] += len(prompt) > room
+        encoded.append(RankedIds(prompt[-room:], [responses[i] for i in used],
+                                 [(used.index(i), used.index(j)) for i, j in pairs], r))
+    counts["rankings"] += len(encoded)
+    if not encoded:
+        raise ValueError(f"no ranking fits the model's context of {block} tokens: use a model with a longer one")
+    return encoded
+
+
+def pack(docs, enc):
+    """Documents -> one long tensor of tokens, each document followed by EOS."""
+    return torch.tensor([t for ids in enc.encode_ordinary_batch(docs, num_threads=2) for t in ids + [enc.eot_token]])
+
+
+def report(counts: Counter):
+    """What was read, skipped and shortened, in one line."""
+    return "data: " + ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# batches: a function of the step
+
+def rows_at(step, n, size, seed):
+    """The rows of batch `step`: [step*size, (step+1)*size) of an endless sequence of shuffled epochs over n rows."""
+    rows, epochs = [], {}
+    for i in range(step * size, (step + 1) * size):
+        if i // n not in epochs:
+            epochs[i // n] = random.Random(f"{seed} epoch {i // n}").sample(range(n), n)
+        rows.append(epochs[i // n][i % n])
+    return rows
+
+
+def chunks(rows, size):
+    """Micro-batches: lists of at most `size` rows, all of them if size is 0."""
+    return [rows[i:i + size] for i in range(0, len(rows), size or len(rows))]
+
+
+class Tokens(NamedTuple):
+    ids: Tensor         # (B, T)    right-padded
+    mask: Tensor        # (B, T-1)  True where column t's choice is trained
+
+
+class Prompts(NamedTuple):
+    ids: Tensor         # (B, P)    right-padded
+    length: Tensor      # (B,)
+
+
+class Rankings(NamedTuple):
+    prompts: Prompts    # B of them
+    ids: Tensor         # (N, R)    responses, right-padded, N = the sum of the K of each prompt
+    length: Tensor      # (N,)
+    owner: Tensor       # (N,)      the prompt of each response
+    better: Tensor      # (M,)      rows of ids
+    worse: Tensor       # (M,)
+    weight: Tensor      # (M,)      1 / pairs of that prompt: summed over M it is B
+
+
+def pad(rows, value=0, device="cpu") -> Prompts:
+    """Lists of ids -> Prompts: right-padded (B, longest), lengths (B,). No number depends on the pad's value."""
+    length = torch.tensor([len(r) for r in rows])
+    ids = torch.full((len(rows), int(length.max())), value, dtype=torch.long)
+    for b, r in enumerate(rows):
+        ids[b, :len(r)] = torch.tensor(r)
+    return Prompts(ids.to(device), length.to(device))
+
+
+def tokens_batch(encoded, device="cpu") -> Tokens:
+    """[(ids, trained), ...] -> Tokens."""
+    ids = pad([ids for ids, _ in encoded]).ids
+    mask = pad([trained[1:] for _, trained in encoded]).ids.bool()
+    return Tokens(ids.to(device), mask.to(device))
+
+
+def text_batch(tokens, rows, block, device="cpu") -> Tokens:
+    """Blocks of packed text: row r is tokens[r*block : (r+1)*block]."""
+    ids = torch.stack([tokens[r * block:(r + 1) * block] for r in rows]).to(device)
+    return Tokens(ids, torch.ones(ids.shape[0], block - 1, dtype=torch.bool, device=device))
+
+
+def rankings_batch(encoded, device="cpu") -> Rankings:
+    """[RankedIds, ...] -> Rankings."""
+    owner, better, worse, weight = [], [], [], []
+    for b, r in enumerate(encoded):
+        first = len(owner)
+        owner += [b] * len(r.responses)
+        better += [first + i for i, _ in r.pairs]
+        worse += [first + j for _, j in r.pairs]
+        weight += [1 / len(r.pairs)] * len(r.pairs)
+    responses = pad([x for r in encoded for x in r.responses], device=device)
+    return Rankings(pad([r.prompt for r in encoded], device=device), responses.ids, responses.length,
+                    *(torch.tensor(x, device=device) for x in (owner, better, worse, weight)))
+
+
+def action_mask(prompt_len, total_len, T):
+    """(B,), (B,) -> (B, T-1): True at the choices of the response, EOS included. The picture is at the top."""
+    t = torch.arange(T - 1, device=prompt_len.device)
+    return (t >= prompt_len[:, None] - 1) & (t < total_len[:, None] - 1)
+
+
+def masked_mean(x, mask):
+    """Mean of x where mask is True; 0 where it is True nowhere."""
+    return (x * mask).sum() / mask.sum().clamp(min=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+def show(path, tokenizer, n=5):
+    """Print the first n records of a file as the model sees them, trained tokens in green."""
+    enc = get_tokenizer(tokenizer)
+    first = next((r for _, r in read_records(path)), {}) if path.endswith(".jsonl") else {"text": 0}
+    if "responses" in first:
+        rows = [(encode_dialogue(enc, [*r.messages, {"role": "assistant", "content": x}])) for r in read_rankings(path, Counter())[:n]
+                for x in r.responses]
+    elif "text" in first:
+        rows = [(ids := enc.encode_ordinary(d[:500]), [True] * len(ids)) for d in read_text(path)[:n]]
+    elif "messages" in first or "response" in first:
+        rows = [encode_dialogue(enc, r.messages) for r in read_demonstrations(path)[:n]]
+    else:
+        rows = [(ids := encode_prompt(enc, r.messages), [False] * len(ids)) for r in read_prompts(path)[:n]]
+    for ids, trained in rows:
+        print("".join(f"\033[32m{enc.decode([t])}\033[0m" if on else enc.decode([t]) for t, on in zip(ids, trained)), end="\n---\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--show", metavar="FILE", required=True)
+    parser.add_argument("--tokenizer", default="sandbox")
+    args = parser.parse_args()
+    try:
+        show(args.show, args.tokenizer)
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

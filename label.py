@@ -1,0 +1,102 @@
+"""Where preferences come from: sample K responses to each prompt and have them ranked, or rated from 1 to 7.
+
+The rankers of this file are the sandbox's simulated labelers. They read by one rubric, weigh it differently, and err.
+
+    python label.py --init sft.pt --out comparisons.jsonl
+    python label.py --init sft.pt base.pt --temperatures 1.0 1.3 --out comparisons.jsonl
+    python label.py --init sft.pt --rate --out ratings.jsonl
+
+[IG] Ouyang et al. 2022, arXiv 2203.02155
+"""
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+import cli
+import data
+import sandbox
+from model import generate, load_model
+from train import get_device, keep_freed_memory, step_seed
+
+
+@dataclass(frozen=True)
+class Config:
+    init: tuple[str, ...] = ()      # one or more models to sample from, made by sft.py, ppo.py or pretrain.py
+    out: str = "comparisons.jsonl"  # the rankings to write
+    prompts: str = ""               # the sandbox's prompts with their "meta", .jsonl; none: drawn from the seed
+    n: int = 4000                   # prompts to draw
+    k_min: int = 4                  # fewest responses ranked together ([IG] 3.5)
+    k_max: int = 9                  # most responses ranked together ([IG] 3.5)
+    temperatures: tuple[float, ...] = (1.0, 1.3)   # each response is sampled by one model at one of these
+    overlap: float = 0.1            # share of the prompts that two labelers rank, which shows how far they agree
+    rate: bool = False              # write ratings from 1 to 7 instead of rankings
+    max_new: int = 32               # longest response, tokens
+    batch: int = 256                # prompts sampled together
+    seed: int = 0                   # of prompts, samples and labelers
+    device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
+
+
+PRESETS = {"sandbox": {}}
+
+
+def ranks_of(ratings):
+    """Ratings, more is better -> ranks, 1 is best; equal ratings tie: [7, 3, 7] -> [1, 2, 1]."""
+    order = sorted(set(ratings), reverse=True)
+    return [order.index(r) + 1 for r in ratings]
+
+
+def sample_responses(models, enc, prompts, k, cfg):
+    """k[i] responses to prompt i, each from a model and a temperature drawn at random. -> list of lists of strings."""
+    responses = [[] for _ in prompts]
+    rng = random.Random(f"samples {cfg.seed}")
+    settings = [(m, t) for m in models for t in cfg.temperatures]
+    drawn = [[rng.randrange(len(settings)) for _ in range(k_i)] for k_i in k]
+    encoded = data.encode_prompts(prompts, enc, min(m.cfg.block_size for m in models) - cfg.max_new, Counter())
+    for first in tqdm(range(0, len(prompts), cfg.batch), desc="sample"):
+        for s, (model, temperature) in enumerate(settings):
+            todo = [i for i in range(first, min(first + cfg.batch, len(prompts))) for choice in drawn[i] if choice == s]
+            if not todo:
+                continue
+            batch = data.pad([encoded[i] for i in todo], device=next(model.parameters()).device)
+            ids, total = generate(model, *batch, cfg.max_new, enc.eot_token, temperature=temperature,
+                                  seed=step_seed(cfg.seed, f"{first} {s}"))
+            for i, row, start, end in zip(todo, ids.tolist(), batch.length.tolist(), total.tolist()):
+                responses[i].append(enc.decode([t for t in row[start:end] if t != enc.eot_token]).strip())
+    return responses
+
+
+def main(cfg):
+    keep_freed_memory()
+    if not cfg.init:
+        raise ValueError("--init is missing: one or more models to sample from; make one with `python sft.py --init base.pt --out sft.pt`")
+    if not 2 <= cfg.k_min <= cfg.k_max:
+        raise ValueError(f"--k-min {cfg.k_min} and --k-max {cfg.k_max}: at least 2 responses, and no fewer at most than at least")
+    device, tokenizer, models = get_device(cfg), None, []
+    for path in cfg.init:
+        model, checkpoint = load_model(path, "gpt", tokenizer, device)
+        tokenizer = checkpoint["tokenizer"]
+        models.append(model)
+    enc = data.get_tokenizer(tokenizer["name"])
+    prompts = data.read_prompts(cfg.prompts) if cfg.prompts else sandbox.prompts(cfg.n, f"label {cfg.seed}")
+    if not all(p.meta for p in prompts):
+        raise ValueError(f'{cfg.prompts}: the simulated labelers judge the sandbox\'s own prompts only, with their "meta"')
+    rng = random.Random(f"labelers {cfg.seed}")
+    k = [rng.randint(cfg.k_min, cfg.k_max) for _ in prompts]
+    records = []
+    for prompt, responses in zip(prompts, sample_responses(models, enc, prompts, k, cfg)):
+        for labeler in rng.sample(sandbox.LABELERS, 2 if rng.random() < cfg.overlap else 1):
+            ratings = [sandbox.rate(labeler, prompt, r, rng) for r in responses]
+            records.append({"prompt": prompt.messages, "responses": responses, "labeler": labeler, "use_case": prompt.use_case,
+                            **({"ratings": ratings} if cfg.rate else {"ranks": ranks_of(ratings)})})
+    data.write_jsonl(cfg.out, records)
+    distinct = sum(len(set(r["responses"])) / len(r["responses"]) for r in records) / len(records)
+    print(f"{cfg.out}: {len(records):,} {'ratings' if cfg.rate else 'rankings'} of {sum(k) / len(k):.1f} responses, {distinct:.0%} of them distinct")
+    return {"records": len(records), "distinct": distinct}
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    cli.run(main, Config, PRESETS, __doc__)

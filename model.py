@@ -1,0 +1,380 @@
+"""The GPT, the scorer built on its trunk, the key-value cache, sampling and checkpoints.
+
+The architecture is GPT-2's, which is also GPT-3's up to size: learned positions, pre-norm blocks, GELU (tanh),
+tied embeddings. Nothing here takes an attention mask: rows are padded on the right, and under causal attention
+a trailing pad is invisible to everything before it.
+
+    python model.py        # parameters and training memory of each preset
+
+Legend: B sequences, T tokens, C channels, H heads, D = C / H, V vocabulary, P tokens of a prompt.
+[IG] Ouyang et al. 2022, arXiv 2203.02155   [S20] Stiennon et al. 2020, arXiv 2009.01325
+"""
+import copy
+import math
+import os
+import pickle
+from dataclasses import asdict, dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    vocab_size: int = 50257
+    block_size: int = 1024
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+
+
+SIZES = {  # the sandbox's own size, GPT-2's smallest, and the two policies of [IG] a single machine can train
+    "sandbox": dict(n_layer=4, n_head=4, n_embd=128, block_size=128),
+    "gpt2": dict(n_layer=12, n_head=12, n_embd=768, block_size=1024),
+    "paper-1.3b": dict(n_layer=24, n_head=16, n_embd=2048, block_size=2048),
+    "paper-6b": dict(n_layer=32, n_head=32, n_embd=4096, block_size=2048),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the network
+
+class Attention(nn.Module):
+    def __init__(self, cfg: GPTConfig):
+        super().__init__()
+        self.n_head = cfg.n_head
+        self.c_attn = nn.Linear(cfg.n_embd, 3 * cfg.n_embd)
+        self.c_proj = nn.Linear(cfg.n_embd, cfg.n_embd)
+
+    def forward(self, x, layer, past, mask):
+        B, T, C = x.shape
+        q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2)          # 3 x (B, H, T, D)
+                   for z in self.c_attn(x).split(C, dim=2))
+        if past is not None:
+            k, v = past.extend(layer, k, v)                               # (B, H, past + T, D)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))            # (B, T, C)
+
+
+class Block(nn.Module):
+    def __init__(self, cfg: GPTConfig):
+        super().__init__()
+        self.ln_1, self.attn = nn.LayerNorm(cfg.n_embd), Attention(cfg)
+        self.ln_2 = nn.LayerNorm(cfg.n_embd)
+        self.c_fc, self.c_proj = nn.Linear(cfg.n_embd, 4 * cfg.n_embd), nn.Linear(4 * cfg.n_embd, cfg.n_embd)
+        self.dropout = nn.Dropout(cfg.dropout)   # residual dropout only: [IG] C.1 uses 0.2 in SFT
+
+    def forward(self, x, layer, past=None, mask=None):
+        x = x + self.dropout(self.attn(self.ln_1(x), layer, past, mask))
+        h = F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh")
+        return x + self.dropout(self.c_proj(h))
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer. `hidden` is the trunk; `logits` applies the unembedding to any rows of it."""
+    kind = "gpt"
+
+    def __init__(self, cfg: GPTConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.wte = nn.Embedding(cfg.vocab_size, cfg.n_embd)
+        self.wpe = nn.Embedding(cfg.block_size, cfg.n_embd)
+        self.h = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
+        self.ln_f = nn.LayerNorm(cfg.n_embd)
+        # GPT-2: N(0, 0.02), residual outputs scaled by depth. 0.02 belongs to a width of 768; a narrow model starts
+        # its matrices as much wider (the sandbox learns to copy from its context in half the tokens)
+        wide = 0.02 * math.sqrt(max(1.0, 768 / cfg.n_embd))
+        for name, p in self.named_parameters():
+            if name.startswith("w"):
+                nn.init.normal_(p, 0.0, 0.02)                             # the two embeddings
+            elif p.dim() == 2:
+                nn.init.normal_(p, 0.0, wide / math.sqrt(2 * cfg.n_layer) if name.endswith("c_proj.weight") else wide)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def hidden(self, ids, past=None):
+        """ids (B, T) -> final hidden states (B, T, C). `past` (a Prefix, Cache or recorder) holds earlier tokens."""
+        B, T = ids.shape
+        first = 0 if past is None else past.start(T)                      # a number or (B, 1)
+        positions = first + torch.arange(T, device=ids.device)            # (T,) or (B, T)
+        mask = None if past is None else past.mask(T)
+        x = self.wte(ids) + self.wpe(positions)                           # (B, T, C)
+        for layer, block in enumerate(self.h):
+            x = block(x, layer, past, mask)
+        return self.ln_f(x)
+
+    def logits(self, h):
+        """(..., C) -> (..., V): the unembedding is the embedding, transposed."""
+        return F.linear(h, self.wte.weight)
+
+    def forward(self, ids, past=None):
+        """ids (B, T) -> logits (B, T, V)."""
+        return self.logits(self.hidden(ids, past))
+
+    def logp(self, ids, mask, temperature=1.0):
+        """Log-probabilities of the actions of `ids` (B, T), in the action frame (data.py), zero where `mask` is.
+
+        mask (B, T-1) -> logp (B, T-1), entropy (B, T-1). The unembedding is applied to masked positions only. The
+        temperature divides the logits as it did when the tokens were sampled.
+        """
+        logits = self.logits(self.hidden(ids)[:, :-1][mask]).float() / temperature    # (M, V), M = mask.sum()
+        logq = F.log_softmax(logits, dim=-1)
+        chosen = logq.gather(1, ids[:, 1:][mask][:, None]).squeeze(1)                  # (M,)
+        entropy = -(logq.detach().exp() * logq.detach()).sum(1)
+        zeros = torch.zeros(mask.shape, device=ids.device)
+        return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
+
+
+class Scorer(nn.Module):
+    """A GPT trunk whose unembedding is replaced by a projection to one number ([IG] 3.5): reward model and value."""
+    kind = "scorer"
+
+    def __init__(self, cfg: GPTConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.trunk = GPT(cfg)
+        self.head = nn.Linear(cfg.n_embd, 1)
+        nn.init.normal_(self.head.weight, 0.0, 1 / math.sqrt(cfg.n_embd + 1))   # [S20]; not in [IG]
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, ids, past=None):
+        """ids (B, T) -> (B, T): column t has seen ids[:, :t+1]. As values in the action frame, drop the last column."""
+        return self.head(self.trunk.hidden(ids, past)).squeeze(-1).float()
+
+    def score(self, ids, length, past=None):
+        """The reward: the number at the last token of each row. ids (B, T), length (B,) -> (B,)."""
+        return self(ids, past).gather(1, length[:, None] - 1).squeeze(1)
+
+
+def scorer_from(gpt: GPT) -> Scorer:
+    """A Scorer whose trunk starts as a copy of `gpt`, without its dropout ([IG] says nothing about dropout in the RM)."""
+    scorer = Scorer(replace(gpt.cfg, dropout=0.0))
+    scorer.trunk.load_state_dict(gpt.state_dict())
+    return scorer
+
+
+def frozen_copy(model):
+    """An independent copy in eval mode that no optimizer touches: the reference policy, the reward model."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# what came before: three kinds of past, one interface (start, mask, extend)
+
+class Recorder:
+    """Sees a first pass and keeps each layer's keys and values."""
+
+    def __init__(self):
+        self.keys, self.values = [], []
+
+    def start(self, T):
+        return 0
+
+    def mask(self, T):
+        return None
+
+    def extend(self, layer, k, v):
+        self.keys.append(k)
+        self.values.append(v)
+        return k, v
+
+
+class Prefix:
+    """Prompts that were computed once, each continued by any number of rows. Gradients flow through it.
+
+    length (B,) tokens of each prompt; keys and values one (B, H, P, D) a layer; owner (N,): the prompt of each row.
+    """
+
+    def __init__(self, keys, values, length, owner):
+        self.keys, self.values, self.owner = keys, values, owner
+        self.length = length[owner]                                       # (N,)
+
+    def start(self, T):
+        return self.length[:, None]
+
+    def mask(self, T):
+        P = self.keys[0].shape[2]
+        device = self.length.device
+        prompt = torch.arange(P, device=device) < self.length[:, None, None]          # (N, 1, P)
+        own = torch.ones(T, T, dtype=torch.bool, device=device).tril()                # (T, T)
+        N = len(self.length)
+        return torch.cat([prompt.expand(N, T, P), own.expand(N, T, T)], 2)[:, None]   # (N, 1, T, P + T)
+
+    def extend(self, layer, k, v):
+        return (torch.cat([self.keys[layer][self.owner], k], 2), torch.cat([self.values[layer][self.owner], v], 2))
+
+
+class Cache:
+    """Static buffers for decoding. Row b writes its next key at its own length, over the pads of its prompt."""
+
+    def __init__(self, keys, values, length, size):
+        grow = (0, 0, 0, size - keys[0].shape[2])
+        self.keys, self.values = [F.pad(k, grow) for k in keys], [F.pad(v, grow) for v in values]
+        self.length = length                                              # (B,)
+        self.rows = torch.arange(len(length), device=length.device)
+
+    def start(self, T):
+        assert T == 1, f"the cache decodes one token at a time, got {T}"
+        return self.length[:, None]
+
+    def mask(self, T):
+        columns = torch.arange(self.keys[0].shape[2], device=self.length.device)
+        return (columns <= self.length[:, None])[:, None, None]           # (B, 1, 1, size)
+
+    def extend(self, layer, k, v):
+        self.keys[layer][self.rows, :, self.length] = k[:, :, 0]
+        self.values[layer][self.rows, :, self.length] = v[:, :, 0]
+        return self.keys[layer], self.values[layer]
+
+    def keep(self, rows):
+        """Drop all rows but `rows`, an index tensor."""
+        self.keys, self.values = [k[rows] for k in self.keys], [v[rows] for v in self.values]
+        self.length, self.rows = self.length[rows], self.rows[: len(rows)]
+
+
+def prefix(trunk: GPT, ids, length, owner) -> Prefix:
+    """Compute prompts ids (B, P), length (B,) once, for rows that continue them: owner (N,) says which."""
+    recorder = Recorder()
+    trunk.hidden(ids, recorder)
+    return Prefix(recorder.keys, recorder.values, length, owner)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# sampling
+
+def next_token(logits, u, temperature=1.0, top_k=0, top_p=1.0):
+    """Sample from logits (B, V) by inverting the cumulative distribution at u (B,), uniform in [0, 1).
+
+    temperature 0 is greedy. top_k keeps the k likeliest tokens, top_p the smallest set of probability >= top_p.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    p = (logits.float() / temperature).softmax(-1)                        # (B, V)
+    if top_k:
+        p = p.where(p >= p.topk(min(top_k, p.shape[-1])).values[:, -1:], 0.0)
+    if top_p < 1:
+        ranked, order = p.sort(-1, descending=True)
+        ranked[ranked.cumsum(-1) - ranked >= top_p * ranked.sum(-1, keepdim=True)] = 0.0
+        p = torch.zeros_like(p).scatter(-1, order, ranked)
+    cdf = p.cumsum(-1)
+    token = torch.searchsorted(cdf, (u * cdf[:, -1].double()).float()[:, None], right=True).squeeze(1)
+    last = p.shape[-1] - 1 - (p > 0).flip(-1).byte().argmax(-1)           # rounding must not reach a token with p = 0
+    return torch.minimum(token, last)
+
+
+@torch.no_grad()
+def generate(model: GPT, prompts, prompt_len, max_new, eos, n=1, temperature=1.0, top_k=0, top_p=1.0, seed=0):
+    """Continue prompts (B, P), right-padded with lengths prompt_len (B,), n times each.
+
+    Returns ids (B*n, P + max_new) right-padded with `eos`, the rows of a prompt side by side, and their total length
+    (B*n,), EOS included where one was sampled. Each prompt is computed once. Row r draws the same numbers whatever
+    the other rows do. Raises ValueError if prompt and response do not fit the context.
+    """
+    if prompts.shape[1] + max_new > model.cfg.block_size:
+        raise ValueError(f"a prompt of {prompts.shape[1]} tokens and {max_new} new ones do not fit the model's "
+                         f"context of {model.cfg.block_size}: shorten the prompt or lower --max-new")
+    was_training = model.training
+    model.eval()
+    B, device = len(prompts) * n, prompts.device
+    recorder = Recorder()
+    h = model.hidden(prompts, recorder)                                   # (B / n, P, C)
+    h = h[torch.arange(len(prompts), device=device), prompt_len - 1].repeat_interleave(n, 0)   # (B, C)
+    cache = Cache([k.repeat_interleave(n, 0) for k in recorder.keys], [v.repeat_interleave(n, 0) for v in recorder.values],
+                  prompt_len.repeat_interleave(n), prompts.shape[1] + max_new)
+    ids = F.pad(prompts, (0, max_new), value=eos).repeat_interleave(n, 0)
+    total = prompt_len.repeat_interleave(n)                               # (B,)
+    ids[torch.arange(ids.shape[1], device=device) >= total[:, None]] = eos
+    rng = torch.Generator(device).manual_seed(seed)
+    rows = torch.arange(B, device=device)                                 # the rows that still write
+    for step in range(max_new):
+        u = torch.rand(B, generator=rng, device=device)                   # one number a row, finished or not
+        token = next_token(model.logits(h), u[rows], temperature, top_k, top_p)
+        ids[rows, total[rows]] = token
+        total[rows] += 1
+        alive = (token != eos).nonzero().squeeze(1)
+        if len(alive) == 0 or step == max_new - 1:
+            break
+        if len(alive) < len(rows):                                        # finished rows are dropped
+            rows, token = rows[alive], token[alive]
+            cache.keep(alive)
+        h = model.hidden(token[:, None], cache)[:, 0]                     # (rows, C)
+        cache.length = cache.length + 1
+    model.train(was_training)
+    return ids, total
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# checkpoints
+
+def save_checkpoint(path, model, tokenizer, meta, **more):
+    """Write a self-contained checkpoint to `path`: weights, config, kind, tokenizer {name, hash}, what trained it.
+
+    It is written to a temporary file and renamed, so a crash or a full disk leaves the old one. Raises ValueError.
+    """
+    checkpoint = dict(kind=model.kind, config=asdict(model.cfg), tokenizer=tokenizer, meta=meta,
+                      weights={k: v.detach().cpu() for k, v in model.state_dict().items()}, **more)
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "wb") as f:
+            torch.save(checkpoint, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as e:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise ValueError(f"cannot write {path} ({e}): free some space or choose another --out") from e
+
+
+def read_checkpoint(path):
+    """The dictionary that `save_checkpoint` wrote. Unpickles tensors and plain data only. Raises ValueError."""
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} does not exist")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    except pickle.UnpicklingError as e:
+        raise ValueError(f"{path} is not a safe checkpoint: it holds more than tensors and plain data, and loading it "
+                         f"could run code; use a file made by these scripts") from e
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
+        raise ValueError(f"{path} is not a readable checkpoint (truncated, or another kind of file); "
+                         f"make it again or restore a copy") from e
+    if not isinstance(checkpoint, dict) or not {"kind", "config", "weights", "tokenizer", "meta"} <= checkpoint.keys():
+        raise ValueError(f"{path} is a PyTorch file but not a checkpoint of these scripts: it must hold kind, config, "
+                         f"weights, tokenizer and meta")
+    return checkpoint
+
+
+def load_model(path, kind, tokenizer=None, device="cpu", dropout=0.0):
+    """Load a GPT ("gpt") or Scorer ("scorer") -> (model, checkpoint).
+
+    Raises ValueError if the file is of the other kind, or was trained with another tokenizer than `tokenizer`.
+    """
+    checkpoint = read_checkpoint(path)
+    if checkpoint["kind"] != kind:
+        made = {"gpt": "a language model (from pretrain.py, sft.py or ppo.py)", "scorer": "a reward model (from reward.py)"}
+        raise ValueError(f"{path} is {made.get(checkpoint['kind'], checkpoint['kind'])}; here {made[kind]} is needed")
+    if tokenizer is not None and checkpoint["tokenizer"]["hash"] != tokenizer["hash"]:
+        raise ValueError(f"{path} was trained with the tokenizer {checkpoint['tokenizer']['name']}, the other model with "
+                         f"{tokenizer['name']}: both must share one tokenizer, so train one of them again")
+    try:
+        cfg = GPTConfig(**{**checkpoint["config"], "dropout": dropout})
+        model = (GPT if kind == "gpt" else Scorer)(cfg)
+        model.load_state_dict(checkpoint["weights"])
+    except (TypeError, RuntimeError) as e:
+        raise ValueError(f"{path} holds weights that do not fit its own config: {str(e).splitlines()[0]}") from e
+    return model.to(device), checkpoint
+
+
+def main():
+    print(f"{'preset':12} {'parameters':>14} {'weights fp32':>14} {'training, AdamW':>16}")
+    for name, size in SIZES.items():
+        with torch.device("meta"):
+            n = sum(p.numel() for p in GPT(GPTConfig(**size)).parameters())
+        # fp32 weight, gradient and Adam's two moments: 16 bytes a parameter; activations come on top
+        print(f"{name:12} {n:14,} {n * 4 / 2**30:10.2f} GiB {n * 16 / 2**30:12.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+"""Stage 3: reinforcement learning from the reward model: token-level PPO with a value function, a KL penalty at every
+token and pretraining gradients mixed in (PPO-ptx).
+
+The environment is a bandit: a prompt comes, the policy writes a response, the reward model scores it, the end.
+
+    python ppo.py --init sft.pt --rm rm.pt --out ppo.pt          # PPO-ptx, the paper's "InstructGPT"
+    python ppo.py --init sft.pt --rm rm.pt --ptx-coef 0 --out ppo-plain.pt
+
+What the log should show: kl 0, ratio 1 and clip_fraction 0 at the start; score and kl rising together; approx_kl below
+0.05 and clip_fraction below 0.3; explained_variance rising; eos_rate near 1; ptx_loss flat.
+
+DEVIATION [IG] C.4: the sandbox takes fewer pretraining blocks than 8 an episode (--ptx-ratio); the other presets take 8.
+DEVIATION [IG] 3.5: the sandbox's value function learns faster than the policy; [IG] has one rate for each policy size.
+
+[IG] Ouyang et al. 2022, arXiv 2203.02155   [S20] Stiennon et al. 2020, arXiv 2009.01325   [Z19] Ziegler et al. 2019,
+arXiv 1909.08593   [PPO] arXiv 1707.06347   [GAE] arXiv 1506.02438   [N] Huang et al., The N Implementation Details of
+RLHF with PPO   [KL] Schulman, Approximating KL Divergence
+"""
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+import cli
+import data
+import sandbox
+from model import frozen_copy, generate, load_model, read_checkpoint, save_checkpoint
+from train import Network, TrainConfig, already_done, get_device, keep_freed_memory, provenance, step_seed, train
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    init: str = ""                  # the policy to start from and to stay near, made by sft.py
+    rm: str = ""                    # the reward model, made by reward.py; the value function starts from it ([IG] C.4)
+    out: str = "ppo.pt"             # the checkpoint to write
+    prompts: str = ""               # prompts, .jsonl; none: the sandbox's
+    ptx: str = ""                   # pretraining text, plain or .jsonl; none: the sandbox's corpus
+    demos: str = ""                 # demonstrations whose mean score must be 0; none: the sandbox's, if its prompts are used
+    iterations: int = 100           # rollouts; [IG] C.4: 500
+    rollout: int = 256              # episodes of one rollout; [IG] C.4: 512
+    minibatch: int = 64             # episodes of one optimizer step ([IG] C.4)
+    epochs: int = 1                 # passes over one rollout ([IG] C.4)
+    max_new: int = 32               # longest response, tokens; [IG] C: 1000
+    kl_coef: float = 0.02           # beta of [IG] Eq. 2: the penalty at each token for leaving the reference policy
+    kl_target: float = 0.0          # if > 0, kl_coef adapts to keep the KL of an episode here, nats ([Z19] 2.2)
+    kl_horizon: int = 10_000        # episodes over which kl_coef adapts ([Z19])
+    kl_budget: float = 0.0          # if > 0, the run ends when the KL of an episode exceeds it, nats; not in [IG]
+    ptx_coef: float = 27.8          # gamma of [IG] Eq. 2, on the mean loss of a pretraining token; 0 is plain PPO
+    ptx_ratio: float = 8.0          # pretraining blocks for each episode ([IG] C.4)
+    gamma: float = 1.0              # no discount ([IG] C.4)
+    lam: float = 0.95               # lambda of GAE; not in [IG]: [S20], [Z19]
+    clip: float = 0.2               # of the probability ratio ([IG] C.4)
+    value_clip: float = 0.2         # of the change of a value, 0 for none; not in [IG]: [Z19]
+    vf_coef: float = 1.0            # weight of the value loss; its network is separate, so Adam all but undoes it
+    whiten: bool = True             # advantages to mean 0 and variance 1 over a minibatch's tokens; not in [IG]: [N]
+    eos_penalty: float = 1.0        # taken from the score of a response that does not end; not in [IG]: [S20]
+    lr: float = 1e-5                # peak, policy; [IG] E.9 scans 2.55e-6 .. 2.55e-5 at 1.3B
+    value_lr: float = 9e-6          # peak, value function ([IG] C.4)
+    schedule: str = "constant"      # constant after the warm-up ([IG] C.4)
+    warmup: int = 10                # iterations from 1/10 of the peak ([IG] C.4)
+    ema: float = 0.992              # decay per step of the averaged policy, which is the result ([IG] C.4)
+
+
+PRESETS = {
+    "sandbox": dict(lr=3e-4, value_lr=1e-3, ptx_coef=1.0, ptx_ratio=0.25, kl_coef=0.05),
+    "gpt2": dict(iterations=200, rollout=512, max_new=128, microbatch=16),
+    "paper-1.3b": dict(iterations=500, rollout=512, max_new=1000, microbatch=4),
+    "paper-6b": dict(iterations=500, rollout=512, max_new=1000, microbatch=1),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the equations, in the action frame (data.py): tensors (B, T-1), column t is the choice of ids[:, t+1]
+
+def token_rewards(score, logp, ref_logp, mask, total_len, kl_coef):
+    """r_t = -beta (log pi - log pi_ref), plus the score (B,) at the action that ended the response. [IG] Eq. 2"""
+    rewards = -kl_coef * (logp - ref_logp) * mask                          # (B, T-1)
+    return rewards.scatter_add(1, total_len[:, None] - 2, score[:, None])
+
+
+def gae(rewards, values, mask, gamma, lam):
+    """A_t = sum_k (gamma lambda)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t, V = 0 after the end. [GAE] Eq. 16
+
+    The true entries of each row of `mask` stand side by side. Returns advantages and returns = advantages + values.
+    """
+    advantages = torch.zeros_like(rewards)
+    later = torch.zeros_like(rewards[:, 0])
+    next_value = torch.zeros_like(later)
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        later = (delta + gamma * lam * later) * mask[:, t]
+        advantages[:, t] = later
+        next_value = values[:, t] * mask[:, t]
+    return advantages, (advantages + values) * mask
+
+
+def whiten(x, mask):
+    """x to mean 0 and variance 1 over the masked entries; 0 elsewhere."""
+    mean = data.masked_mean(x, mask)
+    variance = data.masked_mean((x - mean) ** 2, mask)
+    return (x - mean) * (variance + 1e-8).rsqrt() * mask
+
+
+def policy_loss(logp, old_logp, adv, mask, clip):
+    """-min(ratio A, clip(ratio, 1-eps, 1+eps) A), mean over actions. [PPO] Eq. 7. Returns loss, stats."""
+    ratio = (logp - old_logp).exp()
+    unclipped, clipped = ratio * adv, ratio.clamp(1 - clip, 1 + clip) * adv
+    loss = -data.masked_mean(torch.minimum(unclipped, clipped), mask)
+    with torch.no_grad():
+        stats = dict(ratio=data.masked_mean(ratio, mask), approx_kl=data.masked_mean(ratio - 1 - (logp - old_logp), mask),
+                     clip_fraction=data.masked_mean(((ratio - 1).abs() > clip).float(), mask))
+    return loss, stats
+
+
+def value_loss(values, old_values, returns, mask, clip):
+    """max of the squared errors of V and of V clipped to old V +- clip, halved, mean over actions. [Z19]; not in [IG]"""
+    error = (values - returns) ** 2
+    if clip:
+        clipped = old_values + (values - old_values).clamp(-clip, clip)
+        error = torch.maximum(error, (clipped - returns) ** 2)
+    return 0.5 * data.masked_mean(error, mask)
+
+
+def kl_estimates(logp, ref_logp, mask):
+    """KL(pi || pi_ref) of each episode from its own sample: k1 = sum log pi/pi_ref, k3 = sum (r - 1 - log r) with
+    r = pi_ref/pi. Both are unbiased, k3 is never negative. [KL]. Returns (B,), (B,)."""
+    log_r = (ref_logp - logp) * mask
+    return -log_r.sum(1), ((log_r.exp() - 1 - log_r) * mask).sum(1)
+
+
+def adapt_kl(kl_coef, kl, target, episodes, horizon):
+    """The proportional controller of [Z19] 2.2: beta (1 + clip(kl / target - 1, -0.2, 0.2) episodes / horizon)."""
+    return kl_coef * (1 + min(max(kl / target - 1, -0.2), 0.2) * episodes / horizon)
+
+
+def explained_variance(values, returns, mask):
+    """1 - Var(returns - values) / Var(returns): 1 is a perfect value function, 0 one that says the mean."""
+    def variance(x):
+        return data.masked_mean((x - data.masked_mean(x, mask)) ** 2, mask)
+    return 1 - variance(returns - values) / variance(returns).clamp(min=1e-8)
+
+
+def text_loss(policy, batch):
+    """Mean cross-entropy of a pretraining token, the second expectation of [IG] Eq. 2. The paper does not say whether
+    log pi(x) is summed or averaged over x; a mean keeps gamma independent of the length of a block."""
+    logits = policy(batch.ids)[:, :-1][batch.mask]
+    return F.cross_entropy(logits.float(), batch.ids[:, 1:][batch.mask])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# what touches models
+
+class Rollout(NamedTuple):
+    ids: Tensor         # (B, T)    prompt + response, right-padded
+    mask: Tensor        # (B, T-1)  True where the policy chose
+    old_logp: Tensor    # (B, T-1)  from a forward of the policy that sampled, not from the sampler
+    values: Tensor      # (B, T-1)  V(ids[:, :t+1]) at rollout time
+    adv: Tensor         # (B, T-1)  GAE, not whitened yet
+    returns: Tensor     # (B, T-1)
+
+
+@torch.no_grad()
+def roll_out(policy, value, reference, rm, prompts, cfg, kl_coef, eos, seed):
+    """Sample a response to each of data.Prompts and score it -> (Rollout, stats). Temperature 1, nothing filtered."""
+    began = time.perf_counter()
+    ids, total = generate(policy, *prompts, cfg.max_new, eos, seed=seed)
+    ids = ids[:, :int(total.max())]                                        # (B, T)
+    sampled = time.perf_counter()
+    mask = data.action_mask(prompts.length, total, ids.shape[1])
+    parts = []
+    for rows in torch.arange(len(ids), device=ids.device).split(cfg.microbatch or len(ids)):
+        x, m = ids[rows], mask[rows]
+        logp, entropy = policy.logp(x, m)
+        parts.append((logp, entropy, reference.logp(x, m)[0], value(x)[:, :-1] * m, rm.score(x, total[rows])))
+    logp, entropy, ref_logp, values, score = (torch.cat(p) for p in zip(*parts))
+    ended = ids.gather(1, total[:, None] - 1).squeeze(1) == eos
+    rewards = token_rewards(score - cfg.eos_penalty * ~ended, logp, ref_logp, mask, total, kl_coef)
+    adv, returns = gae(rewards, values, mask, cfg.gamma, cfg.lam)
+    k1, k3 = kl_estimates(logp, ref_logp, mask)
+    length = total - prompts.length
+    stats = dict(score=score.mean(), reward=rewards.sum(1).mean(), kl=k1.mean(), kl_k3=k3.mean(), kl_coef=kl_coef,
+                 entropy=data.masked_mean(entropy, mask), explained_variance=explained_variance(values, returns, mask),
+                 length=length.float().mean(), eos_rate=ended.float().mean(),
+                 distinct=len({tuple(x[p:t]) for x, p, t in zip(ids.tolist(), prompts.length, total)}) / len(ids),
+                 rollout_tokens_per_second=int(length.sum()) / (sampled - began),
+                 scoring_tokens_per_second=int(total.sum()) / (time.perf_counter() - sampled))
+    return Rollout(ids, mask, logp, values, adv, returns), {k: float(v) for k, v in stats.items()}
+
+
+def ppo_losses(policy, value, mb, cfg):
+    """The losses of one minibatch, a Rollout, in micro-batches: yields (weight, loss, stats)."""
+    adv = whiten(mb.adv, mb.mask) if cfg.whiten else mb.adv
+    for rows in torch.arange(len(mb.ids), device=mb.ids.device).split(cfg.microbatch or len(mb.ids)):
+        x = Rollout(*(z[rows] for z in mb))
+        logp, _ = policy.logp(x.ids, x.mask)
+        pg, stats = policy_loss(logp, x.old_logp, adv[rows], x.mask, cfg.clip)
+        v = value_loss(value(x.ids)[:, :-1], x.values, x.returns, x.mask, cfg.value_clip)
+        yield x.mask.sum() / mb.mask.sum(), pg + cfg.vf_coef * v, dict(stats, policy_loss=pg, value_loss=v)
+
+
+def check_invariants(policy, value, rm, rollout, stats, demo_ids, cfg, bf16):
+    """What must hold before the first update; prints it, and raises ValueError where it does not."""
+    first = Rollout(*(x[:cfg.minibatch] for x in rollout))
+    total = first.mask.shape[1] - first.mask.flip(1).int().argmax(1) + 1   # (B,) tokens, EOS included
+    with torch.no_grad():
+        seen = [(float(w), s) for w, _, s in ppo_losses(policy, value, first, cfg)]
+        ratio, clipped = (sum(w * float(s[k]) for w, s in seen) for k in ("ratio", "clip_fraction"))
+        gap = (value.score(first.ids, total) - rm.score(first.ids, total)).abs().max().item()
+        demos = rm.score(*demo_ids).mean().item() if demo_ids else 0.0
+    tolerance = 0.05 if bf16 else 1e-3
+    for what, got, want, slack in (("KL to the reference", stats["kl"], 0, tolerance), ("ratio", ratio, 1, tolerance),
+                                   ("clip fraction", clipped, 0, tolerance), ("|value - score| at the last token", gap, 0, tolerance),
+                                   ("demonstrations' mean score", demos, 0, 0.1 if demo_ids else 1)):
+        good = abs(got - want) <= slack
+        print(f"at the start: {what} {got:+.5f}" + ("" if good else f", expected {want}"))
+        if not good:
+            raise ValueError(f"{what} is {got:.4g} before the first update and must be {want}: " + (
+                "make the reward model again with reward.py, on the demonstrations of --demos" if "demo" in what else
+                "the policy that is trained is not the one that sampled"))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+def main(cfg):
+    keep_freed_memory()
+    for flag, path, how in (("--init", cfg.init, "python sft.py --init base.pt --out sft.pt"),
+                            ("--rm", cfg.rm, "python label.py --init sft.pt --out comparisons.jsonl && "
+                                             "python reward.py --init sft.pt --data comparisons.jsonl --out rm.pt")):
+        if not os.path.isfile(path):
+            raise ValueError(f"{flag} {path or 'FILE'} is missing; make it with `{how}`")
+    if cfg.rollout % cfg.minibatch:
+        raise ValueError(f"--rollout {cfg.rollout} is no multiple of --minibatch {cfg.minibatch}: change one of them")
+    meta = provenance(cfg, "ppo", init=cfg.init, rm=cfg.rm, prompts=cfg.prompts, ptx=cfg.ptx, demos=cfg.demos)
+    if (metrics := already_done(cfg, meta, read_checkpoint)) is not None:
+        return metrics
+    device, counts = get_device(cfg), Counter()
+    policy, checkpoint = load_model(cfg.init, "gpt", device=device)        # dropout 0 in RL ([N])
+    value, rm_checkpoint = load_model(cfg.rm, "scorer", checkpoint["tokenizer"], device)
+    reference, rm = frozen_copy(policy), frozen_copy(value)
+    enc, block = data.get_tokenizer(checkpoint["tokenizer"]["name"]), policy.cfg.block_size
+    if rm.cfg.block_size < block:
+        raise ValueError(f"{cfg.rm} reads {rm.cfg.block_size} tokens, {cfg.init} writes up to {block}: use a reward model with the same context")
+    records = data.read_prompts(cfg.prompts) if cfg.prompts else sandbox.prompts(10_000, cfg.seed)
+    rows = data.encode_prompts(records, enc, block - cfg.max_new, counts)
+    use_ptx = cfg.ptx_coef > 0 and cfg.ptx_ratio > 0
+    text = data.pack(data.read_text(cfg.ptx) if cfg.ptx else sandbox.corpus(20_000, f"ptx {cfg.seed}", rhymes=0), enc) if use_ptx else None
+    ptx_block = min(block, 64) if not cfg.ptx else block
+    demos = data.read_demonstrations(cfg.demos) if cfg.demos else [] if cfg.prompts else sandbox.demonstrations(seed=rm_checkpoint["meta"]["config"]["seed"])
+    demo_ids = data.pad([ids for ids, _ in data.encode_demonstrations(demos, enc, block, counts)], device=device) if demos else None
+    print(data.report(counts))
+
+    cycle = cfg.rollout // cfg.minibatch * cfg.epochs                      # optimizer steps of one rollout
+    state = {"kl_coef": cfg.kl_coef}
+    rollout, order, stats, updated = None, None, {}, 0.0
+
+    def batch_at(step):
+        nonlocal rollout, order, stats, updated
+        iteration, k = divmod(step, cycle)
+        if k == 0:
+            chosen = data.rows_at(iteration, len(rows), cfg.rollout, cfg.seed)
+            update_seconds = time.perf_counter() - updated
+            tokens = rollout.ids.numel() if rollout else 0
+            rollout, stats = roll_out(policy, value, reference, rm, data.pad([rows[i] for i in chosen], device=device), cfg,
+                                      state["kl_coef"], enc.eot_token, step_seed(cfg.seed, f"rollout {iteration}"))
+            if step == 0:
+                check_invariants(policy, value, rm, rollout, stats, demo_ids, cfg, torch.is_autocast_enabled(device.split(":")[0]))
+            if tokens:
+                stats["update_tokens_per_second"] = cfg.epochs * tokens / update_seconds
+            if cfg.kl_target:
+                state["kl_coef"] = adapt_kl(state["kl_coef"], stats["kl"], cfg.kl_target, cfg.rollout, cfg.kl_horizon)
+            if cfg.kl_budget and stats["kl"] > cfg.kl_budget:
+                tqdm.write(f"iteration {iteration}: the KL of an episode, {stats['kl']:.2f} nats, exceeds --kl-budget: this is the last rollout")
+                state["stop"] = True
+            order = torch.cat([torch.randperm(cfg.rollout, generator=torch.Generator().manual_seed(step_seed(cfg.seed, f"order {iteration} {e}")))
+                               for e in range(cfg.epochs)]).to(device)
+            updated = time.perf_counter()
+        mb = Rollout(*(x[order[k * cfg.minibatch:(k + 1) * cfg.minibatch]] for x in rollout))
+        return step, mb
+
+    def losses(batch):
+        step, mb = batch
+        for i, (weight, loss, minibatch_stats) in enumerate(ppo_losses(policy, value, mb, cfg)):
+            yield weight, loss, minibatch_stats | ({k: v / weight for k, v in stats.items()} if i == 0 else {})
+        if use_ptx:   # a second gradient into the same buffer: the paper's "consecutive steps" ([IG] C.4)
+            blocks = data.rows_at(step, len(text) // ptx_block, max(1, round(cfg.minibatch * cfg.ptx_ratio)), cfg.seed)
+            for chunk in data.chunks(blocks, cfg.microbatch):
+                loss = text_loss(policy, data.text_batch(text, chunk, ptx_block, device))
+                yield cfg.ptx_coef * len(chunk) / len(blocks), loss, {"ptx_loss": loss / cfg.ptx_coef}
+
+    def evaluate(step, policy):
+        batch = data.pad(rows[-64:], device=device)
+        ids, total = generate(policy, *batch, cfg.max_new, enc.eot_token, seed=step)
+        with torch.no_grad():
+            score = rm.score(ids, total)
+        for b in range(3):
+            tqdm.write(f"{score[b]:+.2f}  " + enc.decode(ids[b, :total[b]].tolist()).replace("\n\n", " | "))
+        return {"eval_score": score.mean().item()}
+
+    run = replace(cfg, warmup=cfg.warmup * cycle, save_every=max(cycle, cfg.save_every), eval_every=cfg.eval_every or 25 * cycle)
+    return train([Network(policy, cfg.lr), Network(value, cfg.value_lr)], batch_at, losses, run, steps=cfg.iterations * cycle,
+                 meta=meta, read=read_checkpoint, evaluate=evaluate, state=state, cycle=cycle,
+                 save=lambda path, module, meta, **more: save_checkpoint(path, module, checkpoint["tokenizer"], meta, **more))
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, PRESETS, __doc__)

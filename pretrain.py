@@ -1,0 +1,102 @@
+"""Stage 0: next-token prediction on text. The GPT that everything else starts from.
+
+    python pretrain.py --out base.pt                                     # the sandbox's corpus
+    python pretrain.py --data text.txt --tokenizer gpt2 --preset gpt2 --out base.pt
+
+[IG] Ouyang et al. 2022, arXiv 2203.02155; [GPT3] Brown et al. 2020, arXiv 2005.14165
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import cli
+import data
+import sandbox
+from model import GPT, GPTConfig, SIZES, generate, read_checkpoint, save_checkpoint
+from train import Network, TrainConfig, already_done, get_device, keep_freed_memory, provenance, train
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    out: str = "base.pt"            # the checkpoint to write
+    data: str = ""                  # text to train on: a plain file or .jsonl with "text"; none: the sandbox's corpus
+    tokenizer: str = "sandbox"      # sandbox, a name that tiktoken knows, or a .tiktoken file
+    documents: int = 60_000         # documents of the sandbox's corpus
+    tokens: int = 3_000_000         # tokens to train on; the corpus is repeated as often as that takes
+    batch: int = 32                 # blocks of one step
+    block: int = 64                 # tokens of one block, at most the model's context
+    n_layer: int = 2                # blocks of the transformer
+    n_head: int = 4                 # attention heads
+    n_embd: int = 128               # channels
+    context: int = 128              # longest sequence the model can read, tokens
+    lr: float = 2e-3                # peak learning rate
+    warmup: int = 100               # steps
+    weight_decay: float = 0.1       # [GPT3] B
+    eval_every: int = 400           # steps
+
+
+PRESETS = {
+    "sandbox": {},
+    "gpt2": SIZES["gpt2"] | dict(tokenizer="gpt2", tokens=10_000_000_000, batch=512, block=1024, lr=6e-4, warmup=700,
+                                 microbatch=32, save_every=500, eval_every=1000),
+    "paper-1.3b": SIZES["paper-1.3b"] | dict(tokenizer="gpt2", tokens=300_000_000_000, batch=512, block=2048, lr=2e-4,
+                                             warmup=360, microbatch=4, save_every=500, eval_every=1000),   # [GPT3] 2.1
+    "paper-6b": SIZES["paper-6b"] | dict(tokenizer="gpt2", tokens=300_000_000_000, batch=1024, block=2048, lr=1.2e-4,
+                                         warmup=180, microbatch=2, save_every=500, eval_every=1000),       # [GPT3] 2.1
+}
+for preset in PRESETS.values():
+    if "block_size" in preset:
+        preset["context"] = preset.pop("block_size")
+
+
+def text_loss(model, batch):
+    """Mean cross-entropy of next-token prediction over a data.Tokens batch, in nats a token."""
+    logits = model(batch.ids)[:, :-1][batch.mask]                          # (M, V)
+    return F.cross_entropy(logits.float(), batch.ids[:, 1:][batch.mask])
+
+
+def main(cfg):
+    keep_freed_memory()
+    meta = provenance(cfg, "pretrain", data=cfg.data)
+    if (metrics := already_done(cfg, meta, read_checkpoint)) is not None:
+        return metrics
+    device, enc = get_device(cfg), data.get_tokenizer(cfg.tokenizer)
+    if cfg.data:
+        tokens = data.pack(data.read_text(cfg.data), enc)
+        tokens, held_out = tokens[:-len(tokens) // 50], tokens[-len(tokens) // 50:]
+    else:
+        tokens = data.pack(sandbox.corpus(cfg.documents, cfg.seed), enc)
+        held_out = data.pack(sandbox.corpus(2000, "held out"), enc)
+    rows, held_rows = len(tokens) // cfg.block, min(len(held_out) // cfg.block, 256)
+    if not rows or not held_rows:
+        raise ValueError(f"{cfg.data or 'the corpus'} has {len(tokens):,} tokens, too few for a block of {cfg.block}: add text or lower --block")
+    if cfg.block > cfg.context:
+        raise ValueError(f"--block {cfg.block} is longer than --context {cfg.context}: lower one or raise the other")
+    print(f"data: {len(tokens):,} tokens of text, {len(held_out):,} held out")
+
+    torch.manual_seed(cfg.seed)
+    model = GPT(GPTConfig(enc.n_vocab, cfg.context, cfg.n_layer, cfg.n_head, cfg.n_embd)).to(device)
+    held = data.text_batch(held_out, range(held_rows), cfg.block, device)
+
+    def losses(rows):
+        for chunk in data.chunks(rows, cfg.microbatch):
+            loss = text_loss(model, data.text_batch(tokens, chunk, cfg.block, device))
+            yield len(chunk) / len(rows), loss, {"loss": loss}
+
+    def evaluate(step, model):
+        prompt = torch.tensor([held_out[:12].tolist()], device=device)
+        with torch.no_grad():
+            ids, total = generate(model, prompt, torch.tensor([12], device=device), min(40, cfg.context - 12), enc.eot_token, seed=step)
+            loss = text_loss(model, held)
+        tqdm.write(enc.decode(ids[0, :total[0]].tolist()))
+        return {"held_out_loss": loss.item()}
+
+    return train([Network(model, cfg.lr)], lambda step: data.rows_at(step, rows, cfg.batch, cfg.seed), losses, cfg,
+                 steps=max(1, cfg.tokens // (cfg.batch * cfg.block)), meta=meta, read=read_checkpoint, evaluate=evaluate,
+                 save=lambda path, module, meta, **more: save_checkpoint(path, module, data.tokenizer_id(enc), meta, **more))
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, PRESETS, __doc__)

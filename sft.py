@@ -1,0 +1,114 @@
+"""Stage 1: supervised fine-tuning on demonstrations. The loss is on the assistant's tokens, EOS included.
+
+    python sft.py --init base.pt --out sft.pt                              # the sandbox's demonstrations
+    python sft.py --init base.pt --data demonstrations.jsonl --out sft.pt
+
+DEVIATION [IG] C.3: one model is both the SFT baseline and the start of PPO. The paper trains a second one for PPO, on
+2 epochs with 10 % pretraining data; here `--ptx-mix 0.1 --epochs 2` makes it, and `ppo.py --init` takes either.
+
+[IG] Ouyang et al. 2022, arXiv 2203.02155
+"""
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import cli
+import data
+import sandbox
+from model import generate, load_model, read_checkpoint, save_checkpoint
+from train import Network, TrainConfig, already_done, get_device, keep_freed_memory, provenance, train
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    init: str = ""                  # the pretrained model to start from, made by pretrain.py
+    out: str = "sft.pt"             # the checkpoint to write
+    data: str = ""                  # demonstrations, .jsonl; none: the sandbox's
+    ptx: str = ""                   # pretraining text for --ptx-mix, plain or .jsonl; none: the sandbox's corpus
+    ptx_mix: float = 0.0            # pretraining tokens' share of the loss ([IG] C.3 mixes 10 % of data)
+    demonstrations: int = 300       # demonstrations of the sandbox, if there is no --data
+    epochs: int = 16                # [IG] C.1
+    batch: int = 32                 # demonstrations of one step ([IG] C.1)
+    dropout: float = 0.2            # residual dropout ([IG] C.1)
+    lr: float = 1e-3                # peak; [IG] C.1: 9.65e-6 at 1.3B and 6B
+    held_out: float = 0.1           # share of the prompts kept for validation
+    select: str = "last"            # last, or rm: the epoch with the best reward on validation prompts, as [IG] 3.5
+    rm: str = ""                    # the reward model for --select rm
+    max_new: int = 32               # longest response sampled at an evaluation, tokens
+
+
+PRESETS = {
+    "sandbox": {},
+    "gpt2": dict(lr=5e-5, epochs=3, microbatch=8, max_new=256),
+    "paper-1.3b": dict(lr=9.65e-6, microbatch=4, max_new=1024),
+    "paper-6b": dict(lr=9.65e-6, microbatch=1, max_new=1024),
+}
+
+
+def response_loss(model, batch):
+    """Mean cross-entropy over the tokens that batch.mask marks. The paper does not say whether prompts are trained on
+    as well; here they are not. Logits are computed at marked positions only: the same number, a fraction of the work."""
+    h = model.hidden(batch.ids)[:, :-1][batch.mask]                        # (M, C)
+    return F.cross_entropy(model.logits(h).float(), batch.ids[:, 1:][batch.mask])
+
+
+def main(cfg):
+    keep_freed_memory()
+    if not cfg.init:
+        raise ValueError("--init is missing: the model to start from; make one with `python pretrain.py --out base.pt`")
+    if cfg.select not in ("last", "rm") or (cfg.select == "rm") != bool(cfg.rm):
+        raise ValueError("--select is last or rm; rm needs --rm FILE and nothing else does")
+    meta = provenance(cfg, "sft", init=cfg.init, data=cfg.data, ptx=cfg.ptx, rm=cfg.rm)
+    if (metrics := already_done(cfg, meta, read_checkpoint)) is not None:
+        return metrics
+    device = get_device(cfg)
+    model, checkpoint = load_model(cfg.init, "gpt", device=device, dropout=cfg.dropout)
+    enc, block = data.get_tokenizer(checkpoint["tokenizer"]["name"]), model.cfg.block_size
+    counts = Counter()
+    records = data.read_demonstrations(cfg.data) if cfg.data else sandbox.demonstrations(cfg.demonstrations, cfg.seed)
+    records, held_out = data.split(records, cfg.held_out)
+    rows = data.encode_demonstrations(records, enc, block, counts)
+    held = data.encode_demonstrations(held_out, enc, block, counts) if held_out else rows[:1]
+    prompts = data.encode_prompts([replace(r, messages=r.messages[:-1]) for r in held_out or records[:1]], enc, block - cfg.max_new, counts)
+    print(data.report(counts))
+    ptx = data.pack(data.read_text(cfg.ptx) if cfg.ptx else sandbox.corpus(5000, f"ptx {cfg.seed}", rhymes=0), enc) if cfg.ptx_mix else None
+    rm = load_model(cfg.rm, "scorer", checkpoint["tokenizer"], device)[0].eval() if cfg.rm else None
+    steps_per_epoch = -(-len(rows) // cfg.batch)
+
+    def losses(step):
+        chosen = [rows[i] for i in data.rows_at(step, len(rows), cfg.batch, cfg.seed)]
+        trained = sum(sum(t) for _, t in chosen)
+        for chunk in data.chunks(chosen, cfg.microbatch):
+            loss = response_loss(model, data.tokens_batch(chunk, device))
+            share = sum(sum(t) for _, t in chunk) / trained
+            yield share * (1 - cfg.ptx_mix), loss, {"loss": loss / (1 - cfg.ptx_mix)}
+        if ptx is not None:
+            blocks = data.rows_at(step, len(ptx) // block, max(1, cfg.batch // 4), cfg.seed)
+            for chunk in data.chunks(blocks, cfg.microbatch):
+                loss = response_loss(model, data.text_batch(ptx, chunk, block, device))
+                yield cfg.ptx_mix * len(chunk) / len(blocks), loss, {"ptx_loss": loss / cfg.ptx_mix}
+
+    @torch.no_grad()
+    def evaluate(step, model):
+        batches = [data.tokens_batch(c, device) for c in data.chunks(held, 64)]
+        total = sum(int(b.mask.sum()) for b in batches)
+        metrics = {"held_out_loss": sum(response_loss(model, b).item() * int(b.mask.sum()) for b in batches) / total}
+        batch = data.pad(prompts[:64], device=device)
+        ids, total = generate(model, *batch, cfg.max_new, enc.eot_token, seed=step)
+        for b in range(min(3, len(ids))):
+            tqdm.write(enc.decode(ids[b, :total[b]].tolist()).replace("\n\n", " | "))
+        if rm is not None:
+            metrics["rm_score"] = metrics["select"] = rm.score(ids, total).mean().item()
+        return metrics
+
+    cfg_epochs = replace(cfg, eval_every=cfg.eval_every or steps_per_epoch * (1 if rm else 4))
+    return train([Network(model, cfg.lr)], lambda step: step, losses, cfg_epochs, steps=steps_per_epoch * cfg.epochs,
+                 meta=meta, read=read_checkpoint, evaluate=evaluate,
+                 save=lambda path, module, meta, **more: save_checkpoint(path, module, checkpoint["tokenizer"], meta, **more))
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, PRESETS, __doc__)

@@ -1,0 +1,296 @@
+"""The one training loop that every stage runs on. It knows no model and no data.
+
+A stage hands over its networks, a function that makes the batch of a step, and a generator that yields that batch's
+losses piece by piece. `train` does the rest: schedule, precision, clipping, AdamW, averaging, log, evaluation, saving.
+Nothing is drawn from a generator whose state must be remembered: step s is seeded by (seed, s), so a run that was killed
+anywhere and started again with the same command ends in the same bytes as one that was not.
+
+[IG] Ouyang et al. 2022, arXiv 2203.02155   [N] Huang et al., The N Implementation Details of RLHF with PPO
+"""
+import copy
+import ctypes
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+from collections import defaultdict
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    out: str = ""                   # where the result goes; FILE.log.jsonl beside it gets one line a step
+    seed: int = 0                   # of everything random: initialisation, data order, dropout, rollouts
+    device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
+    precision: str = "auto"         # fp32, bf16 (autocast over fp32 weights), or auto: bf16 on cuda, fp32 on cpu
+    compile: bool = False           # torch.compile the networks; pays on cuda
+    microbatch: int = 0             # rows of one forward, 0 for the whole batch; changes memory, not the gradient
+    lr: float = 1e-3                # peak learning rate
+    schedule: str = "cosine"        # cosine (to 10 % of the peak), restarts (cosine, 4 times) or constant
+    warmup: int = 0                 # steps from 1/10 of the peak to the peak
+    weight_decay: float = 0.0       # AdamW, matrices only; not in [IG]
+    beta2: float = 0.95             # AdamW's second beta, the first is 0.9 ([IG] C)
+    adam_eps: float = 1e-8          # not in [IG]; TensorFlow's placement of it makes early updates bolder ([N])
+    grad_clip: float = 1.0          # largest gradient norm of one network, 0 for no clipping; not in [IG]
+    ema: float = 0.0                # decay per step of the averaged weights that are saved as the result; 0 for none
+    eval_every: int = 0             # steps between evaluations, 0 for one at the end
+    save_every: int = 50            # steps between saves of FILE.part, from which an interrupted run goes on
+
+
+class Network(NamedTuple):
+    module: nn.Module
+    lr: float           # its own peak learning rate; PPO's policy and value have one each
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+def lr_factor(step, steps, schedule, warmup):
+    """What multiplies the peak learning rate at `step`: warm-up from 1/10, then the schedule. A pure function."""
+    if step < warmup:
+        return 0.1 + 0.9 * step / warmup
+    if schedule == "constant":
+        return 1.0
+    done = (step - warmup) / max(1, steps - warmup)
+    if schedule == "restarts":
+        done = done * 4 % 1
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+
+
+def step_seed(seed, step, rank=0):
+    """A seed for everything random at one step: (seed, step, rank) through a hash, so that no two are related."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:6], "big")
+
+
+def make_optimizer(module, cfg):
+    """Fused AdamW with decay on matrices only: not on biases, gains and the embedding of positions."""
+    matrices = [p for n, p in module.named_parameters() if p.dim() >= 2 and not n.endswith("wpe.weight")]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in module.parameters() if id(p) not in chosen]
+    return torch.optim.AdamW([dict(params=matrices, weight_decay=cfg.weight_decay), dict(params=others, weight_decay=0.0)],
+                             betas=(0.9, cfg.beta2), eps=cfg.adam_eps, fused=True)
+
+
+@torch.no_grad()
+def update_ema(average, module, decay):
+    """average <- decay * average + (1 - decay) * module, tensor by tensor ([IG] C.4: 0.992)."""
+    for a, p in zip(average.parameters(), module.parameters()):
+        a.lerp_(p, 1 - decay)
+
+
+def clip_grad(module, bound):
+    """The norm of the whole gradient; the gradient is scaled down to `bound` only if it exceeds it."""
+    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    if bound and norm > bound:
+        torch._foreach_mul_(grads, bound / norm)
+    return norm
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# devices
+
+def keep_freed_memory():
+    """On glibc, keep freed memory instead of mapping every large tensor anew: PERF, 1.1x on this sandbox's training."""
+    if sys.platform == "linux":
+        try:
+            mallopt = ctypes.CDLL("libc.so.6").mallopt
+        except OSError:
+            return                                           # another libc: nothing to set
+        for option, value in ((-4, 0), (-1, -1), (-2, 256 << 20)):   # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+            mallopt(option, value)
+
+
+def get_device(cfg):
+    if cfg.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if cfg.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch sees no CUDA device here; use --device cpu")
+    return cfg.device
+
+
+def autocast(cfg):
+    """The context in which every forward of a stage runs, the rollouts' too: old and new log-probabilities must agree."""
+    if cfg.precision not in ("auto", "fp32", "bf16"):
+        raise ValueError(f"--precision must be fp32, bf16 or auto, got {cfg.precision}")
+    device = get_device(cfg).split(":")[0]
+    bf16 = cfg.precision == "bf16" or cfg.precision == "auto" and device == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.autocast(device, torch.bfloat16) if bf16 else nullcontext()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# files
+
+def file_hash(path):
+    """sha256 of an input file: a checkpoint remembers what it was made from."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def provenance(cfg, stage, **inputs):
+    """What trained a checkpoint: the stage, its config, and a hash of each input file that was given."""
+    for name, path in inputs.items():
+        if path and not os.path.isfile(path):
+            raise ValueError(f"--{name.replace('_', '-')} {path} does not exist")
+    return dict(stage=stage, config=asdict(cfg), inputs={k: file_hash(p) for k, p in inputs.items() if p})
+
+
+def already_done(cfg, meta, read):
+    """The final metrics if `cfg.out` is the finished result of exactly this command on these inputs, else None."""
+    if not cfg.out:
+        raise ValueError("--out is missing: say where the checkpoint goes, e.g. --out model.pt")
+    folder = os.path.dirname(os.path.abspath(cfg.out))
+    if not os.access(folder, os.W_OK) or os.path.isdir(cfg.out):
+        raise ValueError(f"--out {cfg.out} cannot be written: {'it is a folder' if os.path.isdir(cfg.out) else folder + ' is not a writable folder'}")
+    if os.path.exists(cfg.out):
+        try:
+            old = read(cfg.out)["meta"]
+        except ValueError:
+            return None                                      # not ours or broken: it is replaced when we finish
+        if {k: old.get(k) for k in meta} == meta:
+            os.utime(cfg.out)                                # it is up to date, for make
+            print(f"{cfg.out} is finished already: delete it to make it again")
+            return old["metrics"]
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+def train(networks: list[Network], batch_at, losses, cfg, steps, save, meta, read, evaluate=None, state=None, cycle=1):
+    """Train `networks` for `steps` optimizer steps and write the first one to cfg.out. Returns the final metrics.
+
+    batch_at(step)          the batch of a step, asked for after the previous update; PPO rolls out here
+    losses(batch)           yields (weight, loss, stats): each is backpropagated at once, weight * loss, and the stats
+                            (tensors or numbers) are summed with the same weights into the step's line of the log
+    save(path, module, meta, **more), read(path)     the checkpoint's own writer and reader
+    evaluate(step, module)  -> numbers for the log; "select", if among them, picks the best weights as the result
+    state                   a dict of numbers that a stage carries from step to step, saved with the rest
+    cycle                   saves happen only between cycles of this many steps (PPO: between two rollouts)
+
+    Raises ValueError on a loss that is not finite, after which cfg.out.part still holds the last good save.
+    """
+    if not networks or steps < 1:
+        raise ValueError("--steps must be at least 1")
+    state = {} if state is None else state
+    main = networks[0].module
+    average = copy.deepcopy(main).requires_grad_(False) if cfg.ema else None
+    optimizers = [make_optimizer(n.module, cfg) for n in networks]
+    part, log_path = f"{cfg.out}.part", f"{cfg.out}.log.jsonl"
+    start, best = 0, None
+
+    if os.path.exists(part):
+        resume = read(part)
+        if {k: resume["meta"].get(k) for k in meta} != meta:
+            raise ValueError(f"{part} is an unfinished run with other settings or inputs: delete it to start anew, or "
+                             f"choose another --out")
+        for n, o, saved in zip(networks, optimizers, resume["resume"]["networks"]):
+            n.module.load_state_dict(saved["weights"])
+            o.load_state_dict(saved["optimizer"])
+        if average is not None:
+            average.load_state_dict(resume["weights"])
+        start, best = resume["resume"]["step"], resume["resume"]["best"]
+        state.update(resume["resume"]["state"])
+        print(f"going on from step {start} of {part}")
+
+    def save_part(step):
+        save(part, main if average is None else average, meta, resume=dict(
+            step=step, best=best, state=dict(state),
+            networks=[dict(weights=n.module.state_dict(), optimizer=o.state_dict()) for n, o in zip(networks, optimizers)]))
+
+    _truncate_log(log_path, start)
+    forward = autocast(cfg)
+    metrics = {}
+    with open(log_path, "a") as log, tqdm(total=steps, initial=start, desc=meta["stage"], dynamic_ncols=True) as bar:
+        for step in range(start, steps):
+            began = time.perf_counter()
+            torch.manual_seed(step_seed(cfg.seed, step))
+            factor = lr_factor(step, steps, cfg.schedule, cfg.warmup)
+            for n, o in zip(networks, optimizers):
+                for group in o.param_groups:
+                    group["lr"] = n.lr * factor
+            seen = defaultdict(float)
+            with forward:
+                batch = batch_at(step)
+            for n in networks:
+                n.module.train()
+            for weight, loss, stats in _in_context(losses(batch), forward):
+                if not torch.isfinite(loss):
+                    named = ", ".join(f"{k} {float(v):.3g}" for k, v in stats.items())
+                    raise ValueError(f"{meta['stage']}, step {step}: the loss is not finite ({named}); {part} holds the last "
+                                     f"good save if there was one; try a lower --lr")
+                (weight * loss).backward()
+                for k, v in stats.items():
+                    seen[k] += weight * (v.detach() if torch.is_tensor(v) else v)
+            for i, (n, o) in enumerate(zip(networks, optimizers)):
+                seen["grad_norm" if i == 0 else "grad_norm_value"] = clip_grad(n.module, cfg.grad_clip)
+                o.step()
+                o.zero_grad()
+            if average is not None:
+                update_ema(average, main, cfg.ema)
+            stop = state.get("stop", False)
+            line = dict(step=step, lr=networks[0].lr * factor, **{k: float(v) for k, v in seen.items()},
+                        seconds=time.perf_counter() - began)
+            last = step == steps - 1 or stop
+            if evaluate and (last or cfg.eval_every and (step + 1) % cfg.eval_every == 0):
+                result = main if average is None else average
+                result.eval()
+                with forward:
+                    metrics = evaluate(step, result)
+                line |= metrics
+                if "select" in metrics and (best is None or metrics["select"] > best["select"]):
+                    best = dict(select=metrics["select"], step=step, metrics=metrics,
+                                weights={k: v.clone() for k, v in result.state_dict().items()})
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+            bar.update()
+            bar.set_postfix({k: f"{v:.3g}" for k, v in line.items() if k in ("loss", "accuracy", "score", "kl", "ptx_loss")})
+            if last:
+                break
+            if (step + 1) % cycle == 0 and (step + 1) // cfg.save_every != (step + 1 - cycle) // cfg.save_every:
+                save_part(step + 1)
+
+    result = main if average is None else average
+    if best is not None:
+        result.load_state_dict(best["weights"])
+        metrics = best["metrics"] | {"selected_step": best["step"]}
+    metrics = {**{k: float(v) for k, v in seen.items()}, **metrics}
+    save(cfg.out, result, meta | {"metrics": metrics})
+    if os.path.exists(part):
+        os.remove(part)
+    return metrics
+
+
+def _in_context(generator, context):
+    """Run each piece of a generator inside `context`, and what its consumer does between the pieces outside of it."""
+    while True:
+        with context:
+            try:
+                piece = next(generator)
+            except StopIteration:
+                return
+        yield piece
+
+
+def _truncate_log(path, step):
+    """Keep the lines of the log before `step`: what follows is written again."""
+    kept = []
+    if step and os.path.exists(path):
+        with open(path) as f:
+            for line in f:
+                try:
+                    if json.loads(line)["step"] < step:
+                        kept.append(line)
+                except json.JSONDecodeError:
+                    break                                    # the line a kill cut short
+    with open(path, "w") as f:
+        f.writelines(kept)
