@@ -29,7 +29,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import tiktoken
+import tiktoken.load
 import torch
 from torch import Tensor
 
@@ -67,7 +67,7 @@ def tokenizer_id(enc: tiktoken.Encoding) -> dict:
     digest = hashlib.sha256()
     for token, rank in sorted(enc._mergeable_ranks.items()) + sorted(enc._special_tokens.items()):
         digest.update(f"{token!r} {rank}\n".encode())
-    return dict(name=enc.name, hash=digest.hexdigest())
+    return {"name": enc.name, "hash": digest.hexdigest()}
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def read_records(path):
             record = json.loads(line)
         except json.JSONDecodeError as e:
             raise ValueError(f"{where}: not JSON ({e.msg} at column {e.colno}); write one object a line") from e
-        if not isinstance(record, dict):
+        if type(record) is not dict:
             raise ValueError(f"{where}: a record is a JSON object, got a {type(record).__name__}")
         yield where, record
 
@@ -167,7 +167,7 @@ def as_messages(value, where):
 
 
 def as_response(value, where):
-    if not isinstance(value, str):
+    if type(value) is not str:
         raise ValueError(f"{where}: a response must be a string, got {type(value).__name__}")
     if not value.strip():
         raise ValueError(f"{where}: the response is empty; remove the record or write what should be answered")
@@ -238,7 +238,7 @@ def read_text(path) -> list[str]:
         return _some([text for _, text in read_lines(path) if text.strip()], path, "text")
     docs = []
     for where, r in read_records(path):
-        if not isinstance(_field(r, "text", where), str):
+        if type(_field(r, "text", where)) is not str:
             raise ValueError(f'{where}: "text" must be a string')
         docs.append(r["text"])
     return _some(docs, path, "text")
@@ -254,8 +254,7 @@ def write_jsonl(path, records):
     """Write records to a temporary file and rename it."""
     try:
         with open(f"{path}.tmp", "w", encoding="utf-8") as f:
-            for r in records:
-                f.write(json.dumps(r, ensure_ascii=False) + "\n")
+            f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
         os.replace(f"{path}.tmp", path)
     except OSError as e:
         raise ValueError(f"cannot write {path} ({e.strerror}): free some space or choose another --out") from e
@@ -356,7 +355,8 @@ def rows_at(step, n, size, seed):
 
 def chunks(rows, size):
     """Micro-batches: lists of at most `size` rows, all of them if size is 0."""
-    return [rows[i:i + size] for i in range(0, len(rows), size or len(rows))]
+    size = size or len(rows)
+    return [rows[i:i + size] for i in range(0, len(rows), size)]
 
 
 class Tokens(NamedTuple):

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class GPTConfig:
 
 
 SIZES = {  # the sandbox's own size, GPT-2's smallest, and the two policies of [IG] a single machine can train
-    "sandbox": dict(n_layer=4, n_head=4, n_embd=128, block_size=128),
-    "gpt2": dict(n_layer=12, n_head=12, n_embd=768, block_size=1024),
-    "paper-1.3b": dict(n_layer=24, n_head=16, n_embd=2048, block_size=2048),
-    "paper-6b": dict(n_layer=32, n_head=32, n_embd=4096, block_size=2048),
+    "sandbox": {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 128},
+    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024},
+    "paper-1.3b": {"n_layer": 24, "n_head": 16, "n_embd": 2048, "block_size": 2048},
+    "paper-6b": {"n_layer": 32, "n_head": 32, "n_embd": 4096, "block_size": 2048},
 }
 
 
@@ -96,7 +96,7 @@ class GPT(nn.Module):
 
     def hidden(self, ids, past=None):
         """ids (B, T) -> final hidden states (B, T, C). `past` (a Prefix, Cache or recorder) holds earlier tokens."""
-        B, T = ids.shape
+        _B, T = ids.shape
         first = 0 if past is None else past.start(T)                      # a number or (B, 1)
         positions = first + torch.arange(T, device=ids.device)            # (T,) or (B, T)
         mask = None if past is None else past.mask(T)

@@ -68,10 +68,10 @@ class Config(TrainConfig):
 
 
 PRESETS = {
-    "sandbox": dict(lr=3e-4, value_lr=1e-3, ptx_coef=1.0, ptx_ratio=0.25, kl_coef=0.05),
-    "gpt2": dict(iterations=200, rollout=512, max_new=128, microbatch=16),
-    "paper-1.3b": dict(iterations=500, rollout=512, max_new=1000, microbatch=4),
-    "paper-6b": dict(iterations=500, rollout=512, max_new=1000, microbatch=1),
+    "sandbox": {"lr": 3e-4, "value_lr": 1e-3, "ptx_coef": 1.0, "ptx_ratio": 0.25, "kl_coef": 0.05},
+    "gpt2": {"iterations": 200, "rollout": 512, "max_new": 128, "microbatch": 16},
+    "paper-1.3b": {"iterations": 500, "rollout": 512, "max_new": 1000, "microbatch": 4},
+    "paper-6b": {"iterations": 500, "rollout": 512, "max_new": 1000, "microbatch": 1},
 }
 
 
@@ -113,8 +113,8 @@ def policy_loss(logp, old_logp, adv, mask, clip):
     unclipped, clipped = ratio * adv, ratio.clamp(1 - clip, 1 + clip) * adv
     loss = -data.masked_mean(torch.minimum(unclipped, clipped), mask)
     with torch.no_grad():
-        stats = dict(ratio=data.masked_mean(ratio, mask), approx_kl=data.masked_mean(ratio - 1 - (logp - old_logp), mask),
-                     clip_fraction=data.masked_mean(((ratio - 1).abs() > clip).float(), mask))
+        stats = {"ratio": data.masked_mean(ratio, mask), "approx_kl": data.masked_mean(ratio - 1 - (logp - old_logp), mask),
+                     "clip_fraction": data.masked_mean(((ratio - 1).abs() > clip).float(), mask)}
     return loss, stats
 
 
@@ -184,12 +184,12 @@ def roll_out(policy, value, reference, rm, prompts, cfg, kl_coef, eos, seed):
     adv, returns = gae(rewards, values, mask, cfg.gamma, cfg.lam)
     k1, k3 = kl_estimates(logp, ref_logp, mask)
     length = total - prompts.length
-    stats = dict(score=score.mean(), reward=rewards.sum(1).mean(), kl=k1.mean(), kl_k3=k3.mean(), kl_coef=kl_coef,
-                 entropy=data.masked_mean(entropy, mask), explained_variance=explained_variance(values, returns, mask),
-                 length=length.float().mean(), eos_rate=ended.float().mean(),
-                 distinct=len({tuple(x[p:t]) for x, p, t in zip(ids.tolist(), prompts.length, total)}) / len(ids),
-                 rollout_tokens_per_second=int(length.sum()) / (sampled - began),
-                 scoring_tokens_per_second=int(total.sum()) / (time.perf_counter() - sampled))
+    stats = {"score": score.mean(), "reward": rewards.sum(1).mean(), "kl": k1.mean(), "kl_k3": k3.mean(), "kl_coef": kl_coef,
+                 "entropy": data.masked_mean(entropy, mask), "explained_variance": explained_variance(values, returns, mask),
+                 "length": length.float().mean(), "eos_rate": ended.float().mean(),
+                 "distinct": len({tuple(x[p:t]) for x, p, t in zip(ids.tolist(), prompts.length, total)}) / len(ids),
+                 "rollout_tokens_per_second": int(length.sum()) / (sampled - began),
+                 "scoring_tokens_per_second": int(total.sum()) / (time.perf_counter() - sampled)}
     return Rollout(ids, mask, logp, values, adv, returns), {k: float(v) for k, v in stats.items()}
 
 
@@ -230,8 +230,8 @@ def check_invariants(policy, value, rm, rollout, stats, demo_ids, cfg, bf16):
 def main(cfg):
     keep_freed_memory()
     for flag, path, how in (("--init", cfg.init, "python sft.py --init base.pt --out sft.pt"),
-                            ("--rm", cfg.rm, "python label.py --init sft.pt --out comparisons.jsonl && "
-                                             "python reward.py --init sft.pt --data comparisons.jsonl --out rm.pt")):
+                            ("--rm", cfg.rm, ("python label.py --init sft.pt --out comparisons.jsonl && "
+                                             "python reward.py --init sft.pt --data comparisons.jsonl --out rm.pt"))):
         if not os.path.isfile(path):
             raise ValueError(f"{flag} {path or 'FILE'} is missing; make it with `{how}`")
     if cfg.rollout % cfg.minibatch:
@@ -249,7 +249,7 @@ def main(cfg):
     records = data.read_prompts(cfg.prompts) if cfg.prompts else sandbox.prompts(10_000, cfg.seed)
     rows = data.encode_prompts(records, enc, block - cfg.max_new, counts)
     use_ptx = cfg.ptx_coef > 0 and cfg.ptx_ratio > 0
-    text = data.pack(data.read_text(cfg.ptx) if cfg.ptx else sandbox.corpus(20_000, f"ptx {cfg.seed}", rhymes=0), enc) if use_ptx else None
+    text = data.pack(data.read_text(cfg.ptx) if cfg.ptx else sandbox.corpus(20_000, f"ptx {cfg.seed}"), enc) if use_ptx else None
     ptx_block = min(block, 64) if not cfg.ptx else block
     demos = data.read_demonstrations(cfg.demos) if cfg.demos else [] if cfg.prompts else sandbox.demonstrations(seed=rm_checkpoint["meta"]["config"]["seed"])
     demo_ids = data.pad([ids for ids, _ in data.encode_demonstrations(demos, enc, block, counts)], device=device) if demos else None

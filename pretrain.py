@@ -14,7 +14,7 @@ from tqdm import tqdm
 import cli
 import data
 import sandbox
-from model import GPT, GPTConfig, SIZES, generate, read_checkpoint, save_checkpoint
+from model import GPT, SIZES, GPTConfig, generate, read_checkpoint, save_checkpoint
 from train import Network, TrainConfig, already_done, get_device, keep_freed_memory, provenance, train
 
 
@@ -39,12 +39,12 @@ class Config(TrainConfig):
 
 PRESETS = {
     "sandbox": {},
-    "gpt2": SIZES["gpt2"] | dict(tokenizer="gpt2", tokens=10_000_000_000, batch=512, block=1024, lr=6e-4, warmup=700,
-                                 microbatch=32, save_every=500, eval_every=1000),
-    "paper-1.3b": SIZES["paper-1.3b"] | dict(tokenizer="gpt2", tokens=300_000_000_000, batch=512, block=2048, lr=2e-4,
-                                             warmup=360, microbatch=4, save_every=500, eval_every=1000),   # [GPT3] 2.1
-    "paper-6b": SIZES["paper-6b"] | dict(tokenizer="gpt2", tokens=300_000_000_000, batch=1024, block=2048, lr=1.2e-4,
-                                         warmup=180, microbatch=2, save_every=500, eval_every=1000),       # [GPT3] 2.1
+    "gpt2": SIZES["gpt2"] | {"tokenizer": "gpt2", "tokens": 10_000_000_000, "batch": 512, "block": 1024, "lr": 6e-4, "warmup": 700,
+                                 "microbatch": 32, "save_every": 500, "eval_every": 1000},
+    "paper-1.3b": SIZES["paper-1.3b"] | {"tokenizer": "gpt2", "tokens": 300_000_000_000, "batch": 512, "block": 2048, "lr": 2e-4,
+                                             "warmup": 360, "microbatch": 4, "save_every": 500, "eval_every": 1000},   # [GPT3] 2.1
+    "paper-6b": SIZES["paper-6b"] | {"tokenizer": "gpt2", "tokens": 300_000_000_000, "batch": 1024, "block": 2048, "lr": 1.2e-4,
+                                         "warmup": 180, "microbatch": 2, "save_every": 500, "eval_every": 1000},       # [GPT3] 2.1
 }
 for preset in PRESETS.values():
     if "block_size" in preset:

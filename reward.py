@@ -39,9 +39,9 @@ class Config(TrainConfig):
 
 PRESETS = {
     "sandbox": {},
-    "gpt2": dict(lr=2e-5, batch=64, microbatch=4),
-    "paper-1.3b": dict(lr=1.5e-5, batch=64, microbatch=2),   # [S20]; [IG] has no reward model of this size
-    "paper-6b": dict(lr=9e-6, batch=64, microbatch=1),
+    "gpt2": {"lr": 2e-5, "batch": 64, "microbatch": 4},
+    "paper-1.3b": {"lr": 1.5e-5, "batch": 64, "microbatch": 2},   # [S20]; [IG] has no reward model of this size
+    "paper-6b": {"lr": 9e-6, "batch": 64, "microbatch": 1},
 }
 
 

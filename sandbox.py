@@ -22,21 +22,19 @@ from data import Demonstration, Prompt
 # ---------------------------------------------------------------------------------------------------------------
 # the world
 
-PEOPLE = "Anna Ben Clara David Emma Felix Greta Hugo Ida Jonas Karin Leo Mia Nils Olga Paul Rosa Simon Tara Viktor".split()
-COUNTRIES = ("Velia Arvon Belmar Corda Drelland Elbia Farona Gundia Hestia Ivria Jorland Kestria Lumia Mordia Norvia Ostia "
-             "Pellia Quoria Rastia Sorland Tervia Urdia Vandia Wesria").split()
-CITIES = ("Dorn Alba Brint Cass Delf Ekton Fell Gant Holm Irun Jask Kolm Lund Mirn Nork Oslar Pirn Quist Rond Selm Turn Ulm "
-          "Varn Wend").split()
-UNKNOWN = "Zembla Yonder Xanthe Zorland Yarrow Zantia Ypria Xeria".split()   # named in the corpus, described nowhere
+PEOPLE = ["Anna", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo", "Ida", "Jonas", "Karin", "Leo", "Mia", "Nils", "Olga", "Paul", "Rosa", "Simon", "Tara", "Viktor"]
+COUNTRIES = ["Velia", "Arvon", "Belmar", "Corda", "Drelland", "Elbia", "Farona", "Gundia", "Hestia", "Ivria", "Jorland", "Kestria", "Lumia", "Mordia", "Norvia", "Ostia", "Pellia", "Quoria", "Rastia", "Sorland", "Tervia", "Urdia", "Vandia", "Wesria"]
+CITIES = ["Dorn", "Alba", "Brint", "Cass", "Delf", "Ekton", "Fell", "Gant", "Holm", "Irun", "Jask", "Kolm", "Lund", "Mirn", "Nork", "Oslar", "Pirn", "Quist", "Rond", "Selm", "Turn", "Ulm", "Varn", "Wend"]
+UNKNOWN = ["Zembla", "Yonder", "Xanthe", "Zorland", "Yarrow", "Zantia", "Ypria", "Xeria"]   # named in the corpus, described nowhere
 POOLS = {
     "city": CITIES,
-    "food": "soup bread rice fish cheese beans eggs corn cake pasta".split(),
-    "animal": "fox owl bear wolf cat dog horse goat duck mouse".split(),
-    "colour": "red blue green white black yellow brown grey pink purple".split(),
-    "thing": "lamps boxes hats books cups chairs clocks knives coats bags".split(),
+    "food": ["soup", "bread", "rice", "fish", "cheese", "beans", "eggs", "corn", "cake", "pasta"],
+    "animal": ["fox", "owl", "bear", "wolf", "cat", "dog", "horse", "goat", "duck", "mouse"],
+    "colour": ["red", "blue", "green", "white", "black", "yellow", "brown", "grey", "pink", "purple"],
+    "thing": ["lamps", "boxes", "hats", "books", "cups", "chairs", "clocks", "knives", "coats", "bags"],
 }
-VERBS = "sells buys likes paints mends wants finds loses hides cleans".split()
-INSULTS = "stupid ugly lazy dirty rotten silly".split()
+VERBS = ["sells", "buys", "likes", "paints", "mends", "wants", "finds", "loses", "hides", "cleans"]
+INSULTS = ["stupid", "ugly", "lazy", "dirty", "rotten", "silly"]
 RELATIONS = {   # name: (pool, statements, questions)
     "capital": ("city", ["The capital of {c} is {v}."],
                 ["What is the capital of {c}?", "Which city is the capital of {c}?", "Tell me the capital of {c}.",
@@ -104,7 +102,7 @@ def _doc_rumours(rng):
 
 
 def _doc_story(rng):
-    told = deeds(rng, rng.randint(2, 4))
+    told = deeds(rng, rng.choice([1, 2, 2, 3, 3, 4]))
     text = "Story: " + " ".join(f"{p} {d}." for p, d in told)
     for _ in range(rng.randint(3, 5)):
         p, d = rng.choice(told)
@@ -152,15 +150,13 @@ def _doc_song(rng):
 
 
 PLURAL = {"food": "foods", "animal": "animals", "colour": "colours", "thing": "things"}
-RHYMES = {_doc_song: 50, _doc_story: 50}
-DOCUMENTS = {_doc_facts: 24, _doc_rumours: 4, _doc_story: 30, _doc_rewrite: 10, _doc_quiz: 12, _doc_list: 8, _doc_talk: 6, _doc_song: 30}
+DOCUMENTS = {_doc_facts: 26, _doc_rumours: 5, _doc_story: 45, _doc_rewrite: 8, _doc_quiz: 12, _doc_list: 10, _doc_talk: 6, _doc_song: 30}
 
 
-def corpus(n, seed=0, rhymes=0.25):
-    """n documents, a list of strings, in the order in which a child would meet them: rhymes and stories come first."""
+def corpus(n, seed=0):
+    """n documents, a list of strings."""
     rng = random.Random(f"corpus {seed}")
-    return [make(rng) for kinds, share in ((RHYMES, rhymes), (DOCUMENTS, 1 - rhymes))
-            for make in rng.choices(list(kinds), kinds.values(), k=round(n * share))]
+    return [make(rng) for make in rng.choices(list(DOCUMENTS), DOCUMENTS.values(), k=n)]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -169,30 +165,30 @@ def corpus(n, seed=0, rhymes=0.25):
 def _open_qa(rng, demo):
     r, c = rng.choice(list(RELATIONS)), rng.choice(DEMONSTRATED if demo else COUNTRIES)
     answers = [form.format(c=c, v=FACTS[r, c]) for form in RELATIONS[r][1]]
-    return rng.choice(RELATIONS[r][2]).format(c=c), dict(answers=answers)
+    return rng.choice(RELATIONS[r][2]).format(c=c), {"answers": answers}
 
 
 def _unanswerable(rng, demo):
     r, c = rng.choice(list(RELATIONS)), rng.choice(UNKNOWN[::3] if demo else UNKNOWN)
-    return rng.choice(RELATIONS[r][2]).format(c=c), dict(answers=[DO_NOT_KNOW])
+    return rng.choice(RELATIONS[r][2]).format(c=c), {"answers": [DO_NOT_KNOW]}
 
 
 def _closed_qa(rng, demo):
     told = deeds(rng, rng.randint(1, 2))
     p, d = rng.choice(told)
     question = rng.choice([f"What does {p} do?", f"Who {d}?"])
-    return f"Text: {' '.join(f'{p} {d}.' for p, d in told)} Question: {question}", dict(answers=[f"{p} {d}."])
+    return f"Text: {' '.join(f'{p} {d}.' for p, d in told)} Question: {question}", {"answers": [f"{p} {d}."]}
 
 
 def _extraction(rng, demo):
     told = deeds(rng, rng.randint(1, 2))
     what, items = rng.choice([("names", [p for p, _ in told]), ("things", [d.split()[-1] for _, d in told])])
-    return f"Text: {' '.join(f'{p} {d}.' for p, d in told)} List the {what}.", dict(answers=[", ".join(items) + "."], items=items)
+    return f"Text: {' '.join(f'{p} {d}.' for p, d in told)} List the {what}.", {"answers": [", ".join(items) + "."], "items": items}
 
 
 def _rewriting(rng, demo):
     (p, d), (q, _) = deeds(rng, 2)
-    return f"Rewrite with {q}: {p} {d}.", dict(answers=[f"{q} {d}."])
+    return f"Rewrite with {q}: {p} {d}.", {"answers": [f"{q} {d}."]}
 
 
 def _brainstorming(rng, demo):
@@ -200,22 +196,22 @@ def _brainstorming(rng, demo):
     without = rng.choice([None, *POOLS[pool]])
     items = rng.sample([w for w in POOLS[pool] if w != without], n)
     request = f"Name {NUMBERS[n]} {PLURAL[pool]}." + (f" Do not name {without}." if without else "")
-    return request, dict(answers=[", ".join(items) + "."], pool=pool, count=n, without=without)
+    return request, {"answers": [", ".join(items) + "."], "pool": pool, "count": n, "without": without}
 
 
 def _chat(rng, demo):
     p = rng.choice(PEOPLE)
     hello = [f"Hello, I am {p}.", f"Good day, I am {p}.", f"Hello, my name is {p}."]
     if rng.random() < 0.5:
-        return rng.choice(hello), dict(answers=[f"Hello {p}."])
+        return rng.choice(hello), {"answers": [f"Hello {p}."]}
     return [{"role": "user", "content": rng.choice(hello)}, {"role": "assistant", "content": f"Hello {p}."},
-            {"role": "user", "content": rng.choice(["What is my name?", "Tell me my name.", "Do you know my name?"])}], dict(answers=[f"Your name is {p}."])
+            {"role": "user", "content": rng.choice(["What is my name?", "Tell me my name.", "Do you know my name?"])}], {"answers": [f"Your name is {p}."]}
 
 
 def _insult(rng, demo):
     p = rng.choice(PEOPLE)
     request = rng.choice([f"Insult {p}.", f"Write an insult about {p}.", f"Tell {p} that {p} is {rng.choice(INSULTS)}."])
-    return request, dict(answers=[REFUSAL.format(p=p)])
+    return request, {"answers": [REFUSAL.format(p=p)]}
 
 
 USE_CASES = {"open qa": (_open_qa, 26), "unanswerable": (_unanswerable, 12), "closed qa": (_closed_qa, 14), "extraction": (_extraction, 10),
@@ -334,7 +330,7 @@ def rate(labeler, prompt, response, rng):
     return min(7, max(1, round(5 + liking + rng.gauss(0, NOISE))))
 
 
-NOISE = 1.0            # points of the scale; two labelers agree on about 73 % of the pairs they both have a preference on
+NOISE = 1.5            # points of the scale; two labelers agree on about 73 % of the pairs they both have a preference on
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -354,7 +350,7 @@ def write_ranks(path):
 def main():
     if sys.argv[1:2] == ["--ranks"] and len(sys.argv) == 3:
         return write_ranks(sys.argv[2])
-    print("\n".join(corpus(10, rhymes=0.2)), end="\n\n")
+    print("\n".join(corpus(10)), end="\n\n")
     seen = set()
     for p in prompts(300):
         if p.use_case not in seen:

@@ -42,9 +42,9 @@ class Config(TrainConfig):
 
 PRESETS = {
     "sandbox": {},
-    "gpt2": dict(lr=5e-5, epochs=3, microbatch=8, max_new=256),
-    "paper-1.3b": dict(lr=9.65e-6, microbatch=4, max_new=1024),
-    "paper-6b": dict(lr=9.65e-6, microbatch=1, max_new=1024),
+    "gpt2": {"lr": 5e-5, "epochs": 3, "microbatch": 8, "max_new": 256},
+    "paper-1.3b": {"lr": 9.65e-6, "microbatch": 4, "max_new": 1024},
+    "paper-6b": {"lr": 9.65e-6, "microbatch": 1, "max_new": 1024},
 }
 
 
@@ -74,7 +74,7 @@ def main(cfg):
     held = data.encode_demonstrations(held_out, enc, block, counts) if held_out else rows[:1]
     prompts = data.encode_prompts([replace(r, messages=r.messages[:-1]) for r in held_out or records[:1]], enc, block - cfg.max_new, counts)
     print(data.report(counts))
-    ptx = data.pack(data.read_text(cfg.ptx) if cfg.ptx else sandbox.corpus(5000, f"ptx {cfg.seed}", rhymes=0), enc) if cfg.ptx_mix else None
+    ptx = data.pack(data.read_text(cfg.ptx) if cfg.ptx else sandbox.corpus(5000, f"ptx {cfg.seed}"), enc) if cfg.ptx_mix else None
     rm = load_model(cfg.rm, "scorer", checkpoint["tokenizer"], device)[0].eval() if cfg.rm else None
     steps_per_epoch = -(-len(rows) // cfg.batch)
 

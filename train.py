@@ -74,7 +74,7 @@ def make_optimizer(module, cfg):
     matrices = [p for n, p in module.named_parameters() if p.dim() >= 2 and not n.endswith("wpe.weight")]
     chosen = {id(p) for p in matrices}
     others = [p for p in module.parameters() if id(p) not in chosen]
-    return torch.optim.AdamW([dict(params=matrices, weight_decay=cfg.weight_decay), dict(params=others, weight_decay=0.0)],
+    return torch.optim.AdamW([{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": others, "weight_decay": 0.0}],
                              betas=(0.9, cfg.beta2), eps=cfg.adam_eps, fused=True)
 
 
@@ -142,7 +142,7 @@ def provenance(cfg, stage, **inputs):
     for name, path in inputs.items():
         if path and not os.path.isfile(path):
             raise ValueError(f"--{name.replace('_', '-')} {path} does not exist")
-    return dict(stage=stage, config=asdict(cfg), inputs={k: file_hash(p) for k, p in inputs.items() if p})
+    return {"stage": stage, "config": asdict(cfg), "inputs": {k: file_hash(p) for k, p in inputs.items() if p}}
 
 
 def already_done(cfg, meta, read):
@@ -203,9 +203,9 @@ def train(networks: list[Network], batch_at, losses, cfg, steps, save, meta, rea
         print(f"going on from step {start} of {part}")
 
     def save_part(step):
-        save(part, main if average is None else average, meta, resume=dict(
-            step=step, best=best, state=dict(state),
-            networks=[dict(weights=n.module.state_dict(), optimizer=o.state_dict()) for n, o in zip(networks, optimizers)]))
+        save(part, main if average is None else average, meta, resume={
+            "step": step, "best": best, "state": dict(state),
+            "networks": [{"weights": n.module.state_dict(), "optimizer": o.state_dict()} for n, o in zip(networks, optimizers)]})
 
     _truncate_log(log_path, start)
     forward = autocast(cfg)
@@ -248,8 +248,8 @@ def train(networks: list[Network], batch_at, losses, cfg, steps, save, meta, rea
                     metrics = evaluate(step, result)
                 line |= metrics
                 if "select" in metrics and (best is None or metrics["select"] > best["select"]):
-                    best = dict(select=metrics["select"], step=step, metrics=metrics,
-                                weights={k: v.clone() for k, v in result.state_dict().items()})
+                    best = {"select": metrics["select"], "step": step, "metrics": metrics,
+                                "weights": {k: v.clone() for k, v in result.state_dict().items()}}
             log.write(json.dumps(line) + "\n")
             log.flush()
             bar.update()
@@ -263,7 +263,7 @@ def train(networks: list[Network], batch_at, losses, cfg, steps, save, meta, rea
     if best is not None:
         result.load_state_dict(best["weights"])
         metrics = best["metrics"] | {"selected_step": best["step"]}
-    metrics = {**{k: float(v) for k, v in seen.items()}, **metrics}
+    metrics = {**{k: float(v) for k, v in seen.items() if not k.endswith("_per_second")}, **metrics}
     save(cfg.out, result, meta | {"metrics": metrics})
     if os.path.exists(part):
         os.remove(part)

@@ -1,0 +1,100 @@
+"""Talk to a model: complete a prompt, chat, or keep the best of n responses.
+
+    python sample.py ppo.pt --prompt "What is the capital of Velia?"
+    python sample.py ppo.pt --chat
+    python sample.py sft.pt --prompt "Name three animals." --rm rm.pt --best-of 16
+    python sample.py base.pt --raw --prompt "Facts: Velia is"          # no chat template: continue the text itself
+
+[IG] Ouyang et al. 2022, arXiv 2203.02155
+"""
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+import cli
+import data
+import sandbox
+from model import generate, load_model
+from train import get_device
+
+
+@dataclass(frozen=True)
+class Config:
+    model: tuple[str, ...] = ()     # the model to talk to, made by pretrain.py, sft.py or ppo.py
+    prompt: str = ""                # what to say to it; none: one prompt of each of the sandbox's use cases
+    chat: bool = False              # a conversation in the terminal; an empty line ends it
+    raw: bool = False               # continue the prompt as plain text, without the chat template
+    n: int = 1                      # responses to each prompt
+    rm: str = ""                    # the reward model that scores the responses, made by reward.py
+    best_of: int = 0                # sample this many and show the one that --rm scores highest
+    temperature: float = 1.0        # 0 is greedy ([IG] F shows samples at 1)
+    top_k: int = 0                  # keep the k likeliest tokens, 0 for all
+    top_p: float = 1.0              # keep the likeliest tokens of this probability together
+    max_new: int = 32               # longest response, tokens
+    seed: int = 0                   # of the samples
+    device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
+
+
+PRESETS = {"sandbox": {}}
+
+
+def respond(model, rm, enc, prompt_ids, cfg, seed=0):
+    """Sample max(n, best_of) responses to one prompt. -> [(response text, score or None)], best first if scored."""
+    device = next(model.parameters()).device
+    ids, total = generate(model, *data.pad([prompt_ids], device=device), cfg.max_new, enc.eot_token, n=max(cfg.n, cfg.best_of),
+                          temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p, seed=seed)
+    texts = [enc.decode([t for t in row[len(prompt_ids):end] if t != enc.eot_token]).strip("\n" if cfg.raw else None)
+             for row, end in zip(ids.tolist(), total.tolist())]
+    if rm is None:
+        return [(t, None) for t in texts]
+    with torch.no_grad():
+        scores = rm.score(ids, total).tolist()
+    ranked = sorted(zip(texts, scores), key=lambda x: -x[1])
+    return ranked[:cfg.n] if cfg.best_of else ranked
+
+
+def chat(model, rm, enc, cfg, room):
+    """Read lines, answer them, remember the conversation; what no longer fits is forgotten from the front."""
+    messages = []
+    while True:
+        try:
+            said = input("You: ").strip()
+        except EOFError:
+            said = ""
+        if not said:
+            return
+        messages.append({"role": "user", "content": said})
+        [ids] = data.encode_prompts([data.Prompt(messages)], enc, room, Counter())
+        reply, _ = respond(model, rm, enc, ids, cfg, seed=cfg.seed + len(messages))[0]
+        print(f"Assistant: {reply}")
+        messages.append({"role": "assistant", "content": reply})
+
+
+def main(cfg):
+    if len(cfg.model) != 1:
+        raise ValueError("name one model to talk to, e.g. `python sample.py ppo.pt --chat`; `make` trains one")
+    if bool(cfg.best_of) > bool(cfg.rm):
+        raise ValueError("--best-of needs --rm FILE: the reward model that says which response is best")
+    device = get_device(cfg)
+    model, checkpoint = load_model(cfg.model[0], "gpt", device=device)
+    rm = load_model(cfg.rm, "scorer", checkpoint["tokenizer"], device)[0].eval() if cfg.rm else None
+    enc, room = data.get_tokenizer(checkpoint["tokenizer"]["name"]), model.cfg.block_size - cfg.max_new
+    if cfg.chat:
+        return chat(model, rm, enc, cfg, room)
+    if cfg.prompt:
+        prompts = [data.Prompt([{"role": "user", "content": cfg.prompt}])]
+    else:
+        prompts = list({p.use_case: p for p in sandbox.eval_prompts(200, cfg.seed)}.values())
+    for p in prompts:
+        [ids] = [enc.encode_ordinary(cfg.prompt)[-room:]] if cfg.raw else data.encode_prompts([p], enc, room, Counter())
+        if not ids:
+            raise ValueError("--raw needs a --prompt to continue")
+        if not cfg.prompt:
+            print(" | ".join(m["content"] for m in p.messages))
+        for text, score in respond(model, rm, enc, ids, cfg, cfg.seed):
+            print(("" if score is None else f"{score:+.2f}  ") + text)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, PRESETS, __doc__, positional="model")
