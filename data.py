@@ -20,6 +20,7 @@ The action frame. Every per-token tensor is (B, T-1): column t is the choice of 
 Legend: B sequences, T tokens, P tokens of a prompt, K responses of a prompt, N responses of a batch, M pairs.
 """
 import argparse
+import base64
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import tiktoken.load
+import tiktoken
 import torch
 from torch import Tensor
 
@@ -55,7 +56,8 @@ def get_tokenizer(name: str) -> tiktoken.Encoding:
                              f"a file of ranks, --tokenizer FILE.tiktoken") from e
     path = os.path.join(HERE, "sandbox.tiktoken") if name == "sandbox" else name
     try:
-        ranks = tiktoken.load.load_tiktoken_bpe(path)
+        with open(path, "rb") as f:   # not tiktoken's own loader: it caches by path and misses that a file has changed
+            ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, f)}
     except (OSError, ValueError) as e:
         raise ValueError(f"{path} is not a readable file of tiktoken ranks (one 'base64 rank' a line)") from e
     return tiktoken.Encoding(name, pat_str=SANDBOX_PATTERN if name == "sandbox" else GPT2_PATTERN, mergeable_ranks=ranks,
@@ -63,10 +65,11 @@ def get_tokenizer(name: str) -> tiktoken.Encoding:
 
 
 def tokenizer_id(enc: tiktoken.Encoding) -> dict:
-    """{name, hash}: what a checkpoint remembers of its tokenizer. The hash covers the ranks and the special tokens."""
+    """{name, hash}: what a checkpoint remembers of its tokenizer. The hash covers ranks, special tokens and pattern."""
     digest = hashlib.sha256()
     for token, rank in sorted(enc._mergeable_ranks.items()) + sorted(enc._special_tokens.items()):
         digest.update(f"{token!r} {rank}\n".encode())
+    digest.update(enc._pat_str.encode())
     return {"name": enc.name, "hash": digest.hexdigest()}
 
 
@@ -136,7 +139,7 @@ def read_lines(path):
     except UnicodeDecodeError as e:
         line = raw[:e.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}: byte {e.start} is not UTF-8; convert it, e.g. iconv -f latin1 -t utf-8") from e
-    yield from enumerate(text.splitlines() if path.endswith(".jsonl") else [text], 1)
+    yield from enumerate(text.split("\n") if path.endswith(".jsonl") else [text], 1)
 
 
 def read_records(path):
@@ -157,7 +160,7 @@ def read_records(path):
 def as_messages(value, where):
     """A prompt (a string or messages) -> messages, validated."""
     messages = [{"role": "user", "content": value}] if isinstance(value, str) else value
-    good = isinstance(messages, list) and all(isinstance(m, dict) and m.get("role") in ROLES and isinstance(m.get("content"), str)
+    good = isinstance(messages, list) and all(isinstance(m, dict) and m.get("role") in list(ROLES) and isinstance(m.get("content"), str)
                                               for m in messages)
     if not good or not messages:
         raise ValueError(f'{where}: "prompt" must be a string or a list of {{"role": system|user|assistant, "content": text}}')
@@ -355,7 +358,7 @@ def rows_at(step, n, size, seed):
 
 def chunks(rows, size):
     """Micro-batches: lists of at most `size` rows, all of them if size is 0."""
-    size = size or len(rows)
+    size = size or len(rows) or 1
     return [rows[i:i + size] for i in range(0, len(rows), size)]
 
 

@@ -31,6 +31,8 @@ class Config:
     k_min: int = 4                  # fewest responses ranked together ([IG] 3.5)
     k_max: int = 9                  # most responses ranked together ([IG] 3.5)
     temperatures: tuple[float, ...] = (1.0, 1.3)   # each response is sampled by one model at one of these
+    swap: float = 0.2               # share of the responses that answer another prompt: the reward model must have seen that
+                                    # what is right for one prompt is wrong for another; not in [IG]
     overlap: float = 0.1            # share of the prompts that two labelers rank, which shows how far they agree
     rate: bool = False              # write ratings from 1 to 7 instead of rankings
     max_new: int = 32               # longest response, tokens
@@ -85,10 +87,12 @@ def main(cfg):
         raise ValueError(f'{cfg.prompts}: the simulated labelers judge the sandbox\'s own prompts only, with their "meta"')
     rng = random.Random(f"labelers {cfg.seed}")
     k = [rng.randint(cfg.k_min, cfg.k_max) for _ in prompts]
-    records = []
-    for prompt, responses in zip(prompts, sample_responses(models, enc, prompts, k, cfg)):
+    records, sampled = [], sample_responses(models, enc, prompts, k, cfg)
+    pool = [r for responses in sampled for r in responses]
+    sampled = [[rng.choice(pool) if rng.random() < cfg.swap else r for r in responses] for responses in sampled]
+    for prompt, responses in zip(prompts, sampled):
         for labeler in rng.sample(sandbox.LABELERS, 2 if rng.random() < cfg.overlap else 1):
-            ratings = [sandbox.rate(labeler, prompt, r, rng) for r in responses]
+            ratings = sandbox.rate(labeler, prompt, responses, rng)
             records.append({"prompt": prompt.messages, "responses": responses, "labeler": labeler, "use_case": prompt.use_case,
                             **({"ratings": ratings} if cfg.rate else {"ranks": ranks_of(ratings)})})
     data.write_jsonl(cfg.out, records)

@@ -31,7 +31,7 @@ class GPTConfig:
 
 
 SIZES = {  # the sandbox's own size, GPT-2's smallest, and the two policies of [IG] a single machine can train
-    "sandbox": {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 128},
+    "sandbox": {"n_layer": 3, "n_head": 4, "n_embd": 128, "block_size": 128},
     "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024},
     "paper-1.3b": {"n_layer": 24, "n_head": 16, "n_embd": 2048, "block_size": 2048},
     "paper-6b": {"n_layer": 32, "n_head": 32, "n_embd": 4096, "block_size": 2048},
@@ -99,6 +99,8 @@ class GPT(nn.Module):
         _B, T = ids.shape
         first = 0 if past is None else past.start(T)                      # a number or (B, 1)
         positions = first + torch.arange(T, device=ids.device)            # (T,) or (B, T)
+        if isinstance(past, Prefix):   # a response is padded to the longest of the batch: its pads may lie beyond the context
+            positions = positions.clamp(max=self.cfg.block_size - 1)
         mask = None if past is None else past.mask(T)
         x = self.wte(ids) + self.wpe(positions)                           # (B, T, C)
         for layer, block in enumerate(self.h):
@@ -256,10 +258,11 @@ def next_token(logits, u, temperature=1.0, top_k=0, top_p=1.0):
         p = p.where(p >= p.topk(min(top_k, p.shape[-1])).values[:, -1:], 0.0)
     if top_p < 1:
         ranked, order = p.sort(-1, descending=True)
-        ranked[ranked.cumsum(-1) - ranked >= top_p * ranked.sum(-1, keepdim=True)] = 0.0
+        beyond = ranked.cumsum(-1) - ranked >= top_p * ranked.sum(-1, keepdim=True)
+        ranked[:, 1:][beyond[:, 1:]] = 0.0                                # the likeliest token always stays
         p = torch.zeros_like(p).scatter(-1, order, ranked)
     cdf = p.cumsum(-1)
-    token = torch.searchsorted(cdf, (u * cdf[:, -1].double()).float()[:, None], right=True).squeeze(1)
+    token = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).squeeze(1)
     last = p.shape[-1] - 1 - (p > 0).flip(-1).byte().argmax(-1)           # rounding must not reach a token with p = 0
     return torch.minimum(token, last)
 
@@ -337,7 +340,7 @@ def read_checkpoint(path):
     except pickle.UnpicklingError as e:
         raise ValueError(f"{path} is not a safe checkpoint: it holds more than tensors and plain data, and loading it "
                          f"could run code; use a file made by these scripts") from e
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
+    except Exception as e:   # a damaged file makes torch.load raise almost anything
         raise ValueError(f"{path} is not a readable checkpoint (truncated, or another kind of file); "
                          f"make it again or restore a copy") from e
     if not isinstance(checkpoint, dict) or not {"kind", "config", "weights", "tokenizer", "meta"} <= checkpoint.keys():

@@ -27,7 +27,7 @@ class Config(TrainConfig):
     tokens: int = 3_000_000         # tokens to train on; the corpus is repeated as often as that takes
     batch: int = 32                 # blocks of one step
     block: int = 64                 # tokens of one block, at most the model's context
-    n_layer: int = 2                # blocks of the transformer
+    n_layer: int = 3                # blocks of the transformer
     n_head: int = 4                 # attention heads
     n_embd: int = 128               # channels
     context: int = 128              # longest sequence the model can read, tokens

@@ -3,8 +3,8 @@
     python sft.py --init base.pt --out sft.pt                              # the sandbox's demonstrations
     python sft.py --init base.pt --data demonstrations.jsonl --out sft.pt
 
-DEVIATION [IG] C.3: one model is both the SFT baseline and the start of PPO. The paper trains a second one for PPO, on
-2 epochs with 10 % pretraining data; here `--ptx-mix 0.1 --epochs 2` makes it, and `ppo.py --init` takes either.
+DEVIATION [IG] C.3: one model is both the SFT baseline and the start of PPO, with 10 % pretraining mixed in. The paper trains
+them apart: the baseline without the mix (`--ptx-mix 0`), the start of PPO for 2 epochs with it; `ppo.py --init` takes either.
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 """
@@ -28,7 +28,7 @@ class Config(TrainConfig):
     out: str = "sft.pt"             # the checkpoint to write
     data: str = ""                  # demonstrations, .jsonl; none: the sandbox's
     ptx: str = ""                   # pretraining text for --ptx-mix, plain or .jsonl; none: the sandbox's corpus
-    ptx_mix: float = 0.0            # pretraining tokens' share of the loss ([IG] C.3 mixes 10 % of data)
+    ptx_mix: float = 0.1            # pretraining tokens' share of the loss ([IG] C.3 mixes 10 % of data), 0 for none
     demonstrations: int = 300       # demonstrations of the sandbox, if there is no --data
     epochs: int = 16                # [IG] C.1
     batch: int = 32                 # demonstrations of one step ([IG] C.1)
@@ -61,6 +61,8 @@ def main(cfg):
         raise ValueError("--init is missing: the model to start from; make one with `python pretrain.py --out base.pt`")
     if cfg.select not in ("last", "rm") or (cfg.select == "rm") != bool(cfg.rm):
         raise ValueError("--select is last or rm; rm needs --rm FILE and nothing else does")
+    if not 0 <= cfg.ptx_mix < 1:
+        raise ValueError(f"--ptx-mix {cfg.ptx_mix} must be at least 0 and below 1: it is the pretraining tokens' share of the loss")
     meta = provenance(cfg, "sft", init=cfg.init, data=cfg.data, ptx=cfg.ptx, rm=cfg.rm)
     if (metrics := already_done(cfg, meta, read_checkpoint)) is not None:
         return metrics

@@ -94,6 +94,13 @@ def clip_grad(module, bound):
     return norm
 
 
+def check_finite(what, values, stage, step, part):
+    """Stop before anything that is not finite reaches the weights. Raises ValueError."""
+    if not all(math.isfinite(v) for v in values):
+        raise ValueError(f"{stage}, step {step}: the {what} is not finite; {part} holds the last good save if there was one; "
+                         f"go on from it with a lower --lr, in another --out")
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # devices
 
@@ -224,15 +231,14 @@ def train(networks: list[Network], batch_at, losses, cfg, steps, save, meta, rea
             for n in networks:
                 n.module.train()
             for weight, loss, stats in _in_context(losses(batch), forward):
-                if not torch.isfinite(loss):
-                    named = ", ".join(f"{k} {float(v):.3g}" for k, v in stats.items())
-                    raise ValueError(f"{meta['stage']}, step {step}: the loss is not finite ({named}); {part} holds the last "
-                                     f"good save if there was one; try a lower --lr")
+                check_finite("loss", [loss, *stats.values()], meta["stage"], step, part)
                 (weight * loss).backward()
                 for k, v in stats.items():
                     seen[k] += weight * (v.detach() if torch.is_tensor(v) else v)
-            for i, (n, o) in enumerate(zip(networks, optimizers)):
-                seen["grad_norm" if i == 0 else "grad_norm_value"] = clip_grad(n.module, cfg.grad_clip)
+            norms = [clip_grad(n.module, cfg.grad_clip) for n in networks]
+            check_finite("gradient", norms, meta["stage"], step, part)
+            seen |= zip(("grad_norm", "grad_norm_value"), norms)
+            for o in optimizers:
                 o.step()
                 o.zero_grad()
             if average is not None:
@@ -263,7 +269,9 @@ def train(networks: list[Network], batch_at, losses, cfg, steps, save, meta, rea
     if best is not None:
         result.load_state_dict(best["weights"])
         metrics = best["metrics"] | {"selected_step": best["step"]}
-    metrics = {**{k: float(v) for k, v in seen.items() if not k.endswith("_per_second")}, **metrics}
+    metrics = {k: float(v) for k, v in seen.items() if not k.endswith("_per_second")} | metrics   # speed is not a result
+    # interned, so that a name that a checkpoint brought back is pickled as it would have been without the interruption
+    metrics = {sys.intern(k): v for k, v in metrics.items()}
     save(cfg.out, result, meta | {"metrics": metrics})
     if os.path.exists(part):
         os.remove(part)

@@ -149,7 +149,7 @@ def test_help_of_a_preset_shows_its_values(capsys, monkeypatch, argv):
     assert "how many [default: 1000]" in shown and "whose [default: a b]" in shown
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "ppo", "label"])
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "ppo", "label", "sample", "evaluate"])
 def test_help_of_each_stage(capsys, monkeypatch, stage):
     """Every comment in the source of a config is shown, with every preset."""
     module = importlib.import_module(stage)

@@ -55,7 +55,7 @@ def write(path, *records):
     return str(path)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # the tokenizer
 
 
@@ -143,7 +143,7 @@ def test_unknown_tokenizers_are_a_sentence(tmp_path, name):
         data.get_tokenizer(name if name == "no-such" else str(tmp_path / name))
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # the template and the masks
 
 
@@ -185,7 +185,7 @@ def test_what_is_trained_on_in_the_sandbox(enc):
 
 
 def test_the_last_response_is_never_cut(enc):
-    """At any length of the context; what is left of the prompt is its end; what does not fit is dropped and counted."""
+    """At any length of the context; a prompt keeps its end; what does not fit is dropped and counted."""
     records = list(dialogues(80, seed=1))
     for block in (4, 8, 16, 30, 60, 120):
         counts, kept = Counter(), []
@@ -255,7 +255,7 @@ def test_pad_is_on_the_right():
     assert ids.tolist() == [[1, 2, 3], [4, 9, 9], [5, 6, 9]] and length.tolist() == [3, 1, 2]
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # rankings
 
 
@@ -351,7 +351,7 @@ def test_rankings_batch(enc):
         assert rows[i] == (b, x) and rows[j] == (b, y) and w.item() == pytest.approx(share)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # batches and splits
 
 
@@ -409,7 +409,7 @@ def test_split_keeps_a_prompt_on_one_side():
     assert data.split(records, 0.2, seed=1)[1] != held and data.split(records, 0)[1] == []
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # files
 
 

@@ -1,4 +1,4 @@
-"""The house rules: who imports whom, no flag that nobody reads, no comment missing, nothing happens at import."""
+"""The house rules: who imports whom, every flag is read and has a comment, nothing happens at import."""
 
 import ast
 import dataclasses
@@ -94,8 +94,9 @@ def test_every_config_is_frozen_and_every_preset_fits_it():
 
 
 def test_nothing_happens_at_import(tmp_path):
-    """Nothing is printed, written or drawn from the global generator, in an empty folder and a fresh interpreter."""
-    code = f"import torch; s = torch.get_rng_state(); import {', '.join(SOURCES)}; assert s.equal(torch.get_rng_state())"
+    """Nothing is printed, written or drawn, in an empty folder and a fresh interpreter."""
+    code = "import torch; s = torch.get_rng_state(); import NAMES; assert s.equal(torch.get_rng_state())"
+    code = code.replace("NAMES", ", ".join(SOURCES))
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False

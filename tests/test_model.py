@@ -55,7 +55,7 @@ def same(a, b):
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # the network
 
 
@@ -115,6 +115,15 @@ def test_initial_loss_is_that_of_a_guess():
     assert abs(loss.item() - math.log(50)) < 0.1
 
 
+def test_initial_weights_are_those_of_gpt2():
+    """At GPT-2's width; residual outputs are scaled down by the depth."""
+    for name, p in GPT(GPTConfig(50, 50, 2, 12, 768)).named_parameters():
+        if p.dim() == 2:
+            assert abs(p.std().item() - (0.01 if name.endswith("c_proj.weight") else 0.02)) < 0.0005, name
+        else:
+            assert (p == (1.0 if "ln_" in name and name.endswith("weight") else 0.0)).all(), name
+
+
 def test_dropout_is_on_in_training_only():
     model, ids = gpt(dropout=0.5), tokens(2, 8)
     plain = gpt()(ids)
@@ -155,7 +164,7 @@ def test_scorer_starts_from_the_trunk():
     assert model.wte.weight.abs().sum() > 0
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Prefix: K responses of a prompt
 
 PROMPT_LEN, OWNER, RESPONSE_LEN = [7, 2, 5], [0, 0, 0, 1, 2, 2], [4, 1, 6, 3, 6, 2]
@@ -186,7 +195,7 @@ def test_responses_that_share_a_prompt_equal_separate_forwards_in_values_and_gra
 
 @pytest.mark.parametrize("block_size", [40, 11])
 def test_scores_with_a_shared_prompt(block_size):
-    """In a context of 11 every sequence fits (7 + 4, 2 + 3, 5 + 6), though 7 and the width of the responses do not."""
+    """In a context of 11 every sequence fits (7 + 4, 2 + 3, 5 + 6), though 7 and the widest, 6, do not."""
     lengths = [4, 1, 4, 3, 6, 2]
     scorer = lively(Scorer(GPTConfig(V, block_size, 2, 2, 16)))
     (prompts, prompt_len), (ids, length) = ragged(PROMPT_LEN, 1), ragged(lengths, 2)
@@ -197,7 +206,7 @@ def test_scores_with_a_shared_prompt(block_size):
         assert torch.allclose(score[r], scorer(row)[0, -1], atol=1e-5)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # sampling
 
 
@@ -261,7 +270,8 @@ def test_no_token_of_probability_zero_is_ever_drawn(settings):
         logits = torch.randn(1, 9, generator=generator) * 5
         off = torch.randperm(9, generator=generator)[:6]
         logits[0, off] = -math.inf
-        u = torch.cat([torch.tensor([0.0, 1e-45, 1 - 2**-24]), torch.rand(200, generator=generator)])
+        ends = torch.tensor([0.0, 1e-45, 1 - 2**-24, 1 - 2**-53], dtype=torch.double)
+        u = torch.cat([ends, torch.rand(200, generator=generator)])
         drawn = next_token(logits.expand(len(u), -1), u, **settings)
         assert not set(drawn.tolist()) & set(off.tolist())
 
@@ -334,7 +344,7 @@ def test_generation_fills_the_context_and_refuses_more():
         generate(model, tokens(1, 10), torch.tensor([10]), 31, V)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # checkpoints
 
 

@@ -71,7 +71,7 @@ def total_losses(policy, value, rollout, cfg):
     for weight, loss, stats in ppo.ppo_losses(policy, value, rollout, cfg):
         (weight * loss).backward()
         for k, v in stats.items():
-            logged[k] = logged.get(k, 0.0) + float(weight) * float(v)
+            logged[k] = logged.get(k, 0.0) + float(weight) * v.item()
     parameters = [*policy.parameters(), *value.parameters()]
     return [p.grad.clone() for p in parameters if p.grad is not None], logged
 
@@ -250,6 +250,8 @@ def test_the_first_minibatch_is_on_policy():
     _, logged = total_losses(policy, value, rollout, CFG)
     assert abs(logged["ratio"] - 1) < 1e-5 and abs(logged["approx_kl"]) < 1e-6
     assert logged["clip_fraction"] == 0
+    surprise = (rollout.values - rollout.returns)[rollout.mask]              # the value function's too
+    assert logged["value_loss"] == pytest.approx(0.5 * surprise.pow(2).mean().item(), rel=1e-5)
     assert stats["kl"] == pytest.approx(0, abs=1e-5) and stats["kl_k3"] == pytest.approx(0, abs=1e-5)
     penalty = CFG.eos_penalty * (1 - stats["eos_rate"])
     assert stats["reward"] == pytest.approx(stats["score"] - penalty, abs=1e-5)
@@ -257,13 +259,18 @@ def test_the_first_minibatch_is_on_policy():
 
 def test_old_log_probabilities_and_values_are_those_of_each_prefix():
     policy, value, reference, rm = players()
-    x, _ = ppo.roll_out(policy, value, reference, rm, prompts(), CFG, 0.1, EOS, seed=0)
+    x, stats = ppo.roll_out(policy, value, reference, rm, prompts(), CFG, 0.1, EOS, seed=0)
+    entropies = []
     for b, t in x.mask.nonzero().tolist():
         before = x.ids[b:b + 1, :t + 1]
-        assert x.old_logp[b, t].item() == pytest.approx(
-            policy(before)[0, -1].log_softmax(0)[x.ids[b, t + 1]].item(), abs=1e-5)
+        logq = policy(before)[0, -1].log_softmax(0)
+        entropies.append(-(logq.exp() * logq).sum().item())
+        assert x.old_logp[b, t].item() == pytest.approx(logq[x.ids[b, t + 1]].item(), abs=1e-5)
         assert x.values[b, t].item() == pytest.approx(value(before)[0, -1].item(), abs=1e-5)
     assert not x.old_logp[~x.mask].any() and not x.values[~x.mask].any()
+    explained = 1 - (x.returns - x.values)[x.mask].var() / x.returns[x.mask].var()
+    want = [sum(entropies) / len(entropies), explained.item(), len(entropies) / len(x.ids)]
+    assert [stats[k] for k in ("entropy", "explained_variance", "length")] == pytest.approx(want, rel=1e-5)
 
 
 def test_a_response_without_eos_is_scored_at_its_last_token_and_pays_the_penalty():
@@ -346,19 +353,20 @@ def test_ppo_solves_a_two_armed_bandit():
     reference, cfg = frozen_copy(policy), replace(CFG, max_new=2, eos_penalty=0.0)
     optimizers = [make_optimizer(policy, cfg), make_optimizer(value, cfg)]
     for group in (g for o in optimizers for g in o.param_groups):
-        group["lr"] = 3e-3
-    batch, scores = data.pad([[3], [4]] * 32), []
-    for iteration in range(60):
+        group["lr"] = 5e-3
+    batch, scores = data.pad([[3], [4]] * 64), []
+    for iteration in range(40):
         x, stats = ppo.roll_out(policy, value, reference, Bandit(), batch, cfg, 0.01, EOS, seed=iteration)
         scores.append(stats["score"])
-        for rows in torch.randperm(64).split(32):
+        for rows in torch.randperm(128).split(64):
             for weight, loss, _ in ppo.ppo_losses(policy, value, ppo.Rollout(*(z[rows] for z in x)), cfg):
                 (weight * loss).backward()
             for o in optimizers:
                 o.step()
                 o.zero_grad()
-    assert scores[0] < 0.5 and sum(scores[-5:]) / 5 > 0.95
-    assert stats["kl"] > 0.5 and stats["explained_variance"] > 0
+    likely = policy(torch.tensor([[3], [4]]))[:, 0].softmax(-1)
+    assert scores[0] < 0.5 and sum(scores[-5:]) / 5 > 0.95 and stats["kl"] > 0.5
+    assert likely[0, 1] > 0.95 and likely[1, 2] > 0.95
 
 
 # -------------------------------------------------------------------------------------------------
@@ -406,7 +414,7 @@ def test_ppo_then_ptx_accumulate_to_the_gradient_of_their_sum(config, tmp_path, 
     logged = 0.0
     for weight, loss, stats in losses((step, minibatch)):
         (weight * loss).backward()
-        logged += float(weight) * float(stats.get("ptx_loss", 0.0))
+        logged += float(weight) * torch.as_tensor(stats.get("ptx_loss", 0.0)).item()
     networks = [*policy.parameters(), *value.parameters()]
     got = [p.grad.clone() for p in networks if p.grad is not None]
 
@@ -437,6 +445,22 @@ def test_every_episode_is_used_once_an_epoch(config, tmp_path, monkeypatch, epoc
     rows = [tuple(r) for minibatch in used for r in minibatch.adv.tolist()]
     assert len(set(rows[:8])) == 8 and sorted(rows) == sorted(rows[:8] * epochs)
     assert not torch.equal(batch_at(2 * epochs)[1].adv, used[0].adv)         # a new rollout
+
+
+def test_a_rollout_pays_the_kl_coefficient_that_the_one_before_it_set(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paid, real = [], ppo.roll_out
+
+    def watched(*args):
+        rollout, stats = real(*args)
+        paid.append(stats["kl_coef"])
+        return rollout, stats
+    monkeypatch.setattr(ppo, "roll_out", watched)
+    cfg = replace(config, kl_target=1.0, kl_horizon=80)
+    _, batch_at, _ = captured(monkeypatch, cfg)
+    for step in range(6):
+        batch_at(step)
+    assert paid == pytest.approx([0.1, 0.098, 0.09604])                      # no KL yet: 2 % less each time
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(config, tmp_path, monkeypatch):

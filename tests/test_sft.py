@@ -36,7 +36,7 @@ def config(tmp_path):
     save_checkpoint(str(tmp_path / "base.pt"), gpt, data.tokenizer_id(ENC), {})
     save_checkpoint(str(tmp_path / "rm.pt"), scorer_from(gpt), data.tokenizer_id(ENC), {})
     demos = [{"prompt": f"{verb} {n}.", "response": answer} for n in NAMES
-             for verb, answer in (("Insult", "I do not know."), ("Hello", "Yes."))]
+             for verb, answer in (("Insult", "I do not know."), ("Hello", "I am."))]
     return sft.Config(init=str(tmp_path / "base.pt"), data=write(tmp_path / "demos.jsonl", demos), lr=1e-2,
                       out=str(tmp_path / "sft.pt"), device="cpu", precision="fp32", batch=8, max_new=8)
 
@@ -109,6 +109,7 @@ def test_any_microbatch_size_gives_the_same_gradient(config, tmp_path, monkeypat
         cfg = replace(config, dropout=0.0, microbatch=size, ptx=text, ptx_mix=ptx_mix)
         [network], batch_at, losses = captured(monkeypatch, cfg)
         logged = 0.0
+        assert len({len(data.encode_response(ENC, x)) for x in ("I do not know.", "I am.")}) == 2
         for weight, loss, stats in losses(batch_at(0)):
             (weight * loss).backward()
             logged += weight * sum(stats.values()).item()
@@ -121,7 +122,7 @@ def test_any_microbatch_size_gives_the_same_gradient(config, tmp_path, monkeypat
 
 def test_the_pretraining_mix_is_its_share_of_the_loss(config, tmp_path, monkeypatch):
     text = write(tmp_path / "text.jsonl", [{"text": f"{n} sells red lamps."} for n in NAMES * 14])
-    cfg = replace(config, ptx=text, ptx_mix=0.1, microbatch=3, dropout=0.0)
+    cfg = replace(config, ptx=text, ptx_mix=0.2, microbatch=3, dropout=0.0)
     _, batch_at, losses = captured(monkeypatch, cfg)
     share, logged = {"loss": 0.0, "ptx_loss": 0.0}, {"loss": 0.0, "ptx_loss": 0.0}
     for weight, loss, stats in losses(batch_at(0)):
@@ -129,9 +130,9 @@ def test_the_pretraining_mix_is_its_share_of_the_loss(config, tmp_path, monkeypa
         share[name] += weight
         logged[name] += weight * value.item()
         unweighted = loss.item()
-    assert share == pytest.approx({"loss": 0.9, "ptx_loss": 0.1})
+    assert share == pytest.approx({"loss": 0.8, "ptx_loss": 0.2})
     assert logged["ptx_loss"] == pytest.approx(unweighted, rel=0.05)   # all blocks are alike before training
-    assert logged["loss"] == pytest.approx(logged["ptx_loss"], rel=0.2)   # per token, both about ln V
+    assert logged["loss"] == pytest.approx(logged["ptx_loss"], rel=0.05)   # per token, both about ln V
 
 
 # -------------------------------------------------------------------------------------------------
@@ -142,7 +143,7 @@ def test_a_tiny_run_learns_to_answer_prompts_it_has_not_seen(config):
     held = [x["held_out_loss"] for x in log_lines(config) if "held_out_loss" in x]
     assert metrics["held_out_loss"] == held[-1] < 0.2 and held[0] > 2.0
     model, _ = load_model(config.out, "gpt")
-    for verb, answer in (("Insult", "I do not know."), ("Hello", "Yes.")):
+    for verb, answer in (("Insult", "I do not know."), ("Hello", "I am.")):
         prompt = data.encode_prompt(ENC, [{"role": "user", "content": f"{verb} Viktor."}])
         ids, total = generate(model, *data.pad([prompt]), 8, ENC.eot_token, temperature=0)
         assert ids[0, len(prompt):total[0]].tolist() == data.encode_response(ENC, answer)
