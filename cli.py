@@ -52,15 +52,16 @@ def parse(Config, presets, doc, argv=None, positional=None):
         kind = kinds[f.name]
         if isinstance(kind, types.UnionType):
             kind = kind.__args__[0]
+        flag = "--" + f.name.replace("_", "-")
         if f.name == positional:
             parser.add_argument(f.name, nargs="*", default=default, help=help)
         elif kind is bool:
-            parser.add_argument("--" + f.name.replace("_", "-"), action=argparse.BooleanOptionalAction, default=default, help=help)
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=help)
         elif typing.get_origin(kind) is tuple:
-            parser.add_argument("--" + f.name.replace("_", "-"), nargs="+", type=kind.__args__[0], default=default,
+            parser.add_argument(flag, nargs="+", type=kind.__args__[0], default=default,
                                 metavar=f.name[0].upper(), help=help)
         else:
-            parser.add_argument("--" + f.name.replace("_", "-"), type=kind, default=default, metavar=kind.__name__.upper(), help=help)
+            parser.add_argument(flag, type=kind, default=default, metavar=kind.__name__.upper(), help=help)
     args = vars(parser.parse_args(argv))
     args.pop("preset", None)
     return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()})

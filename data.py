@@ -160,8 +160,8 @@ def read_records(path):
 def as_messages(value, where):
     """A prompt (a string or messages) -> messages, validated."""
     messages = [{"role": "user", "content": value}] if isinstance(value, str) else value
-    good = isinstance(messages, list) and all(isinstance(m, dict) and m.get("role") in list(ROLES) and isinstance(m.get("content"), str)
-                                              for m in messages)
+    good = isinstance(messages, list) and all(
+        isinstance(m, dict) and m.get("role") in list(ROLES) and isinstance(m.get("content"), str) for m in messages)
     if not good or not messages:
         raise ValueError(f'{where}: "prompt" must be a string or a list of {{"role": system|user|assistant, "content": text}}')
     if not any(m["content"].strip() for m in messages):
@@ -216,8 +216,8 @@ def read_rankings(path, counts: Counter) -> list[Ranking]:
         K = len(responses)
         if "comparisons" in r:
             pairs = r["comparisons"]
-            if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 and all(isinstance(i, int) and 0 <= i < K for i in p)
-                                                      for p in pairs):
+            if not isinstance(pairs, list) or not all(
+                    isinstance(p, list) and len(p) == 2 and all(isinstance(i, int) and 0 <= i < K for i in p) for p in pairs):
                 raise ValueError(f'{where}: "comparisons" must be a list of [better, worse] with indices from 0 to {K - 1}')
         else:
             ranks = _field(r, "ranks", where)
@@ -436,8 +436,8 @@ def show(path, tokenizer, n=5):
     enc = get_tokenizer(tokenizer)
     first = next((r for _, r in read_records(path)), {}) if path.endswith(".jsonl") else {"text": 0}
     if "responses" in first:
-        rows = [(encode_dialogue(enc, [*r.messages, {"role": "assistant", "content": x}])) for r in read_rankings(path, Counter())[:n]
-                for x in r.responses]
+        rows = [(encode_dialogue(enc, [*r.messages, {"role": "assistant", "content": x}]))
+                for r in read_rankings(path, Counter())[:n] for x in r.responses]
     elif "text" in first:
         rows = [(ids := enc.encode_ordinary(d[:500]), [True] * len(ids)) for d in read_text(path)[:n]]
     elif "messages" in first or "response" in first:
@@ -445,7 +445,8 @@ def show(path, tokenizer, n=5):
     else:
         rows = [(ids := encode_prompt(enc, r.messages), [False] * len(ids)) for r in read_prompts(path)[:n]]
     for ids, trained in rows:
-        print("".join(f"\033[32m{enc.decode([t])}\033[0m" if on else enc.decode([t]) for t, on in zip(ids, trained)), end="\n---\n")
+        colours = ("\033[32m%s\033[0m" if on else "%s" for on in trained)
+        print("".join(colour % enc.decode([t]) for colour, t in zip(colours, ids)), end="\n---\n")
 
 
 def main():

@@ -78,7 +78,8 @@ def answer(model, baseline, rm, enc, prompts, temperature, cfg):
         mask = data.action_mask(batch.length, total, ids.shape[1])
         kl = (model.logp(ids, mask)[0] - baseline.logp(ids, mask)[0]).sum(1)
         score = rm.score(ids, total) if rm else torch.zeros_like(kl)
-        parts.append(torch.stack([score, kl, total - batch.length, ids.gather(1, total[:, None] - 1).squeeze(1) == enc.eot_token]).cpu())
+        ended = ids.gather(1, total[:, None] - 1).squeeze(1) == enc.eot_token
+        parts.append(torch.stack([score, kl, total - batch.length, ended]).cpu())
         texts += [enc.decode([t for t in row[start:end] if t != enc.eot_token]).strip()
                   for row, start, end in zip(ids.tolist(), batch.length.tolist(), total.tolist())]
     rm_score, kl, length, ended = torch.cat(parts, 1).double().numpy()
@@ -125,13 +126,14 @@ def markdown(systems, baseline, examples):
         if "win_rate_ci" in s:
             cells[0] += f" [{s['win_rate_ci'][0]:.3f}, {s['win_rate_ci'][1]:.3f}]"
         return f"| {name} | " + " | ".join(cells) + " |"
-    lines = [f"Against {baseline}, at temperature 1; ties count half; 95 % bootstrap intervals over prompts.", "",
-             "| system | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    def head(columns):
+        return ["", "| system | " + " | ".join(COLUMNS[c] for c in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = [f"Against {baseline}, at temperature 1; ties count half; 95 % bootstrap intervals over prompts.", *head(COLUMNS)]
     lines += [row(s["name"], s, COLUMNS) for s in systems]
-    lines += ["", "Greedy:", "", *lines[2:4]] + [row(s["name"], s["greedy"], COLUMNS) for s in systems]
+    lines += ["", "Greedy:", *head(COLUMNS)] + [row(s["name"], s["greedy"], COLUMNS) for s in systems]
     columns = [c for c in COLUMNS if c != "pretrain_loss"]
     for case in systems[0]["use_cases"]:
-        lines += ["", f"## {case}", "", "| system | " + " | ".join(COLUMNS[c] for c in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        lines += ["", f"## {case}", *head(columns)]
         lines += [row(s["name"], s["use_cases"][case], columns) for s in systems]
     lines += ["", "## Answers", ""]
     for prompt, texts in examples:
@@ -187,7 +189,8 @@ def over_seeds(paths):
             columns = [c for c in COLUMNS if all(c in s for s in views_of)]
             values = {c: np.array([s[c] for s in views_of]) for c in columns}
             table[name] = {c: (v.mean(), t * v.std(ddof=1) / len(v) ** 0.5) for c, v in values.items()}
-    print(f"mean and 95 % interval over {len(paths)} seeds\n\n| system | " + " | ".join(COLUMNS.values()) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
+    print(f"mean and 95 % interval over {len(paths)} seeds\n\n| system | " + " | ".join(COLUMNS.values()) + " |")
+    print("|---" * (len(COLUMNS) + 1) + "|")
     for name, figures in table.items():
         print(f"| {name} | " + " | ".join("{:.3f} ± {:.3f}".format(*figures[c]) if c in figures else "" for c in COLUMNS) + " |")
     return table

@@ -27,7 +27,7 @@ class Config:
     init: tuple[str, ...] = ()      # one or more models to sample from, made by sft.py, ppo.py or pretrain.py
     out: str = "comparisons.jsonl"  # the rankings to write
     prompts: str = ""               # the sandbox's prompts with their "meta", .jsonl; none: drawn from the seed
-    n: int = 4000                   # prompts to draw
+    n: int = 8000                   # prompts to draw
     k_min: int = 4                  # fewest responses ranked together ([IG] 3.5)
     k_max: int = 9                  # most responses ranked together ([IG] 3.5)
     temperatures: tuple[float, ...] = (1.0, 1.3)   # each response is sampled by one model at one of these
@@ -73,7 +73,8 @@ def sample_responses(models, enc, prompts, k, cfg):
 def main(cfg):
     keep_freed_memory()
     if not cfg.init:
-        raise ValueError("--init is missing: one or more models to sample from; make one with `python sft.py --init base.pt --out sft.pt`")
+        raise ValueError("--init is missing: one or more models to sample from; make one with "
+                         "`python sft.py --init base.pt --out sft.pt`")
     if not 2 <= cfg.k_min <= cfg.k_max:
         raise ValueError(f"--k-min {cfg.k_min} and --k-max {cfg.k_max}: at least 2 responses, and no fewer at most than at least")
     device, tokenizer, models = get_device(cfg), None, []
@@ -97,7 +98,8 @@ def main(cfg):
                             **({"ratings": ratings} if cfg.rate else {"ranks": ranks_of(ratings)})})
     data.write_jsonl(cfg.out, records)
     distinct = sum(len(set(r["responses"])) / len(r["responses"]) for r in records) / len(records)
-    print(f"{cfg.out}: {len(records):,} {'ratings' if cfg.rate else 'rankings'} of {sum(k) / len(k):.1f} responses, {distinct:.0%} of them distinct")
+    print(f"{cfg.out}: {len(records):,} {'ratings' if cfg.rate else 'rankings'} of {sum(k) / len(k):.1f} responses, "
+          f"{distinct:.0%} of them distinct")
     return {"records": len(records), "distinct": distinct}
 
 

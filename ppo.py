@@ -68,7 +68,7 @@ class Config(TrainConfig):
 
 
 PRESETS = {
-    "sandbox": {"lr": 3e-4, "value_lr": 1e-3, "ptx_coef": 1.0, "ptx_ratio": 0.25, "kl_coef": 0.05},
+    "sandbox": {"lr": 3e-4, "value_lr": 1e-3, "ptx_coef": 3.0, "ptx_ratio": 0.25, "kl_coef": 0.1, "ema": 0.98},
     "gpt2": {"iterations": 200, "rollout": 512, "max_new": 128, "microbatch": 16},
     "paper-1.3b": {"iterations": 500, "rollout": 512, "max_new": 1000, "microbatch": 4},
     "paper-6b": {"iterations": 500, "rollout": 512, "max_new": 1000, "microbatch": 1},
@@ -215,7 +215,8 @@ def check_invariants(policy, value, rm, rollout, stats, demo_ids, cfg, bf16):
         demos = rm.score(*demo_ids).mean().item() if demo_ids else 0.0
     tolerance = 0.05 if bf16 else 1e-3
     for what, got, want, slack in (("KL to the reference", stats["kl"], 0, tolerance), ("ratio", ratio, 1, tolerance),
-                                   ("clip fraction", clipped, 0, tolerance), ("|value - score| at the last token", gap, 0, tolerance),
+                                   ("clip fraction", clipped, 0, tolerance),
+                                   ("|value - score| at the last token", gap, 0, tolerance),
                                    ("demonstrations' mean score", demos, 0, 0.1 if demo_ids else 1)):
         good = abs(got - want) <= slack
         print(f"at the start: {what} {got:+.5f}" + ("" if good else f", expected {want}"))
@@ -245,14 +246,19 @@ def main(cfg):
     reference, rm = frozen_copy(policy), frozen_copy(value)
     enc, block = data.get_tokenizer(checkpoint["tokenizer"]["name"]), policy.cfg.block_size
     if rm.cfg.block_size < block:
-        raise ValueError(f"{cfg.rm} reads {rm.cfg.block_size} tokens, {cfg.init} writes up to {block}: use a reward model with the same context")
+        raise ValueError(f"{cfg.rm} reads {rm.cfg.block_size} tokens, {cfg.init} writes up to {block}: use a reward model with "
+                         f"the same context")
     records = data.read_prompts(cfg.prompts) if cfg.prompts else sandbox.prompts(10_000, cfg.seed)
     rows = data.encode_prompts(records, enc, block - cfg.max_new, counts)
     use_ptx = cfg.ptx_coef > 0 and cfg.ptx_ratio > 0
     text = data.pack(data.read_text(cfg.ptx) if cfg.ptx else sandbox.corpus(20_000, f"ptx {cfg.seed}"), enc) if use_ptx else None
     ptx_block = min(block, 64) if not cfg.ptx else block
-    demos = data.read_demonstrations(cfg.demos) if cfg.demos else [] if cfg.prompts else sandbox.demonstrations(seed=rm_checkpoint["meta"]["config"]["seed"])
-    demo_ids = data.pad([ids for ids, _ in data.encode_demonstrations(demos, enc, block, counts)], device=device) if demos else None
+    if cfg.demos:
+        demos = data.read_demonstrations(cfg.demos)
+    else:   # those that reward.py took: the sandbox's of its seed
+        demos = [] if cfg.prompts else sandbox.demonstrations(seed=rm_checkpoint["meta"]["config"]["seed"])
+    demos = [ids for ids, _ in data.encode_demonstrations(demos, enc, block, counts)] if demos else []
+    demo_ids = data.pad(demos, device=device) if demos else None
     print(data.report(counts))
 
     cycle = cfg.rollout // cfg.minibatch * cfg.epochs                      # optimizer steps of one rollout
@@ -269,16 +275,17 @@ def main(cfg):
             rollout, stats = roll_out(policy, value, reference, rm, data.pad([rows[i] for i in chosen], device=device), cfg,
                                       state["kl_coef"], enc.eot_token, step_seed(cfg.seed, f"rollout {iteration}"))
             if step == 0:
-                check_invariants(policy, value, rm, rollout, stats, demo_ids, cfg, torch.is_autocast_enabled(device.split(":")[0]))
+                bf16 = torch.is_autocast_enabled(device.split(":")[0])
+                check_invariants(policy, value, rm, rollout, stats, demo_ids, cfg, bf16)
             if tokens:
                 stats["update_tokens_per_second"] = cfg.epochs * tokens / update_seconds
             if cfg.kl_target:
                 state["kl_coef"] = adapt_kl(state["kl_coef"], stats["kl"], cfg.kl_target, cfg.rollout, cfg.kl_horizon)
             if cfg.kl_budget and stats["kl"] > cfg.kl_budget:
-                tqdm.write(f"iteration {iteration}: the KL of an episode, {stats['kl']:.2f} nats, exceeds --kl-budget: this is the last rollout")
+                tqdm.write(f"iteration {iteration}: the KL of an episode, {stats['kl']:.2f} nats, exceeds --kl-budget: the last one")
                 state["stop"] = True
-            order = torch.cat([torch.randperm(cfg.rollout, generator=torch.Generator().manual_seed(step_seed(cfg.seed, f"order {iteration} {e}")))
-                               for e in range(cfg.epochs)]).to(device)
+            shuffle = torch.Generator().manual_seed(step_seed(cfg.seed, f"order {iteration}"))
+            order = torch.cat([torch.randperm(cfg.rollout, generator=shuffle) for _ in range(cfg.epochs)]).to(device)
             updated = time.perf_counter()
         mb = Rollout(*(x[order[k * cfg.minibatch:(k + 1) * cfg.minibatch]] for x in rollout))
         return step, mb

@@ -14,7 +14,7 @@ from tqdm import tqdm
 import cli
 import data
 import sandbox
-from model import GPT, SIZES, GPTConfig, generate, read_checkpoint, save_checkpoint
+from model import GPT, GPTConfig, generate, read_checkpoint, save_checkpoint
 from train import Network, TrainConfig, already_done, get_device, keep_freed_memory, provenance, train
 
 
@@ -37,18 +37,16 @@ class Config(TrainConfig):
     eval_every: int = 400           # steps
 
 
-PRESETS = {
+LARGE = {"tokenizer": "gpt2", "save_every": 500, "eval_every": 1000}
+PRESETS = {   # [GPT3] 2.1 has the batch sizes and rates, in tokens
     "sandbox": {},
-    "gpt2": SIZES["gpt2"] | {"tokenizer": "gpt2", "tokens": 10_000_000_000, "batch": 512, "block": 1024, "lr": 6e-4, "warmup": 700,
-                                 "microbatch": 32, "save_every": 500, "eval_every": 1000},
-    "paper-1.3b": SIZES["paper-1.3b"] | {"tokenizer": "gpt2", "tokens": 300_000_000_000, "batch": 512, "block": 2048, "lr": 2e-4,
-                                             "warmup": 360, "microbatch": 4, "save_every": 500, "eval_every": 1000},   # [GPT3] 2.1
-    "paper-6b": SIZES["paper-6b"] | {"tokenizer": "gpt2", "tokens": 300_000_000_000, "batch": 1024, "block": 2048, "lr": 1.2e-4,
-                                         "warmup": 180, "microbatch": 2, "save_every": 500, "eval_every": 1000},       # [GPT3] 2.1
+    "gpt2": LARGE | {"n_layer": 12, "n_head": 12, "n_embd": 768, "context": 1024, "block": 1024, "tokens": 10_000_000_000,
+                     "batch": 512, "microbatch": 32, "lr": 6e-4, "warmup": 700},
+    "paper-1.3b": LARGE | {"n_layer": 24, "n_head": 16, "n_embd": 2048, "context": 2048, "block": 2048,
+                           "tokens": 300_000_000_000, "batch": 512, "microbatch": 4, "lr": 2e-4, "warmup": 360},
+    "paper-6b": LARGE | {"n_layer": 32, "n_head": 32, "n_embd": 4096, "context": 2048, "block": 2048,
+                         "tokens": 300_000_000_000, "batch": 1024, "microbatch": 2, "lr": 1.2e-4, "warmup": 180},
 }
-for preset in PRESETS.values():
-    if "block_size" in preset:
-        preset["context"] = preset.pop("block_size")
 
 
 def text_loss(model, batch):
@@ -71,7 +69,8 @@ def main(cfg):
         held_out = data.pack(sandbox.corpus(2000, "held out"), enc)
     rows, held_rows = len(tokens) // cfg.block, min(len(held_out) // cfg.block, 256)
     if not rows or not held_rows:
-        raise ValueError(f"{cfg.data or 'the corpus'} has {len(tokens):,} tokens, too few for a block of {cfg.block}: add text or lower --block")
+        raise ValueError(f"{cfg.data or 'the corpus'} has {len(tokens):,} tokens, too few for a block of {cfg.block}: add text or "
+                         f"lower --block")
     if cfg.block > cfg.context:
         raise ValueError(f"--block {cfg.block} is longer than --context {cfg.context}: lower one or raise the other")
     print(f"data: {len(tokens):,} tokens of text, {len(held_out):,} held out")
@@ -88,7 +87,8 @@ def main(cfg):
     def evaluate(step, model):
         prompt = torch.tensor([held_out[:12].tolist()], device=device)
         with torch.no_grad():
-            ids, total = generate(model, prompt, torch.tensor([12], device=device), min(40, cfg.context - 12), enc.eot_token, seed=step)
+            length = torch.tensor([12], device=device)
+            ids, total = generate(model, prompt, length, min(40, cfg.context - 12), enc.eot_token, seed=step)
             loss = text_loss(model, held)
         tqdm.write(enc.decode(ids[0, :total[0]].tolist()))
         return {"held_out_loss": loss.item()}

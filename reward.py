@@ -31,8 +31,9 @@ class Config(TrainConfig):
     out: str = "rm.pt"              # the checkpoint to write
     demos: str = ""                 # demonstrations that get mean score 0 ([IG] 3.5), .jsonl; none: the sandbox's
     epochs: int = 1                 # more overfit ([IG] C.2)
-    batch: int = 32                 # prompts of one step; [IG] C.2: 64
+    batch: int = 16                 # prompts of one step; [IG] C.2: 64
     lr: float = 5e-4                # peak; [IG] C.2: 9e-6 at 6B
+    warmup: int = 20                # steps; not in [IG]
     held_out: float = 0.1           # share of the prompts kept for validation
     held_out_labelers: tuple[str, ...] = ("labeler 5",)   # whose rankings are never trained on ([IG] 4.1)
 
@@ -118,7 +119,8 @@ def main(cfg):
     outsiders = [r for r in rankings if r.labeler in cfg.held_out_labelers]
     train_on, held_out = data.split(in_group, cfg.held_out)
     if not train_on or not held_out:
-        raise ValueError(f"{cfg.data}: {len(in_group)} rankings are too few to hold out {cfg.held_out:.0%} of the prompts: add some or change --held-out")
+        raise ValueError(f"{cfg.data}: {len(in_group)} rankings are too few to hold out {cfg.held_out:.0%} of the prompts: add "
+                         f"some or change --held-out")
     train_on, held_out = (data.encode_rankings(r, enc, block, counts) for r in (train_on, held_out))
     outsiders = data.encode_rankings(outsiders, enc, block, counts) if outsiders else []
     share, votes = agreement(rankings)

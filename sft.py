@@ -29,7 +29,7 @@ class Config(TrainConfig):
     data: str = ""                  # demonstrations, .jsonl; none: the sandbox's
     ptx: str = ""                   # pretraining text for --ptx-mix, plain or .jsonl; none: the sandbox's corpus
     ptx_mix: float = 0.1            # pretraining tokens' share of the loss ([IG] C.3 mixes 10 % of data), 0 for none
-    demonstrations: int = 300       # demonstrations of the sandbox, if there is no --data
+    demonstrations: int = 400       # demonstrations of the sandbox, if there is no --data
     epochs: int = 16                # [IG] C.1
     batch: int = 32                 # demonstrations of one step ([IG] C.1)
     dropout: float = 0.2            # residual dropout ([IG] C.1)
@@ -62,7 +62,7 @@ def main(cfg):
     if cfg.select not in ("last", "rm") or (cfg.select == "rm") != bool(cfg.rm):
         raise ValueError("--select is last or rm; rm needs --rm FILE and nothing else does")
     if not 0 <= cfg.ptx_mix < 1:
-        raise ValueError(f"--ptx-mix {cfg.ptx_mix} must be at least 0 and below 1: it is the pretraining tokens' share of the loss")
+        raise ValueError(f"--ptx-mix {cfg.ptx_mix} must be at least 0 and below 1: it is the pretraining tokens' share")
     meta = provenance(cfg, "sft", init=cfg.init, data=cfg.data, ptx=cfg.ptx, rm=cfg.rm)
     if (metrics := already_done(cfg, meta, read_checkpoint)) is not None:
         return metrics
@@ -74,7 +74,8 @@ def main(cfg):
     records, held_out = data.split(records, cfg.held_out)
     rows = data.encode_demonstrations(records, enc, block, counts)
     held = data.encode_demonstrations(held_out, enc, block, counts) if held_out else rows[:1]
-    prompts = data.encode_prompts([replace(r, messages=r.messages[:-1]) for r in held_out or records[:1]], enc, block - cfg.max_new, counts)
+    prompts = [replace(r, messages=r.messages[:-1]) for r in held_out or records[:1]]
+    prompts = data.encode_prompts(prompts, enc, block - cfg.max_new, counts)
     print(data.report(counts))
     ptx = data.pack(data.read_text(cfg.ptx) if cfg.ptx else sandbox.corpus(5000, f"ptx {cfg.seed}"), enc) if cfg.ptx_mix else None
     rm = load_model(cfg.rm, "scorer", checkpoint["tokenizer"], device)[0].eval() if cfg.rm else None

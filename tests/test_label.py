@@ -1,0 +1,163 @@
+"""Labelling: ranks from ratings, K responses for each prompt, and records that the reward model can read."""
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+import data
+import label
+import sandbox
+from model import GPT, GPTConfig, Scorer, generate, save_checkpoint
+
+ENC = data.get_tokenizer("sandbox")
+
+
+def talkative(seed=0):
+    """A tiny random model whose greedy replies to two prompts differ."""
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(ENC.n_vocab, 128, 1, 2, 32)).eval()
+    torch.nn.init.normal_(model.wte.weight, 0.0, 0.1)
+    torch.nn.init.normal_(model.wpe.weight, 0.0, 1.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("label") / "sft.pt")
+    save_checkpoint(path, talkative(), data.tokenizer_id(ENC), {"stage": "sft"})
+    return path
+
+
+def written(path):
+    with open(path) as f:
+        return [json.loads(line) for line in f]
+
+
+@pytest.fixture
+def config(sft, tmp_path):
+    return label.Config(init=(sft,), out=str(tmp_path / "c.jsonl"), n=14, k_min=2, k_max=5, max_new=5, batch=4)
+
+
+# -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("ratings", "ranks"), [
+    ([7, 3, 7], [1, 2, 1]), ([1], [1]), ([2, 2, 2], [1, 1, 1]), ([1, 2, 3, 4], [4, 3, 2, 1]),
+    ([5, 7, 5, 1], [2, 1, 2, 3])])
+def test_ranks_of_ratings(ratings, ranks):
+    assert label.ranks_of(ratings) == ranks
+
+
+def test_every_prompt_gets_as_many_responses_as_asked_for():
+    prompts, k = sandbox.prompts(7), [2, 5, 3, 1, 4, 9, 2]
+    cfg = label.Config(max_new=4, batch=3)
+    found = label.sample_responses([talkative()], ENC, prompts, k, cfg)
+    assert [len(r) for r in found] == k
+    assert all(isinstance(r, str) and sandbox.CLOSING not in r and data.EOS not in r for rs in found for r in rs)
+    assert found == label.sample_responses([talkative()], ENC, prompts, k, cfg)
+    assert found != label.sample_responses([talkative()], ENC, prompts, k, replace(cfg, seed=1))
+
+
+def test_responses_belong_to_their_prompt_and_come_from_every_model():
+    """Greedy, so that the reply to each prompt can be made alone; the two models are asked in turn."""
+    models, prompts = [talkative(0), talkative(1)], sandbox.prompts(9)
+    alone = []
+    for p in prompts:
+        ids = data.encode_prompt(ENC, p.messages)
+        rows = [generate(m, *data.pad([ids]), 6, ENC.eot_token, temperature=0) for m in models]
+        alone.append([ENC.decode([t for t in row[0, len(ids):end[0]].tolist() if t != ENC.eot_token]).strip()
+                      for row, end in rows])
+    assert len({a for a, _ in alone}) > 2 and all(a != b for a, b in alone)
+    cfg = label.Config(temperatures=(0.0,), max_new=6, batch=4)
+    found = label.sample_responses(models, ENC, prompts, [4] * 9, cfg)
+    assert all(set(rs) <= set(both) for rs, both in zip(found, alone))
+    asked = Counter(both.index(r) for rs, both in zip(found, alone) for r in rs)
+    assert min(asked[0], asked[1]) >= 8
+
+
+def test_rankings_have_a_labeler_and_a_rank_for_each_response(config):
+    cfg = replace(config, n=60)
+    metrics = label.main(cfg)
+    records = written(cfg.out)
+    assert metrics["records"] == len(records) >= 60
+    for r in records:
+        assert r["labeler"] in sandbox.LABELERS and r["use_case"] in sandbox.USE_CASES
+        assert 2 <= len(r["responses"]) == len(r["ranks"]) <= 5
+        assert set(r["ranks"]) == set(range(1, max(r["ranks"]) + 1))
+    assert {len(r["responses"]) for r in records} == {2, 3, 4, 5}
+    assert {r["labeler"] for r in records} == set(sandbox.LABELERS)
+    assert data.as_messages(records[0]["prompt"], "") == records[0]["prompt"]
+
+
+def test_labelling_twice_writes_the_same_bytes(config, tmp_path):
+    other = replace(config, out=str(tmp_path / "again.jsonl"))
+    label.main(config)
+    label.main(other)
+    with open(config.out, "rb") as f, open(other.out, "rb") as g:
+        assert f.read() == g.read()
+
+
+@pytest.mark.parametrize(("overlap", "labelers"), [(0.0, 1), (1.0, 2)])
+def test_two_labelers_rank_the_same_responses_of_a_prompt_that_overlaps(config, overlap, labelers):
+    cfg = replace(config, overlap=overlap)
+    assert label.main(cfg)["records"] == 14 * labelers
+    by_outputs = {}
+    for r in written(cfg.out):
+        by_outputs.setdefault((str(r["prompt"]), str(r["responses"])), set()).add(r["labeler"])
+    assert len(by_outputs) == 14 and all(len(names) == labelers for names in by_outputs.values())
+
+
+def test_ranks_order_the_responses_as_the_labeler_rates_them(config, monkeypatch):
+    monkeypatch.setattr(sandbox, "rate", lambda labeler, prompt, responses, rng: list(range(1, len(responses) + 1)))
+    label.main(config)
+    assert all(r["ranks"] == list(range(len(r["ranks"]), 0, -1)) for r in written(config.out))
+    rankings = data.read_rankings(config.out, Counter())
+    assert all(better > worse for r in rankings for better, worse in r.pairs)
+
+
+def test_rate_writes_ratings_from_1_to_7(config):
+    label.main(replace(config, rate=True, n=40))
+    records = written(config.out)
+    assert all("ranks" not in r and len(r["ratings"]) == len(r["responses"]) for r in records)
+    seen = {x for r in records for x in r["ratings"]}
+    assert seen <= set(range(1, 8)) and len(seen) > 3
+
+
+def test_swap_mixes_in_what_answers_other_prompts(config, monkeypatch):
+    def numbered(models, enc, prompts, k, cfg):
+        return [[f"reply to {i}"] * k_i for i, k_i in enumerate(k)]
+    monkeypatch.setattr(label, "sample_responses", numbered)
+
+    def strangers(swap):
+        label.main(replace(config, n=200, swap=swap, overlap=0.0))
+        own = [r == f"reply to {i}" for i, rec in enumerate(written(config.out)) for r in rec["responses"]]
+        return 1 - sum(own) / len(own)
+    assert strangers(0.0) == 0
+    assert strangers(0.5) == pytest.approx(0.5, abs=0.08)
+
+
+def test_prompts_of_a_file_are_labelled_by_their_meta(config, tmp_path):
+    path = str(tmp_path / "prompts.jsonl")
+    data.write_jsonl(path, [{"prompt": p.messages, "use_case": p.use_case, "meta": p.meta} for p in sandbox.prompts(5, 9)])
+    label.main(replace(config, prompts=path, overlap=0.0))
+    assert [r["prompt"] for r in written(config.out)] == [p.messages for p in sandbox.prompts(5, 9)]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"k_min": 1}, "--k-min 1 and --k-max 5"), ({"k_min": 6}, "--k-min 6 and --k-max 5"), ({"init": ()}, "--init"),
+    ({"max_new": 128}, "--max-new"), ({"init": ("none.pt",)}, "none.pt does not exist"),
+    ({"out": "/no/such/folder/c.jsonl"}, "cannot write")])
+def test_refusals_say_what_to_change(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        label.main(replace(config, **change))
+
+
+def test_prompts_without_an_answer_key_and_reward_models_are_refused(config, tmp_path):
+    path, rm = str(tmp_path / "prompts.jsonl"), str(tmp_path / "rm.pt")
+    data.write_jsonl(path, [{"prompt": "Who are you?"}])
+    with pytest.raises(ValueError, match="meta"):
+        label.main(replace(config, prompts=path))
+    save_checkpoint(rm, Scorer(GPTConfig(ENC.n_vocab, 64, 1, 2, 16)), data.tokenizer_id(ENC), {})
+    with pytest.raises(ValueError, match="reward model"):
+        label.main(replace(config, init=(rm,)))
