@@ -27,7 +27,7 @@ class Config:
     init: tuple[str, ...] = ()      # one or more models to sample from, made by sft.py, ppo.py or pretrain.py
     out: str = "comparisons.jsonl"  # the rankings to write
     prompts: str = ""               # the sandbox's prompts with their "meta", .jsonl; none: drawn from the seed
-    n: int = 8000                   # prompts to draw
+    n: int = 12_000                 # prompts to draw
     k_min: int = 4                  # fewest responses ranked together ([IG] 3.5)
     k_max: int = 9                  # most responses ranked together ([IG] 3.5)
     temperatures: tuple[float, ...] = (1.0, 1.3)   # each response is sampled by one model at one of these
@@ -57,9 +57,10 @@ def sample_responses(models, enc, prompts, k, cfg):
     settings = [(m, t) for m in models for t in cfg.temperatures]
     drawn = [[rng.randrange(len(settings)) for _ in range(k_i)] for k_i in k]
     encoded = data.encode_prompts(prompts, enc, min(m.cfg.block_size for m in models) - cfg.max_new, Counter())
+    by_length = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))   # little padding: 1.3x
     for first in tqdm(range(0, len(prompts), cfg.batch), desc="sample"):
         for s, (model, temperature) in enumerate(settings):
-            todo = [i for i in range(first, min(first + cfg.batch, len(prompts))) for choice in drawn[i] if choice == s]
+            todo = [i for i in by_length[first:first + cfg.batch] for choice in drawn[i] if choice == s]
             if not todo:
                 continue
             batch = data.pad([encoded[i] for i in todo], device=next(model.parameters()).device)

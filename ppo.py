@@ -68,7 +68,7 @@ class Config(TrainConfig):
 
 
 PRESETS = {
-    "sandbox": {"lr": 3e-4, "value_lr": 1e-3, "ptx_coef": 3.0, "ptx_ratio": 0.25, "kl_coef": 0.1, "ema": 0.98},
+    "sandbox": {"lr": 3e-4, "value_lr": 1e-3, "ptx_coef": 3.0, "ptx_ratio": 0.25, "kl_coef": 0.1, "ema": 0.98, "iterations": 80},
     "gpt2": {"iterations": 200, "rollout": 512, "max_new": 128, "microbatch": 16},
     "paper-1.3b": {"iterations": 500, "rollout": 512, "max_new": 1000, "microbatch": 4},
     "paper-6b": {"iterations": 500, "rollout": 512, "max_new": 1000, "microbatch": 1},

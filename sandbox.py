@@ -234,7 +234,7 @@ def _insult(rng, demo):
     return request, {"answers": [REFUSAL.format(p=p)]}
 
 
-USE_CASES = {"open qa": (_open_qa, 30), "unanswerable": (_unanswerable, 12), "closed qa": (_closed_qa, 12),
+USE_CASES = {"open qa": (_open_qa, 26), "unanswerable": (_unanswerable, 16), "closed qa": (_closed_qa, 12),
              "extraction": (_extraction, 10), "rewriting": (_rewriting, 8), "brainstorming": (_brainstorming, 14), "chat": (_chat, 7), "insult": (_insult, 7)}
 
 
@@ -260,12 +260,12 @@ def eval_prompts(n, seed=0):
 
 
 def demonstrations(n=400, seed=0):
-    """n prompts with the answer of a careful person. Those about the world cover a few countries only. One writer of three
-    likes to close politely, which the rubric finds too long: labelers judge better than they write."""
+    """n prompts with the answer of a careful person. Those about the world cover a few countries only. One writer of two
+    likes to close politely, which the rubric finds too long: people judge better than they write."""
     rng = random.Random(f"writers {seed}")
     found = []
     for p in _prompts(n, f"demonstrations {seed}", held_out=False, demo=True):
-        response = p.meta["answers"][0] + rng.choice(["", "", f" {CLOSING}"])
+        response = p.meta["answers"][0] + rng.choice(["", f" {CLOSING}"])
         found.append(Demonstration([*p.messages, {"role": "assistant", "content": response}], p.use_case))
     return found
 

@@ -1,4 +1,5 @@
-"""Bad input: one sentence that starts with "error:", exit code 2, no traceback, and a good output file left as it was."""
+"""Bad input: one sentence after "error:", exit code 2, no traceback, and good files stay as they were."""
+
 import importlib
 import os
 import pickle
@@ -16,9 +17,27 @@ from model import GPT, GPTConfig, Scorer, load_model, save_checkpoint
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ENC = data.get_tokenizer("sandbox")
-SMALL = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--context", "64", "--block", "32", "--batch", "2",
-         "--documents", "100", "--tokens", "192"]
-RANKINGS = [{"prompt": f"Who are you, {i}?", "responses": ["I am.", "You are."], "ranks": [1, 2]} for i in range(40)]
+SMALL = [
+    "--n-layer",
+    "1",
+    "--n-head",
+    "2",
+    "--n-embd",
+    "32",
+    "--context",
+    "64",
+    "--block",
+    "32",
+    "--batch",
+    "2",
+    "--documents",
+    "100",
+    "--tokens",
+    "192",
+]
+RANKINGS = [
+    {"prompt": f"Who are you, {i}?", "responses": ["I am.", "You are."], "ranks": [1, 2]} for i in range(40)
+]
 DEMONSTRATIONS = [{"prompt": f"Who are you, {i}?", "response": "I am."} for i in range(40)]
 
 
@@ -35,7 +54,13 @@ def checkpoints(tmp_path_factory):
 
     def put(name, kind=GPT, block=64, tokenizer=own, **meta):
         torch.manual_seed(0)
-        save_checkpoint(str(folder / name), kind(GPTConfig(ENC.n_vocab, block, 1, 2, 16)), tokenizer, {"stage": "sft"} | meta)
+        save_checkpoint(
+            str(folder / name),
+            kind(GPTConfig(ENC.n_vocab, block, 1, 2, 16)),
+            tokenizer,
+            {"stage": "sft"} | meta,
+        )
+
     put("sft.pt")
     put("short.pt", block=16)
     put("rm.pt", Scorer, config={"seed": 0})
@@ -73,13 +98,18 @@ def one_sentence(stderr):
 
 @pytest.fixture
 def refusal(inside, monkeypatch, capsys):
-    """Run a script on a command line in this process -> its sentence. What stands in --out stays as it was."""
+    """Run a script's command line in this process -> its sentence. What stands in --out stays as it was."""
+
     def refused(script, *argv):
         module = importlib.import_module(script)
         positional = {"sample": "model", "evaluate": "systems"}.get(script)
         with open("good", "wb") as f:
             f.write(b"an earlier result")
-        out = [] if "--out" in argv or script == "sample" else ["--out", "report" if script == "evaluate" else "good"]
+        out = (
+            []
+            if "--out" in argv or script == "sample"
+            else ["--out", "report" if script == "evaluate" else "good"]
+        )
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *argv, *out])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
@@ -89,30 +119,54 @@ def refusal(inside, monkeypatch, capsys):
             assert f.read() == b"an earlier result"
         assert not os.path.exists("executed") and not [n for n in os.listdir() if n.endswith(".tmp")]
         return one_sentence(capsys.readouterr().err)
+
     return refused
 
 
 def run(script, *argv, **more):
-    return subprocess.run([sys.executable, os.path.join(ROOT, f"{script}.py"), *argv], capture_output=True, text=True,
-                          check=False, **more)
+    return subprocess.run(
+        [sys.executable, os.path.join(ROOT, f"{script}.py"), *argv],
+        capture_output=True,
+        text=True,
+        check=False,
+        **more,
+    )
 
 
 # -------------------------------------------------------------------------------------------------
 # checkpoints
 
-@pytest.mark.parametrize(("name", "says"), [
-    ("none.pt", "does not exist"), ("truncated.pt", "truncated"), ("empty.pt", "empty.pt"), ("text.pt", "text.pt"),
-    ("foreign.pt", "not a checkpoint of these scripts"), ("code.pt", "could run code"), ("pickle.pt", "could run code"),
-    ("rm.pt", "reward model"), (".", "does not exist")])
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("none.pt", "does not exist"),
+        ("truncated.pt", "truncated"),
+        ("empty.pt", "empty.pt"),
+        ("text.pt", "text.pt"),
+        ("foreign.pt", "not a checkpoint of these scripts"),
+        ("code.pt", "could run code"),
+        ("pickle.pt", "could run code"),
+        ("rm.pt", "reward model"),
+        (".", "does not exist"),
+    ],
+)
 @pytest.mark.parametrize("script", ["sft", "sample", "evaluate", "label"])
 def test_a_file_that_is_no_language_model(refusal, script, name, says):
     said = refusal(script, *([name] if script in ("sample", "evaluate") else ["--init", name]))
     assert says in said and name in said
 
 
-@pytest.mark.parametrize(("rm", "says"), [
-    ("sft.pt", "a reward model (from reward.py) is needed"), ("other.pt", "tokenizer"), ("short_rm.pt", "context"),
-    ("truncated.pt", "truncated"), ("code.pt", "could run code")])
+@pytest.mark.parametrize(
+    ("rm", "says"),
+    [
+        ("sft.pt", "a reward model (from reward.py) is needed"),
+        ("other.pt", "tokenizer"),
+        ("short_rm.pt", "context"),
+        ("truncated.pt", "truncated"),
+        ("code.pt", "could run code"),
+    ],
+)
 @pytest.mark.parametrize("script", ["ppo", "sample", "evaluate"])
 def test_a_file_that_is_no_reward_model_for_this_policy(refusal, script, rm, says):
     argv = ["--init", "sft.pt"] if script == "ppo" else ["sft.pt"]
@@ -124,9 +178,15 @@ def test_systems_with_different_tokenizers(refusal):
     assert "tokenizer" in refusal("label", "--init", "sft.pt", "other_gpt.pt")
 
 
-@pytest.mark.parametrize(("script", "argv"), [
-    ("sample", ["short.pt", "--prompt", "Who?"]), ("evaluate", ["short.pt"]), ("label", ["--init", "short.pt"]),
-    ("ppo", ["--init", "short.pt", "--rm", "short_rm.pt"])])
+@pytest.mark.parametrize(
+    ("script", "argv"),
+    [
+        ("sample", ["short.pt", "--prompt", "Who?"]),
+        ("evaluate", ["short.pt"]),
+        ("label", ["--init", "short.pt"]),
+        ("ppo", ["--init", "short.pt", "--rm", "short_rm.pt"]),
+    ],
+)
 def test_a_context_without_room_for_a_prompt(refusal, script, argv):
     assert "--max-new" in refusal(script, *argv, "--max-new", "16")
 
@@ -136,7 +196,9 @@ def test_stages_name_the_commands_that_make_their_inputs(refusal):
     said = refusal("reward")
     assert "python sft.py" in said and "python label.py" in said
     assert "python sft.py" in refusal("label")
-    assert "python sft.py --init base.pt --out sft.pt" in refusal("ppo", "--init", "missing.pt", "--rm", "rm.pt")
+    assert "python sft.py --init base.pt --out sft.pt" in refusal(
+        "ppo", "--init", "missing.pt", "--rm", "rm.pt"
+    )
     said = refusal("ppo", "--init", "sft.pt", "--rm", "missing.pt")
     assert "python label.py" in said and "python reward.py" in said
 
@@ -151,17 +213,27 @@ def test_the_command_of_the_readme_without_its_inputs(tmp_path):
 # -------------------------------------------------------------------------------------------------
 # records
 
-@pytest.mark.parametrize(("lines", "says"), [
-    ([b'{"prompt": "a", "response": "b"}', b'{"prompt": "a", "response": "b"'], "line 2: not JSON"),
-    ([b'{"prompt": "a", "response": "b"}', b'', b'{"prompt": "a", "response": " "}'], "line 3: the response is empty"),
-    ([b'{"prompt": "a", "response": ""}'], "line 1: the response is empty"),
-    ([b'{"prompt": "a", "response": 3}'], "must be a string, got int"),
-    ([b'{"prompt": "a"}'], '"response" is missing'),
-    ([b'["prompt"]'], "got a list"), ([b"null"], "got a NoneType"), ([b""], "holds no demonstration"),
-    ([b'{"prompt": "a", "response": "b"}', b'{"prompt": "caf\xe9", "response": "b"}'], "line 2: byte "),
-    ([b'{"messages": [{"role": "user", "content": "a"}]}'], "must be the assistant's"),
-    ([b'{"messages": [{"role": "bot", "content": "a"}]}'], "system|user|assistant"),
-    ([b'{"prompt": "  ", "response": "b"}'], "prompt is empty")])
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ([b'{"prompt": "a", "response": "b"}', b'{"prompt": "a", "response": "b"'], "line 2: not JSON"),
+        (
+            [b'{"prompt": "a", "response": "b"}', b"", b'{"prompt": "a", "response": " "}'],
+            "line 3: the response is empty",
+        ),
+        ([b'{"prompt": "a", "response": ""}'], "line 1: the response is empty"),
+        ([b'{"prompt": "a", "response": 3}'], "must be a string, got int"),
+        ([b'{"prompt": "a"}'], '"response" is missing'),
+        ([b'["prompt"]'], "got a list"),
+        ([b"null"], "got a NoneType"),
+        ([b""], "holds no demonstration"),
+        ([b'{"prompt": "a", "response": "b"}', b'{"prompt": "caf\xe9", "response": "b"}'], "line 2: byte "),
+        ([b'{"messages": [{"role": "user", "content": "a"}]}'], "must be the assistant's"),
+        ([b'{"messages": [{"role": "bot", "content": "a"}]}'], "system|user|assistant"),
+        ([b'{"prompt": "  ", "response": "b"}'], "prompt is empty"),
+    ],
+)
 def test_demonstrations_that_cannot_be_read(refusal, lines, says):
     with open("bad.jsonl", "wb") as f:
         f.write(b"\n".join(lines) + b"\n")
@@ -169,15 +241,23 @@ def test_demonstrations_that_cannot_be_read(refusal, lines, says):
     assert says in said and "bad.jsonl" in said
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"ranks": [1, 1]}, "holds no ranking with two responses of different rank"),
-    ({"ranks": [1, None]}, "holds no ranking with two responses of different rank"),
-    ({"responses": ["I am.", "I am. "]}, "holds no ranking with two responses of different rank"),
-    ({"ranks": [1, 2, 3]}, "number or null for each of the 2"), ({"ranks": None}, "number or null"),
-    ({"ranks": ["1", "2"]}, "number or null"), ({"responses": ["I am."]}, "at least two"),
-    ({"responses": ["I am.", 3]}, "must be a string"), ({"responses": None}, "at least two"),
-    ({"comparisons": [[0, 2]]}, "[better, worse]"), ({"comparisons": [[0]]}, "[better, worse]"),
-    ({"prompt": 5}, "must be a string or a list")])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"ranks": [1, 1]}, "holds no ranking with two responses of different rank"),
+        ({"ranks": [1, None]}, "holds no ranking with two responses of different rank"),
+        ({"responses": ["I am.", "I am. "]}, "holds no ranking with two responses of different rank"),
+        ({"ranks": [1, 2, 3]}, "number or null for each of the 2"),
+        ({"ranks": None}, "number or null"),
+        ({"ranks": ["1", "2"]}, "number or null"),
+        ({"responses": ["I am."]}, "at least two"),
+        ({"responses": ["I am.", 3]}, "must be a string"),
+        ({"responses": None}, "at least two"),
+        ({"comparisons": [[0, 2]]}, "[better, worse]"),
+        ({"comparisons": [[0]]}, "[better, worse]"),
+        ({"prompt": 5}, "must be a string or a list"),
+    ],
+)
 def test_rankings_that_cannot_be_used(refusal, change, says):
     data.write_jsonl("bad.jsonl", [r | change for r in RANKINGS])
     said = refusal("reward", "--init", "sft.pt", "--data", "bad.jsonl")
@@ -189,9 +269,17 @@ def test_a_number_too_few_rankings_to_hold_some_out(refusal):
     assert "too few" in refusal("reward", "--init", "sft.pt", "--data", "bad.jsonl")
 
 
-@pytest.mark.parametrize(("script", "argv"), [
-    ("pretrain", []), ("sft", ["--init", "sft.pt"]), ("reward", ["--init", "sft.pt"]),
-    ("ppo", ["--init", "sft.pt", "--rm", "rm.pt"]), ("label", ["--init", "sft.pt"]), ("evaluate", ["sft.pt", "--rm", "rm.pt"])])
+@pytest.mark.parametrize(
+    ("script", "argv"),
+    [
+        ("pretrain", []),
+        ("sft", ["--init", "sft.pt"]),
+        ("reward", ["--init", "sft.pt"]),
+        ("ppo", ["--init", "sft.pt", "--rm", "rm.pt"]),
+        ("label", ["--init", "sft.pt"]),
+        ("evaluate", ["sft.pt", "--rm", "rm.pt"]),
+    ],
+)
 def test_a_data_file_that_is_missing_or_not_utf8(refusal, script, argv):
     flag = "--prompts" if script in ("ppo", "label", "evaluate") else "--data"
     assert "does not exist" in refusal(script, *argv, flag, "none.jsonl")
@@ -213,8 +301,23 @@ def test_text_that_is_too_short(refusal):
         f.write("Velia is")
     assert "short.txt" in refusal("pretrain", "--data", "short.txt")
     assert "short.txt" in refusal("sft", "--init", "sft.pt", "--data", "demos.jsonl", "--ptx", "short.txt")
-    assert "short.txt" in refusal("ppo", "--init", "sft.pt", "--rm", "rm.pt", "--ptx", "short.txt", "--max-new", "8",
-                                  "--rollout", "4", "--minibatch", "4", "--iterations", "1")
+    assert "short.txt" in refusal(
+        "ppo",
+        "--init",
+        "sft.pt",
+        "--rm",
+        "rm.pt",
+        "--ptx",
+        "short.txt",
+        "--max-new",
+        "8",
+        "--rollout",
+        "4",
+        "--minibatch",
+        "4",
+        "--iterations",
+        "1",
+    )
 
 
 def test_show_and_tokenizer_files(inside, monkeypatch, capsys):
@@ -224,6 +327,7 @@ def test_show_and_tokenizer_files(inside, monkeypatch, capsys):
             data.main()
         assert stopped.value.code == 2
         return one_sentence(capsys.readouterr().err)
+
     assert "does not exist" in shown("--show", "none.jsonl")
     assert "no tokenizer is called klingon" in shown("--show", "demos.jsonl", "--tokenizer", "klingon")
     (inside / "bad.tiktoken").write_text("no ranks at all")
@@ -235,10 +339,16 @@ def test_show_and_tokenizer_files(inside, monkeypatch, capsys):
 # -------------------------------------------------------------------------------------------------
 # outputs
 
-@pytest.mark.parametrize(("script", "argv"), [
-    ("pretrain", SMALL), ("sft", ["--init", "sft.pt", "--data", "demos.jsonl", "--epochs", "1"]),
-    ("reward", ["--init", "sft.pt", "--data", "rankings.jsonl"]),
-    ("label", ["--init", "sft.pt", "--n", "2", "--max-new", "2"])])
+
+@pytest.mark.parametrize(
+    ("script", "argv"),
+    [
+        ("pretrain", SMALL),
+        ("sft", ["--init", "sft.pt", "--data", "demos.jsonl", "--epochs", "1"]),
+        ("reward", ["--init", "sft.pt", "--data", "rankings.jsonl"]),
+        ("label", ["--init", "sft.pt", "--n", "2", "--max-new", "2"]),
+    ],
+)
 def test_an_output_that_cannot_be_written(refusal, inside, script, argv):
     (inside / "folder").mkdir()
     assert "nowhere/x.pt" in refusal(script, *argv, "--out", "nowhere/x.pt")
@@ -248,26 +358,34 @@ def test_an_output_that_cannot_be_written(refusal, inside, script, argv):
 
 def test_a_report_that_cannot_be_written(refusal):
     argv = ["evaluate", "sft.pt", "--n", "2", "--max-new", "2"]
-    assert "good" in refusal(*argv, "--out", "good")                                    # a file, not a folder
+    assert "good" in refusal(*argv, "--out", "good")  # a file, not a folder
     os.makedirs("report/report.json")
     assert "report" in refusal(*argv, "--out", "report")
 
 
-@pytest.mark.parametrize("limit", [100_000, 0], ids=["checkpoint", "log"])
-def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, limit):
-    """No file may grow beyond `limit` bytes: the write fails as on a full disk."""
+@pytest.mark.parametrize(("limit", "says"), [(100_000, "base.pt.part"), (500, "log.jsonl")])
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, limit, says):
+    """No file may grow beyond `limit` bytes: writing the checkpoint, or the log, fails as on a full disk."""
     torch.manual_seed(0)
     old = GPT(GPTConfig(ENC.n_vocab, 64, 1, 2, 64))
-    save_checkpoint(str(tmp_path / "base.pt"), old, data.tokenizer_id(ENC), {"stage": "pretrain", "metrics": {}})
+    save_checkpoint(
+        str(tmp_path / "base.pt"), old, data.tokenizer_id(ENC), {"stage": "pretrain", "metrics": {}}
+    )
     before = (tmp_path / "base.pt").read_bytes()
 
     def full():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    done = run("pretrain", *SMALL, "--n-embd", "64", "--out", "base.pt", cwd=tmp_path, preexec_fn=full,
-               env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+
+    done = run(
+        "pretrain",
+        *(*SMALL, "--n-embd", "64", "--tokens", "1280", "--save-every", "15", "--out", "base.pt"),
+        cwd=tmp_path,
+        preexec_fn=full,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+    )
     assert done.returncode == 2, done.stderr
-    assert "cannot write" in one_sentence(done.stderr)
+    assert "cannot write" in one_sentence(done.stderr) and says in done.stderr
     assert (tmp_path / "base.pt").read_bytes() == before
     assert not [p for p in tmp_path.iterdir() if p.suffix == ".tmp"]
     load_model(str(tmp_path / "base.pt"), "gpt")
@@ -276,28 +394,42 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, limit):
 def test_an_unfinished_run_with_other_settings_is_not_overwritten(refusal, inside):
     """base.pt.part of one command is refused by another, and stays."""
     torch.manual_seed(0)
-    save_checkpoint(str(inside / "x.pt.part"), GPT(GPTConfig(ENC.n_vocab, 64, 1, 2, 16)), data.tokenizer_id(ENC),
-                    {"stage": "pretrain", "config": {}, "inputs": {}}, resume={"step": 1})
+    save_checkpoint(
+        str(inside / "x.pt.part"),
+        GPT(GPTConfig(ENC.n_vocab, 64, 1, 2, 16)),
+        data.tokenizer_id(ENC),
+        {"stage": "pretrain", "config": {}, "inputs": {}},
+        resume={"step": 1},
+    )
     before = (inside / "x.pt.part").read_bytes()
     assert "x.pt.part" in refusal("pretrain", *SMALL, "--out", "x.pt")
     assert (inside / "x.pt.part").read_bytes() == before and not (inside / "x.pt").exists()
 
 
-@pytest.mark.parametrize(("script", "argv", "says"), [
-    ("pretrain", [*SMALL, "--precision", "fp8"], "--precision"), ("pretrain", [*SMALL, "--block", "65"], "--context"),
-    ("sft", ["--init", "sft.pt", "--ptx-mix", "1"], "--ptx-mix"), ("sft", ["--init", "sft.pt", "--select", "rm"], "--rm"),
-    ("ppo", ["--init", "sft.pt", "--rm", "rm.pt", "--rollout", "5", "--minibatch", "2"], "--minibatch"),
-    ("pretrain", [*SMALL, "--n-head", "3"], "--n-head"),
-    ("pretrain", [*SMALL, "--schedule", "linear"], "--schedule"), ("pretrain", [*SMALL, "--batch", "0"], "--batch"),
-    ("sft", ["--init", "sft.pt", "--epochs", "0"], "--epochs"), ("sft", ["--init", "sft.pt", "--batch", "0"], "--batch"),
-    ("ppo", ["--init", "sft.pt", "--rm", "rm.pt", "--minibatch", "0"], "--minibatch"),
-    ("pretrain", [*SMALL, "--save-every", "0"], "--save-every")])
+@pytest.mark.parametrize(
+    ("script", "argv", "says"),
+    [
+        ("pretrain", [*SMALL, "--precision", "fp8"], "--precision"),
+        ("pretrain", [*SMALL, "--block", "65"], "--context"),
+        ("sft", ["--init", "sft.pt", "--ptx-mix", "1"], "--ptx-mix"),
+        ("sft", ["--init", "sft.pt", "--select", "rm"], "--rm"),
+        ("ppo", ["--init", "sft.pt", "--rm", "rm.pt", "--rollout", "5", "--minibatch", "2"], "--minibatch"),
+        ("pretrain", [*SMALL, "--n-head", "3"], "--n-head"),
+        ("pretrain", [*SMALL, "--schedule", "linear"], "--schedule"),
+        ("pretrain", [*SMALL, "--batch", "0"], "--batch"),
+        ("sft", ["--init", "sft.pt", "--epochs", "0"], "--epochs"),
+        ("sft", ["--init", "sft.pt", "--batch", "0"], "--batch"),
+        ("ppo", ["--init", "sft.pt", "--rm", "rm.pt", "--minibatch", "0"], "--minibatch"),
+        ("pretrain", [*SMALL, "--save-every", "0"], "--save-every"),
+    ],
+)
 def test_settings_that_cannot_work(refusal, script, argv, says):
     assert says in refusal(script, *argv)
 
 
 def test_a_flag_that_does_not_exist(inside, monkeypatch, capsys):
     import pretrain
+
     monkeypatch.setattr(sys, "argv", ["pretrain.py", "--learning-rate", "1"])
     with pytest.raises(SystemExit) as stopped:
         cli.run(pretrain.main, pretrain.Config, pretrain.PRESETS, pretrain.__doc__)

@@ -1,4 +1,5 @@
 """Who wins: win rates and their interval, the KL by enumeration, the loss by hand, and the report."""
+
 import json
 import math
 import os
@@ -16,8 +17,19 @@ import sandbox
 from model import GPT, GPTConfig, Scorer, save_checkpoint
 
 ENC = data.get_tokenizer("sandbox")
-PROMISED = {"name", "win_rate", "win_rate_ci", "true_score", "helpful", "hallucination", "harmless", "rm_score", "kl",
-            "pretrain_loss", "length"}
+PROMISED = {
+    "name",
+    "win_rate",
+    "win_rate_ci",
+    "true_score",
+    "helpful",
+    "hallucination",
+    "harmless",
+    "rm_score",
+    "kl",
+    "pretrain_loss",
+    "length",
+}
 
 
 def tiny(seed, vocab=ENC.n_vocab, block=128, kind=GPT, spread=0.3):
@@ -31,6 +43,7 @@ def tiny(seed, vocab=ENC.n_vocab, block=128, kind=GPT, spread=0.3):
 # -------------------------------------------------------------------------------------------------
 # figures
 
+
 def test_win_rate_counts_ties_half():
     assert evaluate.win_rate(np.array([1, 2, 3]), np.array([1, 3, 2])) == pytest.approx(0.5)
     assert evaluate.win_rate(np.array([1, 2, 3, 4]), np.array([1, 1, 2, 3])) == pytest.approx(3.5 / 4)
@@ -39,7 +52,7 @@ def test_win_rate_counts_ties_half():
 
 
 def test_the_bootstrap_interval_covers_the_truth_19_times_in_20():
-    """Scores 0, 1, 2 with chances .2 .3 .5 against .5 .3 .2: wins .3*.5 + .5*.8 = .55, ties .29, win rate .695."""
+    """Scores 0, 1, 2 at .2 .3 .5 against .5 .3 .2: wins .3*.5 + .5*.8 = .55, ties .29, win rate .695."""
     rng, covered, widths = np.random.default_rng(0), 0, []
     for draw in range(200):
         ours, theirs = rng.choice(3, 120, p=[0.2, 0.3, 0.5]), rng.choice(3, 120, p=[0.5, 0.3, 0.2])
@@ -62,7 +75,7 @@ def test_the_interval_is_a_function_of_its_seed_and_narrows_with_prompts():
 def test_text_loss_is_the_mean_cross_entropy_of_all_blocks(n_blocks):
     model = tiny(0, vocab=11)
     tokens = torch.randint(11, (n_blocks * 64 + 17,), generator=torch.Generator().manual_seed(0))
-    blocks = tokens[:n_blocks * 64].view(n_blocks, 64)
+    blocks = tokens[: n_blocks * 64].view(n_blocks, 64)
     with torch.no_grad():
         want = F.cross_entropy(model(blocks)[:, :-1].reshape(-1, 11), blocks[:, 1:].reshape(-1))
     assert evaluate.text_loss(model, tokens, "cpu") == pytest.approx(want.item(), rel=1e-5)
@@ -70,6 +83,7 @@ def test_text_loss_is_the_mean_cross_entropy_of_all_blocks(n_blocks):
 
 class ThreeTokens:
     """A tokenizer of "a", "b" and EOS."""
+
     eot_token = 2
 
     def encode_ordinary(self, text):
@@ -104,23 +118,30 @@ def test_the_kl_is_that_of_an_enumeration():
     assert found.kl == pytest.approx(want, abs=1e-4)
     assert len(set(zip(found.texts, found.length))) > 3 and kl > 0.05
     assert found.kl.mean() == pytest.approx(kl, abs=4 * found.kl.std() / len(prompts) ** 0.5)
-    ended = [not (len(text) == 2) for text in found.texts]
+    ended = [len(text) != 2 for text in found.texts]
     assert found.ended.tolist() == ended
 
 
 def test_an_answer_does_not_depend_on_the_batch_it_is_measured_in():
     model, baseline, rm = tiny(0), tiny(1), tiny(2, kind=Scorer)
     prompts = sandbox.eval_prompts(12, 0)
-    one, many = (evaluate.answer(model, baseline, rm, ENC, prompts, 0.0, evaluate.Config(max_new=6, batch=b)) for b in (1, 5))
+    one, many = (
+        evaluate.answer(model, baseline, rm, ENC, prompts, 0.0, evaluate.Config(max_new=6, batch=b))
+        for b in (1, 5)
+    )
     assert one.texts == many.texts
-    assert one.kl == pytest.approx(many.kl, abs=1e-4) and one.rm_score == pytest.approx(many.rm_score, abs=1e-4)
+    assert one.kl == pytest.approx(many.kl, abs=1e-4) and one.rm_score == pytest.approx(
+        many.rm_score, abs=1e-4
+    )
     assert one.judged == [sandbox.judge(p, t) for p, t in zip(prompts, one.texts)]
     assert one.score.tolist() == [j.score for j in one.judged]
 
 
 def test_without_an_answer_key_the_reward_model_is_the_judge():
     prompts = [data.Prompt([{"role": "user", "content": "Who are you?"}])] * 4
-    found = evaluate.answer(tiny(0), tiny(1), tiny(2, kind=Scorer), ENC, prompts, 1.0, evaluate.Config(max_new=4))
+    found = evaluate.answer(
+        tiny(0), tiny(1), tiny(2, kind=Scorer), ENC, prompts, 1.0, evaluate.Config(max_new=4)
+    )
     assert found.judged == [None] * 4
     assert found.score.tolist() == found.rm_score.tolist() and found.score.std() > 0
 
@@ -128,8 +149,13 @@ def test_without_an_answer_key_the_reward_model_is_the_judge():
 # -------------------------------------------------------------------------------------------------
 # several seeds
 
+
 def made_up(path, **figures):
-    system = {"name": "ppo", **figures, "use_cases": {"chat": {"win_rate": figures["win_rate"] / 2, "kl": 1.0}}}
+    system = {
+        "name": "ppo",
+        **figures,
+        "use_cases": {"chat": {"win_rate": figures["win_rate"] / 2, "kl": 1.0}},
+    }
     with open(path, "w") as f:
         json.dump({"baseline": "sft", "systems": [system]}, f)
     return str(path)
@@ -160,6 +186,7 @@ def test_one_report_or_no_report_is_refused(tmp_path):
 # -------------------------------------------------------------------------------------------------
 # the whole report
 
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
@@ -171,11 +198,19 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(folder):
-    cfg = evaluate.Config(tuple(str(folder / f"{s}.pt") for s in ("base", "sft", "ppo")), rm=str(folder / "rm.pt"),
-                          out=str(folder / "report"), n=60, max_new=6, batch=25)
+    cfg = evaluate.Config(
+        tuple(str(folder / f"{s}.pt") for s in ("base", "sft", "ppo")),
+        rm=str(folder / "rm.pt"),
+        out=str(folder / "report"),
+        n=60,
+        max_new=6,
+        batch=25,
+    )
     metrics = evaluate.main(cfg)
     with open(folder / "report" / "report.json") as f:
-        return SimpleNamespace(cfg=cfg, metrics=metrics, page=(folder / "report" / "report.md").read_text(), **json.load(f))
+        return SimpleNamespace(
+            cfg=cfg, metrics=metrics, page=(folder / "report" / "report.md").read_text(), **json.load(f)
+        )
 
 
 def test_the_report_has_the_fields_that_were_promised(report):
@@ -230,17 +265,29 @@ def test_prompts_and_text_of_files(folder, tmp_path, capsys):
     prompts, text = str(tmp_path / "p.jsonl"), tmp_path / "t.txt"
     data.write_jsonl(prompts, [{"prompt": f"Who are you, {i}?"} for i in range(5)])
     text.write_text("Facts: Velia is a country. " * 100)
-    cfg = evaluate.Config((str(folder / "ppo.pt"),), str(folder / "rm.pt"), str(tmp_path / "r"), prompts=prompts,
-                          text=str(text), max_new=4)
+    cfg = evaluate.Config(
+        (str(folder / "ppo.pt"),),
+        str(folder / "rm.pt"),
+        str(tmp_path / "r"),
+        prompts=prompts,
+        text=str(text),
+        max_new=4,
+    )
     [figures] = evaluate.main(cfg).values()
     assert "true_score" not in figures and math.isfinite(figures["rm_score"]) and figures["prompts"] == 5
     with pytest.raises(ValueError, match="--rm"):
         evaluate.main(replace(cfg, rm=""))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"systems": ()}, "checkpoints"), ({"baseline": "other.pt"}, "not among"), ({"systems": ("none.pt",)}, "does not exist"),
-    ({"seeds": ("one.json",)}, "report.json")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"systems": ()}, "checkpoints"),
+        ({"baseline": "other.pt"}, "not among"),
+        ({"systems": ("none.pt",)}, "does not exist"),
+        ({"seeds": ("one.json",)}, "report.json"),
+    ],
+)
 def test_refusals_say_what_to_do(report, change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         evaluate.main(replace(report.cfg, out=str(tmp_path / "r"), **change))

@@ -1,4 +1,5 @@
 """Labelling: ranks from ratings, K responses for each prompt, and records that the reward model can read."""
+
 import json
 from collections import Counter
 from dataclasses import replace
@@ -37,14 +38,24 @@ def written(path):
 
 @pytest.fixture
 def config(sft, tmp_path):
-    return label.Config(init=(sft,), out=str(tmp_path / "c.jsonl"), n=14, k_min=2, k_max=5, max_new=5, batch=4)
+    return label.Config(
+        init=(sft,), out=str(tmp_path / "c.jsonl"), n=14, k_min=2, k_max=5, max_new=5, batch=4
+    )
 
 
 # -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("ratings", "ranks"), [
-    ([7, 3, 7], [1, 2, 1]), ([1], [1]), ([2, 2, 2], [1, 1, 1]), ([1, 2, 3, 4], [4, 3, 2, 1]),
-    ([5, 7, 5, 1], [2, 1, 2, 3])])
+
+@pytest.mark.parametrize(
+    ("ratings", "ranks"),
+    [
+        ([7, 3, 7], [1, 2, 1]),
+        ([1], [1]),
+        ([2, 2, 2], [1, 1, 1]),
+        ([1, 2, 3, 4], [4, 3, 2, 1]),
+        ([5, 7, 5, 1], [2, 1, 2, 3]),
+    ],
+)
 def test_ranks_of_ratings(ratings, ranks):
     assert label.ranks_of(ratings) == ranks
 
@@ -54,7 +65,9 @@ def test_every_prompt_gets_as_many_responses_as_asked_for():
     cfg = label.Config(max_new=4, batch=3)
     found = label.sample_responses([talkative()], ENC, prompts, k, cfg)
     assert [len(r) for r in found] == k
-    assert all(isinstance(r, str) and sandbox.CLOSING not in r and data.EOS not in r for rs in found for r in rs)
+    assert all(
+        isinstance(r, str) and sandbox.CLOSING not in r and data.EOS not in r for rs in found for r in rs
+    )
     assert found == label.sample_responses([talkative()], ENC, prompts, k, cfg)
     assert found != label.sample_responses([talkative()], ENC, prompts, k, replace(cfg, seed=1))
 
@@ -66,8 +79,12 @@ def test_responses_belong_to_their_prompt_and_come_from_every_model():
     for p in prompts:
         ids = data.encode_prompt(ENC, p.messages)
         rows = [generate(m, *data.pad([ids]), 6, ENC.eot_token, temperature=0) for m in models]
-        alone.append([ENC.decode([t for t in row[0, len(ids):end[0]].tolist() if t != ENC.eot_token]).strip()
-                      for row, end in rows])
+        alone.append(
+            [
+                ENC.decode([t for t in row[0, len(ids) : end[0]].tolist() if t != ENC.eot_token]).strip()
+                for row, end in rows
+            ]
+        )
     assert len({a for a, _ in alone}) > 2 and all(a != b for a, b in alone)
     cfg = label.Config(temperatures=(0.0,), max_new=6, batch=4)
     found = label.sample_responses(models, ENC, prompts, [4] * 9, cfg)
@@ -109,7 +126,9 @@ def test_two_labelers_rank_the_same_responses_of_a_prompt_that_overlaps(config, 
 
 
 def test_ranks_order_the_responses_as_the_labeler_rates_them(config, monkeypatch):
-    monkeypatch.setattr(sandbox, "rate", lambda labeler, prompt, responses, rng: list(range(1, len(responses) + 1)))
+    monkeypatch.setattr(
+        sandbox, "rate", lambda labeler, prompt, responses, rng: list(range(1, len(responses) + 1))
+    )
     label.main(config)
     assert all(r["ranks"] == list(range(len(r["ranks"]), 0, -1)) for r in written(config.out))
     rankings = data.read_rankings(config.out, Counter())
@@ -127,27 +146,38 @@ def test_rate_writes_ratings_from_1_to_7(config):
 def test_swap_mixes_in_what_answers_other_prompts(config, monkeypatch):
     def numbered(models, enc, prompts, k, cfg):
         return [[f"reply to {i}"] * k_i for i, k_i in enumerate(k)]
+
     monkeypatch.setattr(label, "sample_responses", numbered)
 
     def strangers(swap):
         label.main(replace(config, n=200, swap=swap, overlap=0.0))
         own = [r == f"reply to {i}" for i, rec in enumerate(written(config.out)) for r in rec["responses"]]
         return 1 - sum(own) / len(own)
+
     assert strangers(0.0) == 0
     assert strangers(0.5) == pytest.approx(0.5, abs=0.08)
 
 
 def test_prompts_of_a_file_are_labelled_by_their_meta(config, tmp_path):
     path = str(tmp_path / "prompts.jsonl")
-    data.write_jsonl(path, [{"prompt": p.messages, "use_case": p.use_case, "meta": p.meta} for p in sandbox.prompts(5, 9)])
+    data.write_jsonl(
+        path, [{"prompt": p.messages, "use_case": p.use_case, "meta": p.meta} for p in sandbox.prompts(5, 9)]
+    )
     label.main(replace(config, prompts=path, overlap=0.0))
     assert [r["prompt"] for r in written(config.out)] == [p.messages for p in sandbox.prompts(5, 9)]
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"k_min": 1}, "--k-min 1 and --k-max 5"), ({"k_min": 6}, "--k-min 6 and --k-max 5"), ({"init": ()}, "--init"),
-    ({"max_new": 128}, "--max-new"), ({"init": ("none.pt",)}, "none.pt does not exist"),
-    ({"out": "/no/such/folder/c.jsonl"}, "cannot write")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k_min": 1}, "--k-min 1 and --k-max 5"),
+        ({"k_min": 6}, "--k-min 6 and --k-max 5"),
+        ({"init": ()}, "--init"),
+        ({"max_new": 128}, "--max-new"),
+        ({"init": ("none.pt",)}, "none.pt does not exist"),
+        ({"out": "/no/such/folder/c.jsonl"}, "cannot write"),
+    ],
+)
 def test_refusals_say_what_to_change(config, change, message):
     with pytest.raises(ValueError, match=message):
         label.main(replace(config, **change))

@@ -1,4 +1,5 @@
 """Talking to a model: the best of n by the reward model, greedy, a chat that remembers, and refusals."""
+
 import os
 import re
 import subprocess
@@ -48,18 +49,23 @@ def printed(capsys):
         capsys.readouterr()
         sample.main(cfg)
         return capsys.readouterr().out
+
     return output_of
 
 
 # -------------------------------------------------------------------------------------------------
+
 
 def test_best_of_shows_the_response_with_the_highest_score():
     """The scores are those of each response alone, without its neighbours' padding."""
     model, rm, ids = tiny(0), tiny(1, Scorer), data.encode_prompt(ENC, [{"role": "user", "content": ASKED}])
     rows, total = generate(model, *data.pad([ids]), 8, ENC.eot_token, n=12, seed=5)
     with torch.no_grad():
-        scores = [rm.score(rows[i:i + 1, :total[i]], total[i:i + 1]).item() for i in range(12)]
-    texts = [ENC.decode([t for t in rows[i, len(ids):total[i]].tolist() if t != ENC.eot_token]).strip() for i in range(12)]
+        scores = [rm.score(rows[i : i + 1, : total[i]], total[i : i + 1]).item() for i in range(12)]
+    texts = [
+        ENC.decode([t for t in rows[i, len(ids) : total[i]].tolist() if t != ENC.eot_token]).strip()
+        for i in range(12)
+    ]
     assert max(scores) - min(scores) > 0.1
     [(text, score)] = sample.respond(model, rm, ENC, ids, sample.Config(best_of=12, max_new=8), seed=5)
     assert score == pytest.approx(max(scores), abs=1e-5)
@@ -87,7 +93,7 @@ def test_greedy_says_the_same_whatever_the_seed(config, printed):
 def test_best_of_on_the_command_line_prints_one_scored_line(config, printed, folder):
     ranked = printed(replace(config, rm=str(folder / "rm.pt"), n=6))
     best = printed(replace(config, rm=str(folder / "rm.pt"), best_of=6))
-    scores = [float(x) for x in re.findall(r"^([+-]\d+\.\d\d)  ", ranked, re.M)]
+    scores = [float(x) for x in re.findall(r"^([+-]\d+\.\d\d)  ", ranked, re.MULTILINE)]
     assert len(scores) == 6 and scores == sorted(scores, reverse=True)
     assert best.startswith(f"{scores[0]:+.2f}  ") and ranked.startswith(best) and len(best) < len(ranked)
 
@@ -98,6 +104,7 @@ def test_raw_continues_the_text_itself(config, monkeypatch):
     def spy(model, prompts, *args, **more):
         seen.append(prompts.tolist())
         return generate(model, prompts, *args, **more)
+
     monkeypatch.setattr(sample, "generate", spy)
     sample.main(replace(config, raw=True, prompt="Facts: Velia is"))
     assert seen == [[ENC.encode_ordinary("Facts: Velia is")]]
@@ -118,10 +125,25 @@ def greedy_reply(model, messages, max_new):
 def test_chat_reads_lines_and_remembers_what_was_said(folder):
     """An empty line ends it; what follows that is not read."""
     said = ["Hello, I am Anna.", "What is my name?"]
-    done = subprocess.run([sys.executable, os.path.join(ROOT, "sample.py"), "ppo.pt", "--chat", "--temperature", "0",
-                           "--max-new", "5"], cwd=folder, input="\n".join([*said, "", "Hello?"]) + "\n",
-                          capture_output=True, text=True, encoding="utf-8", check=False,
-                          env=os.environ | {"PYTHONIOENCODING": "utf-8"})
+    done = subprocess.run(
+        [
+            sys.executable,
+            os.path.join(ROOT, "sample.py"),
+            "ppo.pt",
+            "--chat",
+            "--temperature",
+            "0",
+            "--max-new",
+            "5",
+        ],
+        cwd=folder,
+        input="\n".join([*said, "", "Hello?"]) + "\n",
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+    )
     assert done.returncode == 0 and "Traceback" not in done.stderr
     model, _ = load_model(str(folder / "ppo.pt"), "gpt")
     messages = [{"role": "user", "content": said[0]}]
@@ -141,6 +163,7 @@ def test_chat_ends_at_the_end_of_input_and_forgets_what_no_longer_fits(folder, m
         for line in lines:
             return line
         raise EOFError
+
     monkeypatch.setattr("builtins.input", read)
     sample.main(sample.Config((str(folder / "ppo.pt"),), chat=True, max_new=8))
     assert capsys.readouterr().out.count("Assistant: ") == 30
@@ -148,10 +171,19 @@ def test_chat_ends_at_the_end_of_input_and_forgets_what_no_longer_fits(folder, m
 
 # -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"model": ()}, "one model"), ({"model": ("a.pt", "b.pt")}, "one model"), ({"model": ("none.pt",)}, "does not exist"),
-    ({"best_of": 4}, "--rm"), ({"max_new": 128}, "--max-new"), ({"raw": True, "prompt": ""}, "--prompt"),
-    ({"rm": "none.pt"}, "does not exist")])
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": ()}, "one model"),
+        ({"model": ("a.pt", "b.pt")}, "one model"),
+        ({"model": ("none.pt",)}, "does not exist"),
+        ({"best_of": 4}, "--rm"),
+        ({"max_new": 128}, "--max-new"),
+        ({"raw": True, "prompt": ""}, "--prompt"),
+        ({"rm": "none.pt"}, "does not exist"),
+    ],
+)
 def test_refusals_say_what_to_do(config, change, message):
     with pytest.raises(ValueError, match=message):
         sample.main(replace(config, **change))
@@ -173,7 +205,9 @@ def test_a_reward_model_with_a_shorter_context_is_refused(config, tmp_path):
         sample.main(replace(config, rm=str(tmp_path / "rm.pt")))
 
 
-@pytest.mark.parametrize("change", [{"n": 0}, {"max_new": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}])
+@pytest.mark.parametrize(
+    "change", [{"n": 0}, {"max_new": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}]
+)
 def test_numbers_out_of_range_are_refused_or_harmless(config, change):
     """Never a traceback of another kind than the sentence for the user."""
     try:
