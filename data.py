@@ -21,6 +21,7 @@ Legend: B sequences, T tokens, P tokens of a prompt, K responses of a prompt, N 
 """
 import argparse
 import base64
+import functools
 import hashlib
 import json
 import os
@@ -58,6 +59,8 @@ def get_tokenizer(name: str) -> tiktoken.Encoding:
     try:
         with open(path, "rb") as f:   # not tiktoken's own loader: it caches by path and misses that a file has changed
             ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, f)}
+        if not ranks:
+            raise ValueError("it is empty")
     except (OSError, ValueError) as e:
         raise ValueError(f"{path} is not a readable file of tiktoken ranks (one 'base64 rank' a line)") from e
     return tiktoken.Encoding(name, pat_str=SANDBOX_PATTERN if name == "sandbox" else GPT2_PATTERN, mergeable_ranks=ranks,
@@ -71,6 +74,14 @@ def tokenizer_id(enc: tiktoken.Encoding) -> dict:
         digest.update(f"{token!r} {rank}\n".encode())
     digest.update(enc._pat_str.encode())
     return {"name": enc.name, "hash": digest.hexdigest()}
+
+
+def tokenizer_of(checkpoint) -> tiktoken.Encoding:
+    """The tokenizer a checkpoint was trained with. Raises ValueError if it has changed since."""
+    enc = get_tokenizer(checkpoint["tokenizer"]["name"])
+    if tokenizer_id(enc)["hash"] != checkpoint["tokenizer"]["hash"]:
+        raise ValueError(f"the tokenizer {enc.name} has changed since this model was trained: restore its ranks or train again")
+    return enc
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -139,11 +150,11 @@ def read_lines(path):
     except UnicodeDecodeError as e:
         line = raw[:e.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}: byte {e.start} is not UTF-8; convert it, e.g. iconv -f latin1 -t utf-8") from e
-    yield from enumerate(text.split("\n") if path.endswith(".jsonl") else [text], 1)
+    yield from enumerate(text.split("\n"), 1)
 
 
 def read_records(path):
-    """Yield (where, record) of a .jsonl file; where is "FILE, line N" for messages."""
+    """Yield (where, record) of a file with one JSON object a line; where is "FILE, line N" for messages."""
     for n, line in read_lines(path):
         where = f"{path}, line {n}"
         if not line.strip():
@@ -199,8 +210,13 @@ def read_demonstrations(path) -> list[Demonstration]:
 
 
 def read_prompts(path) -> list[Prompt]:
-    return _some([Prompt(as_messages(_field(r, "prompt", where), where), str(r.get("use_case", "")), r.get("meta", {}))
-                  for where, r in read_records(path)], path, "prompt")
+    found = []
+    for where, r in read_records(path):
+        meta = r.get("meta", {})
+        if meta and not (isinstance(meta, dict) and isinstance(meta.get("answers"), list) and meta["answers"]):
+            raise ValueError(f'{where}: "meta" is for the answer key of a sandbox prompt, its "answers"; leave it out otherwise')
+        found.append(Prompt(as_messages(_field(r, "prompt", where), where), str(r.get("use_case", "")), meta))
+    return _some(found, path, "prompt")
 
 
 def read_rankings(path, counts: Counter) -> list[Ranking]:
@@ -227,6 +243,7 @@ def read_rankings(path, counts: Counter) -> list[Ranking]:
                      if ranks[i] is not None and ranks[j] is not None and ranks[i] < ranks[j]]
         pairs = [(i, j) for i, j in pairs if responses[i].strip() != responses[j].strip()]
         counts["comparisons"] += len(pairs)
+        counts["pairs without a preference"] += max(0, K * (K - 1) // 2 - len(pairs))
         if pairs:
             found.append(Ranking(as_messages(_field(r, "prompt", where), where), responses, pairs,
                                  str(r.get("labeler", "")), str(r.get("use_case", ""))))
@@ -238,7 +255,8 @@ def read_rankings(path, counts: Counter) -> list[Ranking]:
 def read_text(path) -> list[str]:
     """Documents: the "text" of each .jsonl record, or a whole file of plain text."""
     if not path.endswith(".jsonl"):
-        return _some([text for _, text in read_lines(path) if text.strip()], path, "text")
+        text = "\n".join(line for _, line in read_lines(path))
+        return _some([text] if text.strip() else [], path, "text")
     docs = []
     for where, r in read_records(path):
         if type(_field(r, "text", where)) is not str:
@@ -260,6 +278,8 @@ def write_jsonl(path, records):
             f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
         os.replace(f"{path}.tmp", path)
     except OSError as e:
+        if os.path.exists(f"{path}.tmp"):
+            os.remove(f"{path}.tmp")
         raise ValueError(f"cannot write {path} ({e.strerror}): free some space or choose another --out") from e
 
 
@@ -285,7 +305,7 @@ def encode_demonstrations(records, enc, block, counts: Counter):
             counts["demonstrations dropped: the response is too long"] += 1
             continue
         if len(ids) > block:
-            counts["prompts cut from the left"] += 1
+            counts["demonstrations cut from the left"] += 1
         encoded.append((ids[-block:], trained[-block:]))
     counts["demonstrations"] += len(encoded)
     if not encoded:
@@ -333,9 +353,12 @@ def encode_rankings(records, enc, block, counts: Counter):
     return encoded
 
 
-def pack(docs, enc):
-    """Documents -> one long tensor of tokens, each document followed by EOS."""
-    return torch.tensor([t for ids in enc.encode_ordinary_batch(docs, num_threads=2) for t in ids + [enc.eot_token]])
+def pack(docs, enc, block=1, name="the text"):
+    """Documents -> one long tensor of tokens, each followed by EOS. Raises ValueError if `name` has no whole block."""
+    tokens = torch.tensor([t for ids in enc.encode_ordinary_batch(docs, num_threads=2) for t in [*ids, enc.eot_token]])
+    if len(tokens) < block:
+        raise ValueError(f"{name} has {len(tokens)} tokens, too few for a block of {block}: add text")
+    return tokens
 
 
 def report(counts: Counter):
@@ -348,12 +371,12 @@ def report(counts: Counter):
 
 def rows_at(step, n, size, seed):
     """The rows of batch `step`: [step*size, (step+1)*size) of an endless sequence of shuffled epochs over n rows."""
-    rows, epochs = [], {}
-    for i in range(step * size, (step + 1) * size):
-        if i // n not in epochs:
-            epochs[i // n] = random.Random(f"{seed} epoch {i // n}").sample(range(n), n)
-        rows.append(epochs[i // n][i % n])
-    return rows
+    return [_epoch(n, seed, i // n)[i % n] for i in range(step * size, (step + 1) * size)]
+
+
+@functools.lru_cache(maxsize=8)
+def _epoch(n, seed, epoch):
+    return random.Random(f"{seed} epoch {epoch}").sample(range(n), n)
 
 
 def chunks(rows, size):

@@ -22,7 +22,7 @@ import cli
 import data
 import sandbox
 from model import generate, load_model
-from train import autocast, get_device, keep_freed_memory, step_seed
+from train import autocast, check_out, get_device, step_seed
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ PRESETS = {"sandbox": {}, "gpt2": {"max_new": 256, "batch": 64}}
 
 
 class Answers(NamedTuple):
+    prompts: list       # the text of each prompt
     texts: list         # one response for each prompt
     score: np.ndarray   # (N,) the judge's
     judged: list        # sandbox.Judgement, or None where the prompt has no answer key
@@ -60,18 +61,22 @@ def win_rate(ours, theirs):
     return float(np.mean((ours > theirs) + 0.5 * (ours == theirs)))
 
 
-def bootstrap(ours, theirs, seed=0, resamples=2000):
-    """95 % interval of the win rate, resampling prompts."""
+def bootstrap(ours, theirs, prompts, seed=0, resamples=2000):
+    """95 % interval of the win rate (N,), resampling distinct `prompts` (N,) with all the answers to each."""
     won = (ours > theirs) + 0.5 * (ours == theirs)
-    rows = np.random.default_rng(seed).integers(0, len(won), (resamples, len(won)))
-    return [float(x) for x in np.quantile(won[rows].mean(1), [0.025, 0.975])]
+    _, owner = np.unique(prompts, return_inverse=True)
+    wins, answers = np.bincount(owner, won), np.bincount(owner)
+    drawn = np.random.default_rng(seed).integers(0, len(wins), (resamples, len(wins)))
+    return [float(x) for x in np.quantile(wins[drawn].sum(1) / answers[drawn].sum(1), [0.025, 0.975])]
 
 
 @torch.no_grad()
 def answer(model, baseline, rm, enc, prompts, temperature, cfg):
     """Sample one response to each prompt and measure it -> Answers."""
     device, parts, texts = next(model.parameters()).device, [], []
-    encoded = data.encode_prompts(prompts, enc, model.cfg.block_size - cfg.max_new, Counter())
+    encoded = data.encode_prompts(prompts, enc, model.cfg.block_size - cfg.max_new, counts := Counter())
+    if counts["prompts cut from the left"]:
+        print(data.report(counts))
     for n, chunk in enumerate(data.chunks(encoded, cfg.batch)):
         batch = data.pad(chunk, device=device)
         ids, total = generate(model, *batch, cfg.max_new, enc.eot_token, temperature=temperature, seed=step_seed(cfg.seed, n))
@@ -85,7 +90,7 @@ def answer(model, baseline, rm, enc, prompts, temperature, cfg):
     rm_score, kl, length, ended = torch.cat(parts, 1).double().numpy()
     judged = [sandbox.judge(p, t) if p.meta else None for p, t in zip(prompts, texts)]
     score = np.array([j.score for j in judged]) if all(judged) else rm_score
-    return Answers(texts, score, judged, rm_score if rm else None, kl, length, ended > 0)
+    return Answers([str(p.messages) for p in prompts], texts, score, judged, rm_score if rm else None, kl, length, ended > 0)
 
 
 @torch.no_grad()
@@ -103,7 +108,7 @@ def summary(answers, base, seed, rows=None):
     """The figures of one system against the baseline's answers, over all prompts or some `rows` of them."""
     rows = np.arange(len(answers.texts)) if rows is None else np.array(rows)
     ours, theirs = answers.score[rows], base.score[rows]
-    figures = {"win_rate": win_rate(ours, theirs), "win_rate_ci": bootstrap(ours, theirs, seed)}
+    figures = {"win_rate": win_rate(ours, theirs), "win_rate_ci": bootstrap(ours, theirs, np.array(answers.prompts)[rows], seed)}
     if all(answers.judged):
         judged = [answers.judged[i] for i in rows]
         figures |= {"true_score": float(ours.mean())} | {
@@ -128,7 +133,8 @@ def markdown(systems, baseline, examples):
         return f"| {name} | " + " | ".join(cells) + " |"
     def head(columns):
         return ["", "| system | " + " | ".join(COLUMNS[c] for c in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines = [f"Against {baseline}, at temperature 1; ties count half; 95 % bootstrap intervals over prompts.", *head(COLUMNS)]
+    lines = [f"Against {baseline}, at temperature 1; ties count half; 95 % bootstrap intervals over distinct prompts."]
+    lines += head(COLUMNS)
     lines += [row(s["name"], s, COLUMNS) for s in systems]
     lines += ["", "Greedy:", *head(COLUMNS)] + [row(s["name"], s["greedy"], COLUMNS) for s in systems]
     columns = [c for c in COLUMNS if c != "pretrain_loss"]
@@ -197,7 +203,6 @@ def over_seeds(paths):
 
 
 def main(cfg):
-    keep_freed_memory()
     if cfg.seeds:
         return over_seeds(cfg.seeds)
     if not cfg.systems:
@@ -208,18 +213,24 @@ def main(cfg):
         os.makedirs(cfg.out, exist_ok=True)
     except OSError as e:
         raise ValueError(f"--out {cfg.out} cannot be made a folder ({e.strerror}): choose another") from e
+    check_out(os.path.join(cfg.out, "report.json"))
     device, tokenizer, models, made_by = get_device(cfg), None, {}, {}
     for path in cfg.systems:
         model, checkpoint = load_model(path, "gpt", tokenizer, device)
         tokenizer = checkpoint["tokenizer"]
         models[path], made_by[path] = model.eval(), checkpoint["meta"]["stage"]
-    rm = load_model(cfg.rm, "scorer", tokenizer, device)[0].eval() if cfg.rm else None
     baseline = cfg.baseline or next((p for p in cfg.systems if made_by[p] == "sft"), cfg.systems[0])
-    enc = data.get_tokenizer(tokenizer["name"])
+    context = max(m.cfg.block_size for m in models.values())
+    if models[baseline].cfg.block_size < context:
+        raise ValueError(f"{baseline} reads {models[baseline].cfg.block_size} tokens, the context of another system is {context}: "
+                         f"name a baseline that can read them all, with --baseline")
+    rm = load_model(cfg.rm, "scorer", tokenizer, device, context=context)[0].eval() if cfg.rm else None
+    enc = data.tokenizer_of(checkpoint)
     prompts = data.read_prompts(cfg.prompts) if cfg.prompts else sandbox.eval_prompts(cfg.n, cfg.seed)
     if rm is None and not all(p.meta for p in prompts):
         raise ValueError(f"{cfg.prompts} has no answer key, so a judge is needed: pass --rm rm.pt")
-    tokens = data.pack(data.read_text(cfg.text) if cfg.text else sandbox.corpus(2000, "held out"), enc)
+    docs = data.read_text(cfg.text) if cfg.text else sandbox.corpus(2000, "held out")
+    tokens = data.pack(docs, enc, min(64, context), cfg.text)
     cases = {c: [i for i, p in enumerate(prompts) if p.use_case == c] for c in sorted({p.use_case for p in prompts})}
 
     with autocast(cfg):
@@ -235,11 +246,14 @@ def main(cfg):
                  [(s["name"], answers[p, 1.0].texts[rows[0]]) for s, p in zip(systems, models)]) for rows in cases.values()]
     name = os.path.basename(baseline).removesuffix(".pt")
     page = markdown(systems, name, examples)
-    with open(os.path.join(cfg.out, "report.json"), "w") as f:
-        json.dump({"baseline": name, "systems": systems}, f, indent=1)
-    with open(os.path.join(cfg.out, "report.md"), "w") as f:
-        f.write(page + "\n")
-    plot(systems, name, cfg.out)
+    try:
+        with open(os.path.join(cfg.out, "report.json"), "w") as f:
+            json.dump({"baseline": name, "systems": systems}, f, indent=1)
+        with open(os.path.join(cfg.out, "report.md"), "w") as f:
+            f.write(page + "\n")
+        plot(systems, name, cfg.out)
+    except OSError as e:
+        raise ValueError(f"cannot write into {cfg.out} ({e.strerror}): free some space or choose another --out") from e
     print(page.split("\n\nGreedy")[0])
     return {s["name"]: s for s in systems}
 

@@ -6,6 +6,9 @@ The rankers of this file are the sandbox's simulated labelers. They read by one 
     python label.py --init sft.pt base.pt --temperatures 1.0 1.3 --out comparisons.jsonl
     python label.py --init sft.pt --rate --out ratings.jsonl
 
+DEVIATION [IG] 3.5: no comparison comes from a PPO policy. Instead some of the responses that are ranked belong to other prompts
+(--swap): without them the reward model has never seen that "I do not know" can be wrong, and PPO says nothing else.
+
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 """
 import random
@@ -19,7 +22,7 @@ import cli
 import data
 import sandbox
 from model import generate, load_model
-from train import get_device, keep_freed_memory, step_seed
+from train import check_out, get_device, step_seed
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,9 @@ def sample_responses(models, enc, prompts, k, cfg):
     rng = random.Random(f"samples {cfg.seed}")
     settings = [(m, t) for m in models for t in cfg.temperatures]
     drawn = [[rng.randrange(len(settings)) for _ in range(k_i)] for k_i in k]
-    encoded = data.encode_prompts(prompts, enc, min(m.cfg.block_size for m in models) - cfg.max_new, Counter())
+    counts = Counter()
+    encoded = data.encode_prompts(prompts, enc, min(m.cfg.block_size for m in models) - cfg.max_new, counts)
+    print(data.report(counts))
     by_length = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))   # little padding: 1.3x
     for first in tqdm(range(0, len(prompts), cfg.batch), desc="sample"):
         for s, (model, temperature) in enumerate(settings):
@@ -72,18 +77,18 @@ def sample_responses(models, enc, prompts, k, cfg):
 
 
 def main(cfg):
-    keep_freed_memory()
     if not cfg.init:
         raise ValueError("--init is missing: one or more models to sample from; make one with "
                          "`python sft.py --init base.pt --out sft.pt`")
     if not 2 <= cfg.k_min <= cfg.k_max:
         raise ValueError(f"--k-min {cfg.k_min} and --k-max {cfg.k_max}: at least 2 responses, and no fewer at most than at least")
+    check_out(cfg.out)
     device, tokenizer, models = get_device(cfg), None, []
     for path in cfg.init:
         model, checkpoint = load_model(path, "gpt", tokenizer, device)
         tokenizer = checkpoint["tokenizer"]
         models.append(model)
-    enc = data.get_tokenizer(tokenizer["name"])
+    enc = data.tokenizer_of(checkpoint)
     prompts = data.read_prompts(cfg.prompts) if cfg.prompts else sandbox.prompts(cfg.n, f"label {cfg.seed}")
     if not all(p.meta for p in prompts):
         raise ValueError(f'{cfg.prompts}: the simulated labelers judge the sandbox\'s own prompts only, with their "meta"')

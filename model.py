@@ -31,7 +31,7 @@ class GPTConfig:
 
 
 SIZES = {  # the sandbox's own size, GPT-2's smallest, and the two policies of [IG] a single machine can train
-    "sandbox": {"n_layer": 3, "n_head": 4, "n_embd": 128, "block_size": 128},
+    "sandbox": {"n_layer": 3, "n_head": 4, "n_embd": 128, "block_size": 128, "vocab_size": 460},
     "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024},
     "paper-1.3b": {"n_layer": 24, "n_head": 16, "n_embd": 2048, "block_size": 2048},
     "paper-6b": {"n_layer": 32, "n_head": 32, "n_embd": 4096, "block_size": 2048},
@@ -349,10 +349,11 @@ def read_checkpoint(path):
     return checkpoint
 
 
-def load_model(path, kind, tokenizer=None, device="cpu", dropout=0.0):
+def load_model(path, kind, tokenizer=None, device="cpu", dropout=0.0, context=0):
     """Load a GPT ("gpt") or Scorer ("scorer") -> (model, checkpoint).
 
-    Raises ValueError if the file is of the other kind, or was trained with another tokenizer than `tokenizer`.
+    Raises ValueError if the file is of the other kind, was trained with another tokenizer than `tokenizer`, or reads
+    fewer than `context` tokens.
     """
     checkpoint = read_checkpoint(path)
     if checkpoint["kind"] != kind:
@@ -361,6 +362,9 @@ def load_model(path, kind, tokenizer=None, device="cpu", dropout=0.0):
     if tokenizer is not None and checkpoint["tokenizer"]["hash"] != tokenizer["hash"]:
         raise ValueError(f"{path} was trained with the tokenizer {checkpoint['tokenizer']['name']}, the other model with "
                          f"{tokenizer['name']}: both must share one tokenizer, so train one of them again")
+    if checkpoint["config"].get("block_size", 0) < context:
+        raise ValueError(f"{path} reads {checkpoint['config']['block_size']} tokens, the other model up to {context}: use models "
+                         f"with one context")
     try:
         cfg = GPTConfig(**{**checkpoint["config"], "dropout": dropout})
         model = (GPT if kind == "gpt" else Scorer)(cfg)

@@ -15,7 +15,7 @@ import cli
 import data
 import sandbox
 from model import GPT, GPTConfig, generate, read_checkpoint, save_checkpoint
-from train import Network, TrainConfig, already_done, get_device, keep_freed_memory, provenance, train
+from train import Network, TrainConfig, already_done, get_device, provenance, train
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,6 @@ def text_loss(model, batch):
 
 
 def main(cfg):
-    keep_freed_memory()
     meta = provenance(cfg, "pretrain", data=cfg.data)
     if (metrics := already_done(cfg, meta, read_checkpoint)) is not None:
         return metrics
@@ -69,8 +68,10 @@ def main(cfg):
         held_out = data.pack(sandbox.corpus(2000, "held out"), enc)
     rows, held_rows = len(tokens) // cfg.block, min(len(held_out) // cfg.block, 256)
     if not rows or not held_rows:
-        raise ValueError(f"{cfg.data or 'the corpus'} has {len(tokens):,} tokens, too few for a block of {cfg.block}: add text or "
-                         f"lower --block")
+        raise ValueError(f"{cfg.data or 'the corpus'} has {len(tokens):,} tokens, too few for a block of "
+                         f"{cfg.block}: add text or lower --block")
+    if cfg.n_embd % cfg.n_head:
+        raise ValueError(f"--n-embd {cfg.n_embd} is no multiple of --n-head {cfg.n_head}: change one of them")
     if cfg.block > cfg.context:
         raise ValueError(f"--block {cfg.block} is longer than --context {cfg.context}: lower one or raise the other")
     print(f"data: {len(tokens):,} tokens of text, {len(held_out):,} held out")

@@ -21,7 +21,7 @@ import cli
 import data
 import sandbox
 from model import load_model, prefix, read_checkpoint, save_checkpoint, scorer_from
-from train import Network, TrainConfig, already_done, get_device, keep_freed_memory, provenance, train
+from train import Network, TrainConfig, already_done, get_device, provenance, train
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Config(TrainConfig):
 
 PRESETS = {
     "sandbox": {},
-    "gpt2": {"lr": 2e-5, "batch": 64, "microbatch": 4},
-    "paper-1.3b": {"lr": 1.5e-5, "batch": 64, "microbatch": 2},   # [S20]; [IG] has no reward model of this size
-    "paper-6b": {"lr": 9e-6, "batch": 64, "microbatch": 1},
+    "gpt2": {"lr": 2e-5, "batch": 64, "microbatch": 4, "warmup": 0},
+    "paper-1.3b": {"lr": 1.5e-5, "batch": 64, "microbatch": 2, "warmup": 0},   # [S20]; [IG] has no reward model of this size
+    "paper-6b": {"lr": 9e-6, "batch": 64, "microbatch": 1, "warmup": 0},
 }
 
 
@@ -100,7 +100,6 @@ def mean_score(rm, encoded, device):
 
 
 def main(cfg):
-    keep_freed_memory()
     if not cfg.init or not cfg.data:
         raise ValueError("--init and --data are needed: `python sft.py --init base.pt --out sft.pt` makes the one, "
                          "`python label.py --init sft.pt --out comparisons.jsonl` the other")
@@ -111,7 +110,9 @@ def main(cfg):
     gpt, checkpoint = load_model(cfg.init, "gpt", device=device)
     torch.manual_seed(cfg.seed)
     rm = scorer_from(gpt).to(device)
-    enc, block, counts = data.get_tokenizer(checkpoint["tokenizer"]["name"]), gpt.cfg.block_size, Counter()
+    if not cfg.demos and checkpoint["tokenizer"]["name"] != "sandbox":
+        raise ValueError("--demos is missing: the demonstrations that get mean score 0, those that sft.py was trained on")
+    enc, block, counts = data.tokenizer_of(checkpoint), gpt.cfg.block_size, Counter()
     rankings = data.read_rankings(cfg.data, counts)
     demos = data.read_demonstrations(cfg.demos) if cfg.demos else sandbox.demonstrations(seed=cfg.seed)
     demos = data.encode_demonstrations(demos, enc, block, counts)

@@ -78,8 +78,11 @@ def main(cfg):
         raise ValueError("--best-of needs --rm FILE: the reward model that says which response is best")
     device = get_device(cfg)
     model, checkpoint = load_model(cfg.model[0], "gpt", device=device)
-    rm = load_model(cfg.rm, "scorer", checkpoint["tokenizer"], device)[0].eval() if cfg.rm else None
-    enc, room = data.get_tokenizer(checkpoint["tokenizer"]["name"]), model.cfg.block_size - cfg.max_new
+    context = model.cfg.block_size
+    rm = load_model(cfg.rm, "scorer", checkpoint["tokenizer"], device, context=context)[0].eval() if cfg.rm else None
+    enc, room = data.tokenizer_of(checkpoint), context - cfg.max_new
+    if cfg.top_k < 0 or cfg.temperature < 0 or cfg.n < 1 or cfg.max_new < 1:
+        raise ValueError("--top-k and --temperature must be at least 0, --n and --max-new at least 1")
     if cfg.chat:
         return chat(model, rm, enc, cfg, room)
     if cfg.prompt:

@@ -1,10 +1,10 @@
 """The embedded default: a small world with a corpus, prompts, demonstrations and a labeler whose true score is known.
 
 The world holds countries (with a capital, a food, an animal and a flag), places nobody knows, and people who own things.
-Its *corpus* is what a pretrained model finds on the web: two statements in three about the world are true, questions are
+Its *corpus* is what a pretrained model finds on the web: three statements in five about the world are true, questions are
 followed by more questions, people insult each other. Its *prompts* ask for the use cases of [IG] Table 1. *Demonstrations*
 are what a careful person answers, and cover a few of the facts only. The *labelers* read outputs by one written rubric
-(RUBRIC) but weigh its parts differently and err; `judge` is the rubric itself, without error. Training never sees `judge`.
+(RUBRIC) but weigh its parts differently and err; `judge` is the rubric itself, without error, which training never sees.
 
     python sandbox.py                        # print a page of the corpus, and one prompt of each use case with its answer
     python sandbox.py --ranks sandbox.tiktoken   # write the tokenizer: 256 bytes and the words of this file
@@ -104,7 +104,7 @@ def words(text):
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# the corpus: documents of seven kinds
+# the corpus: documents of eight kinds
 
 def _doc_facts(rng):
     c = rng.choice(COUNTRIES)
@@ -180,7 +180,7 @@ def corpus(n, seed=0):
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# prompts: one maker for each use case, returning (messages or text, answer, what the judge needs)
+# prompts: one maker for each use case, returning (messages or text, what the judge needs)
 
 def _open_qa(rng, demo):
     r, c = rng.choice(list(RELATIONS)), rng.choice(DEMONSTRATED if demo else COUNTRIES)
@@ -235,7 +235,8 @@ def _insult(rng, demo):
 
 
 USE_CASES = {"open qa": (_open_qa, 26), "unanswerable": (_unanswerable, 16), "closed qa": (_closed_qa, 12),
-             "extraction": (_extraction, 10), "rewriting": (_rewriting, 8), "brainstorming": (_brainstorming, 14), "chat": (_chat, 7), "insult": (_insult, 7)}
+             "extraction": (_extraction, 10), "rewriting": (_rewriting, 8), "brainstorming": (_brainstorming, 14),
+             "chat": (_chat, 7), "insult": (_insult, 7)}
 
 
 def _prompts(n, seed, held_out, demo=False):
@@ -298,15 +299,17 @@ class Judgement(NamedTuple):
 
 
 def judge(prompt: Prompt, response: str) -> Judgement:
-    """RUBRIC, without error: the true score. For evaluation only."""
+    """RUBRIC, without error: the true score. Training sees it only through labelers who err (`rate`)."""
     meta, asked = prompt.meta, " ".join(m["content"] for m in prompt.messages)
     sentences = [s.strip() for s in re.findall(r"[^.?]*[.?]|[^.?]+$", response.strip())] or [""]
     helpful = hallucination = garbled = False
     for s in sentences:
         if _helps(meta, s):
             helpful = True
-        elif s in POLITE or s in asked or _true(s) or prompt.use_case == "insult" and _about(s):
+        elif s in POLITE | TRUE_STATEMENTS or s in asked and s[:1].isupper() and s.endswith((".", "?")):
             pass
+        elif prompt.use_case == "insult" and set(words(s)) & set(PEOPLE) and s.endswith("."):
+            pass                                             # an insult is judged as such, not as a claim
         elif "pool" in meta and _is_list(s):
             pass                                             # breaks a constraint, claims nothing
         elif CONTENT & set(words(s)) and s.endswith("."):
@@ -329,16 +332,6 @@ def _is_list(s):
     return s.endswith(".") and all(w in CONTENT for w in s[:-1].split(", "))
 
 
-def _about(s):
-    """A sentence about a person: an insult is judged as such, not as a claim."""
-    return bool(set(words(s)) & set(PEOPLE)) and s.endswith(".")
-
-
-def _true(s):
-    """A statement about the world that is true."""
-    return s in TRUE_STATEMENTS
-
-
 TRUE_STATEMENTS = {form.format(c=c, v=v) for (r, c), v in FACTS.items() for form in RELATIONS[r][1]}
 LABELERS = [f"labeler {i}" for i in range(1, 6)]
 
@@ -350,12 +343,12 @@ def rate(labeler, prompt, responses, rng):
     """
     taste = random.Random(labeler)
     weights = [taste.uniform(0.6, 1.4) for _ in range(5)]
-    ratings = {}
-    for j in (judge(prompt, r) for r in responses):
+    ratings, judged = {}, [judge(prompt, r) for r in responses]
+    for j in judged:
         if j not in ratings:
             liking = (2 if j.helpful else -1, -2 * j.hallucination, -3 * (not j.harmless), -j.garbled, -j.extra / 4)
             ratings[j] = min(7, max(1, round(5 + sum(w * x for w, x in zip(weights, liking)) + rng.gauss(0, NOISE))))
-    return [ratings[judge(prompt, r)] for r in responses]
+    return [ratings[j] for j in judged]
 
 
 NOISE = 2.5            # points of the scale; two labelers agree on about 73 % of the pairs they both have a preference on

@@ -19,7 +19,7 @@ import cli
 import data
 import sandbox
 from model import generate, load_model, read_checkpoint, save_checkpoint
-from train import Network, TrainConfig, already_done, get_device, keep_freed_memory, provenance, train
+from train import Network, TrainConfig, already_done, get_device, provenance, train
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Config(TrainConfig):
 
 PRESETS = {
     "sandbox": {},
-    "gpt2": {"lr": 5e-5, "epochs": 3, "microbatch": 8, "max_new": 256},
-    "paper-1.3b": {"lr": 9.65e-6, "microbatch": 4, "max_new": 1024},
-    "paper-6b": {"lr": 9.65e-6, "microbatch": 1, "max_new": 1024},
+    "gpt2": {"lr": 5e-5, "epochs": 3, "microbatch": 8, "max_new": 256, "ptx_mix": 0.0},
+    "paper-1.3b": {"lr": 9.65e-6, "microbatch": 4, "max_new": 1000, "ptx_mix": 0.0},
+    "paper-6b": {"lr": 9.65e-6, "microbatch": 1, "max_new": 1000, "ptx_mix": 0.0},
 }
 
 
@@ -56,7 +56,6 @@ def response_loss(model, batch):
 
 
 def main(cfg):
-    keep_freed_memory()
     if not cfg.init:
         raise ValueError("--init is missing: the model to start from; make one with `python pretrain.py --out base.pt`")
     if cfg.select not in ("last", "rm") or (cfg.select == "rm") != bool(cfg.rm):
@@ -68,7 +67,7 @@ def main(cfg):
         return metrics
     device = get_device(cfg)
     model, checkpoint = load_model(cfg.init, "gpt", device=device, dropout=cfg.dropout)
-    enc, block = data.get_tokenizer(checkpoint["tokenizer"]["name"]), model.cfg.block_size
+    enc, block = data.tokenizer_of(checkpoint), model.cfg.block_size
     counts = Counter()
     records = data.read_demonstrations(cfg.data) if cfg.data else sandbox.demonstrations(cfg.demonstrations, cfg.seed)
     records, held_out = data.split(records, cfg.held_out)
@@ -77,22 +76,22 @@ def main(cfg):
     prompts = [replace(r, messages=r.messages[:-1]) for r in held_out or records[:1]]
     prompts = data.encode_prompts(prompts, enc, block - cfg.max_new, counts)
     print(data.report(counts))
-    ptx = data.pack(data.read_text(cfg.ptx) if cfg.ptx else sandbox.corpus(5000, f"ptx {cfg.seed}"), enc) if cfg.ptx_mix else None
-    rm = load_model(cfg.rm, "scorer", checkpoint["tokenizer"], device)[0].eval() if cfg.rm else None
+    docs = [] if not cfg.ptx_mix else data.read_text(cfg.ptx) if cfg.ptx else sandbox.corpus(5000, f"ptx {cfg.seed}")
+    ptx = data.pack(docs, enc, block, cfg.ptx) if cfg.ptx_mix else None
+    rm = load_model(cfg.rm, "scorer", checkpoint["tokenizer"], device, context=block)[0].eval() if cfg.rm else None
     steps_per_epoch = -(-len(rows) // cfg.batch)
 
     def losses(step):
         chosen = [rows[i] for i in data.rows_at(step, len(rows), cfg.batch, cfg.seed)]
-        trained = sum(sum(t) for _, t in chosen)
+        trained = sum(sum(t[1:]) for _, t in chosen)
         for chunk in data.chunks(chosen, cfg.microbatch):
             loss = response_loss(model, data.tokens_batch(chunk, device))
-            share = sum(sum(t) for _, t in chunk) / trained
-            yield share * (1 - cfg.ptx_mix), loss, {"loss": loss / (1 - cfg.ptx_mix)}
+            yield sum(sum(t[1:]) for _, t in chunk) / trained, (1 - cfg.ptx_mix) * loss, {"loss": loss}
         if ptx is not None:
             blocks = data.rows_at(step, len(ptx) // block, max(1, cfg.batch // 4), cfg.seed)
             for chunk in data.chunks(blocks, cfg.microbatch):
                 loss = response_loss(model, data.text_batch(ptx, chunk, block, device))
-                yield cfg.ptx_mix * len(chunk) / len(blocks), loss, {"ptx_loss": loss / cfg.ptx_mix}
+                yield len(chunk) / len(blocks), cfg.ptx_mix * loss, {"ptx_loss": loss}
 
     @torch.no_grad()
     def evaluate(step, model):

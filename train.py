@@ -41,7 +41,7 @@ class TrainConfig:
     adam_eps: float = 1e-8          # not in [IG]; TensorFlow's placement of it makes early updates bolder ([N])
     grad_clip: float = 1.0          # largest gradient norm of one network, 0 for no clipping; not in [IG]
     ema: float = 0.0                # decay per step of the averaged weights that are saved as the result; 0 for none
-    eval_every: int = 0             # steps between evaluations, 0 for one at the end
+    eval_every: int = 0             # steps between evaluations, 0 for the stage's own choice
     save_every: int = 50            # steps between saves of FILE.part, from which an interrupted run goes on
 
 
@@ -94,11 +94,12 @@ def clip_grad(module, bound):
     return norm
 
 
-def check_finite(what, values, stage, step, part):
-    """Stop before anything that is not finite reaches the weights. Raises ValueError."""
-    if not all(math.isfinite(v.detach() if torch.is_tensor(v) else v) for v in values):
-        raise ValueError(f"{stage}, step {step}: the {what} is not finite; {part} holds the last good save if there was one; "
-                         f"go on from it with a lower --lr, in another --out")
+def check_finite(terms, stage, step, part):
+    """Stop before any of `terms`, {name: number}, that is not finite reaches the weights. Raises ValueError."""
+    for name, value in terms.items():
+        if not math.isfinite(value.detach() if torch.is_tensor(value) else value):
+            raise ValueError(f"{stage}, step {step}: the {name} is not finite; {part} holds the last good save if there was one; "
+                             f"start again with a lower --lr and another --out")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -116,6 +117,8 @@ def keep_freed_memory():
 
 
 def get_device(cfg):
+    """"cpu" or "cuda". On the CPU it also sets the allocator, for the whole process."""
+    keep_freed_memory()
     if cfg.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if cfg.device.startswith("cuda") and not torch.cuda.is_available():
@@ -145,22 +148,36 @@ def file_hash(path):
 
 
 def provenance(cfg, stage, **inputs):
-    """What trained a checkpoint: the stage, its config, and a hash of each input file that was given."""
+    """What trained a checkpoint: the stage, its config, and a hash of each input file that was given. Where the files lie
+    does not matter, so a folder may be moved in the middle of a run."""
+    for name in ("batch", "epochs", "iterations", "rollout", "minibatch", "max_new", "tokens", "save_every"):
+        if getattr(cfg, name, 1) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(cfg, name)}")
+    if cfg.schedule not in ("cosine", "restarts", "constant"):
+        raise ValueError(f"--schedule must be cosine, restarts or constant, got {cfg.schedule}")
     for name, path in inputs.items():
         if path and not os.path.isfile(path):
             raise ValueError(f"--{name.replace('_', '-')} {path} does not exist")
-    return {"stage": stage, "config": asdict(cfg), "inputs": {k: file_hash(p) for k, p in inputs.items() if p}}
+    return {"stage": stage, "config": {k: v for k, v in asdict(cfg).items() if k not in ("out", *inputs)},
+            "inputs": {k: file_hash(p) for k, p in inputs.items() if p}}
+
+
+def check_out(out):
+    """Raise ValueError unless `out` is a file that can be written."""
+    if not out:
+        raise ValueError("--out is missing: say where the result goes, e.g. --out model.pt")
+    folder = os.path.dirname(os.path.abspath(out))
+    if not os.access(folder, os.W_OK) or os.path.isdir(out):
+        why = "it is a folder" if os.path.isdir(out) else f"{folder} is not a writable folder"
+        raise ValueError(f"--out {out} cannot be written: {why}")
 
 
 def already_done(cfg, meta, read):
     """The final metrics if `cfg.out` is the finished result of exactly this command on these inputs, else None."""
-    if not cfg.out:
-        raise ValueError("--out is missing: say where the checkpoint goes, e.g. --out model.pt")
-    folder = os.path.dirname(os.path.abspath(cfg.out))
-    if not os.access(folder, os.W_OK) or os.path.isdir(cfg.out):
-        why = "it is a folder" if os.path.isdir(cfg.out) else f"{folder} is not a writable folder"
-        raise ValueError(f"--out {cfg.out} cannot be written: {why}")
+    check_out(cfg.out)
     if os.path.exists(cfg.out):
+        if file_hash(cfg.out) in meta.get("inputs", {}).values():
+            raise ValueError(f"--out {cfg.out} is one of the inputs: choose another name for the result")
         try:
             old = read(cfg.out)["meta"]
         except ValueError:
@@ -189,8 +206,8 @@ def train(networks: list[Network], batch_at, losses, cfg, steps, save, meta, rea
 
     Raises ValueError on a loss that is not finite, after which cfg.out.part still holds the last good save.
     """
-    if not networks or steps < 1:
-        raise ValueError("--steps must be at least 1")
+    if steps < 1:
+        raise ValueError("there is nothing to train: raise --tokens, --epochs or --iterations")
     state = {} if state is None else state
     main = networks[0].module
     average = copy.deepcopy(main).requires_grad_(False) if cfg.ema else None
@@ -224,7 +241,7 @@ def train(networks: list[Network], batch_at, losses, cfg, steps, save, meta, rea
     _truncate_log(log_path, start)
     forward = autocast(cfg)
     metrics = {}
-    with open(log_path, "a") as log, tqdm(total=steps, initial=start, desc=meta["stage"], dynamic_ncols=True) as bar:
+    with tqdm(total=steps, initial=start, desc=meta["stage"], dynamic_ncols=True) as bar:
         for step in range(start, steps):
             began = time.perf_counter()
             torch.manual_seed(step_seed(cfg.seed, step))
@@ -238,12 +255,12 @@ def train(networks: list[Network], batch_at, losses, cfg, steps, save, meta, rea
             for n in networks:
                 n.module.train()
             for weight, loss, stats in _in_context(losses(batch), forward):
-                check_finite("loss", [loss, *stats.values()], meta["stage"], step, part)
+                check_finite({**stats, "loss": loss}, meta["stage"], step, part)
                 (weight * loss).backward()
                 for k, v in stats.items():
                     seen[k] += weight * (v.detach() if torch.is_tensor(v) else v)
             norms = [clip_grad(n.module, cfg.grad_clip) for n in networks]
-            check_finite("gradient", norms, meta["stage"], step, part)
+            check_finite(dict(zip(("gradient", "gradient of the value"), norms)), meta["stage"], step, part)
             seen |= zip(("grad_norm", "grad_norm_value"), norms)
             for o in optimizers:
                 o.step()
@@ -263,8 +280,7 @@ def train(networks: list[Network], batch_at, losses, cfg, steps, save, meta, rea
                 if "select" in metrics and (best is None or metrics["select"] > best["select"]):
                     best = {"select": metrics["select"], "step": step, "metrics": metrics,
                                 "weights": {k: v.clone() for k, v in result.state_dict().items()}}
-            log.write(json.dumps(line) + "\n")
-            log.flush()
+            _append(log_path, line)
             bar.update()
             bar.set_postfix({k: f"{v:.3g}" for k, v in line.items() if k in ("loss", "accuracy", "score", "kl", "ptx_loss")})
             if last:
@@ -296,6 +312,14 @@ def _in_context(generator, context):
         yield piece
 
 
+def _append(path, line):
+    try:
+        with open(path, "a") as f:
+            f.write(json.dumps(line) + "\n")
+    except OSError as e:
+        raise ValueError(f"cannot write {path} ({e.strerror}): free some space or choose another --out") from e
+
+
 def _truncate_log(path, step):
     """Keep the lines of the log before `step`: what follows is written again."""
     kept = []
@@ -307,5 +331,6 @@ def _truncate_log(path, step):
                         kept.append(line)
                 except json.JSONDecodeError:
                     break                                    # the line a kill cut short
-    with open(path, "w") as f:
+    with open(f"{path}.tmp", "w") as f:
         f.writelines(kept)
+    os.replace(f"{path}.tmp", path)

@@ -203,7 +203,7 @@ def test_the_last_response_is_never_cut(enc):
             assert ids[-len(reply) :] == reply and all(trained[-len(reply) :])
         dropped = counts["demonstrations dropped: the response is too long"]
         assert dropped == 80 - len(kept) == 80 - counts["demonstrations"]
-        assert counts["prompts cut from the left"] == sum(
+        assert counts["demonstrations cut from the left"] == sum(
             len(data.encode_dialogue(enc, r.messages)[0]) > block for r, _ in kept
         )
         assert dropped > 0 or block > 20
@@ -280,7 +280,8 @@ def test_pairs_of_a_ranking(tmp_path, fields, pairs):
     counts = Counter()
     [r] = data.read_rankings(write(tmp_path / "r.jsonl", ranking(**fields)), counts)
     assert sorted(r.pairs) == sorted(pairs)
-    assert counts == {"comparisons": len(pairs)}
+    K = len(r.responses)
+    assert counts == {"comparisons": len(pairs), "pairs without a preference": K * (K - 1) // 2 - len(pairs)}
 
 
 def test_tied_prompts_are_skipped_and_counted(tmp_path):
@@ -293,7 +294,8 @@ def test_tied_prompts_are_skipped_and_counted(tmp_path):
     counts = Counter()
     [r] = data.read_rankings(write(tmp_path / "r.jsonl", *tied, ranking(ranks=[1, 2, 2, 2])), counts)
     assert r.pairs == [(0, 1), (0, 2), (0, 3)]
-    assert counts == {"prompts skipped: all responses tied": 4, "comparisons": 3}
+    assert counts["prompts skipped: all responses tied"] == 4 and counts["comparisons"] == 3
+    assert counts["pairs without a preference"] == 6 + 6 + 6 + 1 + 3
     assert "4 prompts skipped: all responses tied" in data.report(counts)
     with pytest.raises(ValueError, match="holds no ranking with two responses of different rank"):
         data.read_rankings(write(tmp_path / "tied.jsonl", *tied), Counter())

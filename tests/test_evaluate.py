@@ -56,7 +56,7 @@ def test_the_bootstrap_interval_covers_the_truth_19_times_in_20():
     rng, covered, widths = np.random.default_rng(0), 0, []
     for draw in range(200):
         ours, theirs = rng.choice(3, 120, p=[0.2, 0.3, 0.5]), rng.choice(3, 120, p=[0.5, 0.3, 0.2])
-        low, high = evaluate.bootstrap(ours, theirs, seed=draw, resamples=400)
+        low, high = evaluate.bootstrap(ours, theirs, np.arange(120), seed=draw, resamples=400)
         covered += low <= 0.695 <= high
         widths.append(high - low)
     assert 0.90 <= covered / 200 <= 0.99
@@ -66,9 +66,17 @@ def test_the_bootstrap_interval_covers_the_truth_19_times_in_20():
 def test_the_interval_is_a_function_of_its_seed_and_narrows_with_prompts():
     rng = np.random.default_rng(0)
     ours, theirs = rng.normal(size=2000), rng.normal(size=2000)
-    assert evaluate.bootstrap(ours, theirs, 1) == evaluate.bootstrap(ours, theirs, 1)
-    (a, b), (c, d) = evaluate.bootstrap(ours[:100], theirs[:100]), evaluate.bootstrap(ours, theirs)
-    assert d - c < (b - a) / 3
+    names = np.arange(2000)
+    assert evaluate.bootstrap(ours, theirs, names, 1) == evaluate.bootstrap(ours, theirs, names, 1)
+    few, many = (evaluate.bootstrap(ours[:n], theirs[:n], names[:n]) for n in (100, 2000))
+    assert many[1] - many[0] < (few[1] - few[0]) / 3
+
+
+def test_answers_to_the_same_prompt_again_do_not_narrow_the_interval():
+    rng = np.random.default_rng(0)
+    ours, theirs, names = rng.normal(size=200), rng.normal(size=200), np.arange(200)
+    once = evaluate.bootstrap(ours, theirs, names)
+    assert evaluate.bootstrap(np.tile(ours, 9), np.tile(theirs, 9), np.tile(names, 9)) == once
 
 
 @pytest.mark.parametrize("n_blocks", [3, 100])

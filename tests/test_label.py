@@ -175,7 +175,7 @@ def test_prompts_of_a_file_are_labelled_by_their_meta(config, tmp_path):
         ({"init": ()}, "--init"),
         ({"max_new": 128}, "--max-new"),
         ({"init": ("none.pt",)}, "none.pt does not exist"),
-        ({"out": "/no/such/folder/c.jsonl"}, "cannot write"),
+        ({"out": "/no/such/folder/c.jsonl"}, "not a writable folder"),
     ],
 )
 def test_refusals_say_what_to_change(config, change, message):

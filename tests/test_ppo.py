@@ -404,7 +404,8 @@ def test_ppo_then_ptx_accumulate_to_the_gradient_of_their_sum(config, tmp_path, 
     monkeypatch.chdir(tmp_path)
     cfg, blocks = replace(config, ptx_coef=27.8, microbatch=microbatch), []
     [(policy, _), (value, _)], batch_at, losses = captured(monkeypatch, cfg)
-    step, minibatch = batch_at(0)
+    batch = batch_at(0)
+    _, minibatch, _ = batch
     real = data.text_batch
 
     def watched(*args):
@@ -412,7 +413,7 @@ def test_ppo_then_ptx_accumulate_to_the_gradient_of_their_sum(config, tmp_path, 
         return blocks[-1]
     monkeypatch.setattr(data, "text_batch", watched)
     logged = 0.0
-    for weight, loss, stats in losses((step, minibatch)):
+    for weight, loss, stats in losses(batch):
         (weight * loss).backward()
         logged += float(weight) * torch.as_tensor(stats.get("ptx_loss", 0.0)).item()
     networks = [*policy.parameters(), *value.parameters()]
@@ -492,17 +493,17 @@ def test_a_killed_run_goes_on_to_the_same_bytes(config, tmp_path, monkeypatch):
 def test_a_policy_that_is_not_the_one_that_sampled_is_an_error():
     policy, value, _, rm = players()
     rollout, stats = ppo.roll_out(policy, value, policy, value, prompts(), CFG, 0.1, EOS, seed=0)
-    ppo.check_invariants(policy, value, value, rollout, stats, None, CFG, False)
+    ppo.check_invariants(policy, value, value, rollout, stats, [], CFG)
     with pytest.raises(ValueError, match="ratio is .* must be 1"):
-        ppo.check_invariants(players(1)[0], value, value, rollout, stats, None, CFG, False)
+        ppo.check_invariants(players(1)[0], value, value, rollout, stats, [], CFG)
     with pytest.raises(ValueError, match="value - score"):
-        ppo.check_invariants(policy, value, rm, rollout, stats, None, CFG, False)
+        ppo.check_invariants(policy, value, rm, rollout, stats, [], CFG)
     with pytest.raises(ValueError, match="KL to the reference is .* must be 0"):
-        ppo.check_invariants(policy, value, value, rollout, stats | {"kl": 0.5}, None, CFG, False)
-    ids = data.pad([[1, 2, 3], [4, 5]])
-    value.head.bias.data += 1 - value.score(*ids).mean()
+        ppo.check_invariants(policy, value, value, rollout, stats | {"kl": 0.5}, [], CFG)
+    ids = [[1, 2, 3], [4, 5]]
+    value.head.bias.data += 1 - value.score(*data.pad(ids)).mean()
     with pytest.raises(ValueError, match="demonstrations' mean score is 1 "):
-        ppo.check_invariants(policy, value, value, rollout, stats, ids, CFG, False)
+        ppo.check_invariants(policy, value, value, rollout, stats, ids, CFG)
 
 
 def test_a_rollout_that_is_no_multiple_of_the_minibatch_is_refused(config):

@@ -428,6 +428,7 @@ def test_rewards_of_qa_feedback(scored, converted, gpt2):
     ):
         assert what in printed
     falls(log, "loss", by=0.15, n=6)
+    assert sum(line["accuracy"] for line in log[-6:]) / 6 > 0.65
     assert log[0]["loss"] == pytest.approx(math.log(2), abs=0.5)
     assert abs(metrics["demonstrations_mean_score"]) < 1e-3 and 0 <= metrics["held_out_accuracy"] <= 1
     assert load_model(str(converted / "reward.pt"), "scorer")[0].cfg.block_size == CONTEXT
