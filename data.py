@@ -41,8 +41,7 @@ SANDBOX_PATTERN = r" ?\p{L}+|\n+| ?\p{N}| ?[^\s\p{L}\p{N}]|\s"
 EOS = "<|endoftext|>"
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# the tokenizer
+# ---- the tokenizer ----------------------------------------------------------------------------------------------
 
 def get_tokenizer(name: str) -> tiktoken.Encoding:
     """"sandbox", a name that tiktoken knows ("gpt2"), or a .tiktoken file of ranks that split text as GPT-2 does."""
@@ -84,8 +83,7 @@ def tokenizer_of(checkpoint) -> tiktoken.Encoding:
     return enc
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# the chat template, written once; special tokens in user text stay text (encode_ordinary)
+# ---- the chat template, written once; special tokens in user text stay text (encode_ordinary) -------------------
 
 ROLES = {"system": "System:", "user": "User:", "assistant": "Assistant:"}
 
@@ -114,8 +112,7 @@ def encode_dialogue(enc, messages):
     return ids, trained
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# canonical records
+# ---- canonical records ------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Prompt:
@@ -292,8 +289,7 @@ def split(records, share, seed=0):
     return [r for r, h in zip(records, sides) if not h], [r for r, h in zip(records, sides) if h]
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# encoded records: too long a prompt is cut from the left, a response never; what does not fit is dropped and counted
+# ---- encoded records: too long a prompt is cut from the left, a response never; what does not fit is dropped and counted ----
 
 def encode_demonstrations(records, enc, block, counts: Counter):
     """-> [(ids, trained), ...] of at most `block` tokens."""
@@ -366,8 +362,7 @@ def report(counts: Counter):
     return "data: " + ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# batches: a function of the step
+# ---- batches: a function of the step ----------------------------------------------------------------------------
 
 def rows_at(step, n, size, seed):
     """The rows of batch `step`: [step*size, (step+1)*size) of an endless sequence of shuffled epochs over n rows."""
@@ -416,9 +411,8 @@ def pad(rows, value=0, device="cpu") -> Prompts:
 
 def tokens_batch(encoded, device="cpu") -> Tokens:
     """[(ids, trained), ...] -> Tokens."""
-    ids = pad([ids for ids, _ in encoded]).ids
-    mask = pad([trained[1:] for _, trained in encoded]).ids.bool()
-    return Tokens(ids.to(device), mask.to(device))
+    mask = pad([trained[1:] for _, trained in encoded], device=device).ids.bool()
+    return Tokens(pad([ids for ids, _ in encoded], device=device).ids, mask)
 
 
 def text_batch(tokens, rows, block, device="cpu") -> Tokens:
@@ -451,8 +445,6 @@ def masked_mean(x, mask):
     """Mean of x where mask is True; 0 where it is True nowhere."""
     return (x * mask).sum() / mask.sum().clamp(min=1)
 
-
-# ---------------------------------------------------------------------------------------------------------------
 
 def show(path, tokenizer, n=5):
     """Print the first n records of a file as the model sees them, trained tokens in green."""

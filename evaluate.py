@@ -222,8 +222,8 @@ def main(cfg):
     baseline = cfg.baseline or next((p for p in cfg.systems if made_by[p] == "sft"), cfg.systems[0])
     context = max(m.cfg.block_size for m in models.values())
     if models[baseline].cfg.block_size < context:
-        raise ValueError(f"{baseline} reads {models[baseline].cfg.block_size} tokens, the context of another system is {context}: "
-                         f"name a baseline that can read them all, with --baseline")
+        raise ValueError(f"{baseline} has a shorter context than the {context} tokens of another system: name a baseline that "
+                         f"can read them all, with --baseline")
     rm = load_model(cfg.rm, "scorer", tokenizer, device, context=context)[0].eval() if cfg.rm else None
     enc = data.tokenizer_of(checkpoint)
     prompts = data.read_prompts(cfg.prompts) if cfg.prompts else sandbox.eval_prompts(cfg.n, cfg.seed)

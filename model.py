@@ -38,8 +38,7 @@ SIZES = {  # the sandbox's own size, GPT-2's smallest, and the two policies of [
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# the network
+# ---- the network ------------------------------------------------------------------------------------------------
 
 class Attention(nn.Module):
     def __init__(self, cfg: GPTConfig):
@@ -162,8 +161,7 @@ def frozen_copy(model):
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# what came before: three kinds of past, one interface (start, mask, extend)
+# ---- what came before: three kinds of past, one interface (start, mask, extend) ---------------------------------
 
 class Recorder:
     """Sees a first pass and keeps each layer's keys and values."""
@@ -243,8 +241,7 @@ def prefix(trunk: GPT, ids, length, owner) -> Prefix:
     return Prefix(recorder.keys, recorder.values, length, owner)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# sampling
+# ---- sampling ---------------------------------------------------------------------------------------------------
 
 def next_token(logits, u, temperature=1.0, top_k=0, top_p=1.0):
     """Sample from logits (B, V) by inverting the cumulative distribution at u (B,), uniform in [0, 1).
@@ -308,8 +305,7 @@ def generate(model: GPT, prompts, prompt_len, max_new, eos, n=1, temperature=1.0
     return ids, total
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# checkpoints
+# ---- checkpoints ------------------------------------------------------------------------------------------------
 
 def save_checkpoint(path, model, tokenizer, meta, **more):
     """Write a self-contained checkpoint to `path`: weights, config, kind, tokenizer {name, hash}, what trained it.

@@ -76,8 +76,7 @@ PRESETS = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# the equations, in the action frame (data.py): tensors (B, T-1), column t is the choice of ids[:, t+1]
+# ---- the equations, in the action frame (data.py): tensors (B, T-1), column t is the choice of ids[:, t+1] ------
 
 def token_rewards(score, logp, ref_logp, mask, total_len, kl_coef):
     """r_t = -beta (log pi - log pi_ref), plus the score (B,) at the action that ended the response. [IG] Eq. 2"""
@@ -154,8 +153,7 @@ def text_loss(policy, batch):
     return F.cross_entropy(logits.float(), batch.ids[:, 1:][batch.mask])
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# what touches models
+# ---- what touches models ----------------------------------------------------------------------------------------
 
 class Rollout(NamedTuple):
     ids: Tensor         # (B, T)    prompt + response, right-padded
@@ -259,8 +257,6 @@ def make_batches(policy, value, reference, rm, rows, demos, enc, cfg, state, dev
         return step, Rollout(*(x[chosen] for x in rollout)), stats
     return batch_at
 
-
-# ---------------------------------------------------------------------------------------------------------------
 
 def main(cfg):
     for flag, path, how in (("--init", cfg.init, "python sft.py --init base.pt --out sft.pt"),

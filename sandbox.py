@@ -19,8 +19,7 @@ from typing import NamedTuple
 
 from data import Demonstration, Prompt
 
-# ---------------------------------------------------------------------------------------------------------------
-# the world
+# ---- the world --------------------------------------------------------------------------------------------------
 
 PEOPLE = ["Anna", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo", "Ida", "Jonas", "Karin", "Leo", "Mia",
           "Nils", "Olga", "Paul", "Rosa", "Simon", "Tara", "Viktor"]
@@ -103,8 +102,7 @@ def words(text):
     return re.findall(r"[A-Za-z]+", text)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# the corpus: documents of eight kinds
+# ---- the corpus: documents of eight kinds -----------------------------------------------------------------------
 
 def _doc_facts(rng):
     c = rng.choice(COUNTRIES)
@@ -179,8 +177,7 @@ def corpus(n, seed=0):
     return [make(rng) for make in rng.choices(list(DOCUMENTS), DOCUMENTS.values(), k=n)]
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# prompts: one maker for each use case, returning (messages or text, what the judge needs)
+# ---- prompts: one maker for each use case, returning (messages or text, what the judge needs) -------------------
 
 def _open_qa(rng, demo):
     r, c = rng.choice(list(RELATIONS)), rng.choice(DEMONSTRATED if demo else COUNTRIES)
@@ -271,8 +268,7 @@ def demonstrations(n=400, seed=0):
     return found
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# the judge and the labelers
+# ---- the judge and the labelers ---------------------------------------------------------------------------------
 
 RUBRIC = """Read the prompt and the response, sentence by sentence.
 +2    helpful: one sentence does just what was asked; -1 if none does. For a question nobody can answer, that is to say so;
@@ -353,8 +349,6 @@ def rate(labeler, prompt, responses, rng):
 
 NOISE = 2.5            # points of the scale; two labelers agree on about 73 % of the pairs they both have a preference on
 
-
-# ---------------------------------------------------------------------------------------------------------------
 
 def write_ranks(path):
     """The sandbox's tokenizer: the 256 bytes, then each word of this world, as it stands behind a space."""

@@ -50,8 +50,6 @@ class Network(NamedTuple):
     lr: float           # its own peak learning rate; PPO's policy and value have one each
 
 
-# ---------------------------------------------------------------------------------------------------------------
-
 def lr_factor(step, steps, schedule, warmup):
     """What multiplies the peak learning rate at `step`: warm-up from 1/10, then the schedule. A pure function."""
     if step < warmup:
@@ -102,8 +100,7 @@ def check_finite(terms, stage, step, part):
                              f"start again with a lower --lr and another --out")
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# devices
+# ---- devices ----------------------------------------------------------------------------------------------------
 
 def keep_freed_memory():
     """On glibc, keep freed memory instead of mapping every large tensor anew: 1.1x on the sandbox's pretraining."""
@@ -135,8 +132,7 @@ def autocast(cfg):
     return torch.autocast(device, torch.bfloat16) if bf16 else nullcontext()
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# files
+# ---- files ------------------------------------------------------------------------------------------------------
 
 def file_hash(path):
     """sha256 of an input file: a checkpoint remembers what it was made from."""
@@ -190,8 +186,6 @@ def already_done(cfg, meta, read):
             return old["metrics"]
     return None
 
-
-# ---------------------------------------------------------------------------------------------------------------
 
 def train(networks: list[Network], batch_at, losses, cfg, steps, save, meta, read, evaluate=None, state=None, cycle=1):
     """Train `networks` for `steps` optimizer steps and write the first one to cfg.out. Returns the final metrics.
