@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import cli
 import data
@@ -99,8 +98,7 @@ def text_loss(model, tokens, device):
     block = min(64, model.cfg.block_size)
     losses = []
     for rows in data.chunks(range(min(512, len(tokens) // block)), 64):
-        ids = data.text_batch(tokens, rows, block, device).ids
-        losses.append(F.cross_entropy(model(ids)[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten()) * len(rows))
+        losses.append(model.loss(*data.text_batch(tokens, rows, block, device)) * len(rows))
     return (sum(losses) / min(512, len(tokens) // block)).item()
 
 

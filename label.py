@@ -62,7 +62,7 @@ def sample_responses(models, enc, prompts, k, cfg):
     counts = Counter()
     encoded = data.encode_prompts(prompts, enc, min(m.cfg.block_size for m in models) - cfg.max_new, counts)
     print(data.report(counts))
-    by_length = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))   # little padding: 1.3x
+    by_length = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))   # little padding
     for first in tqdm(range(0, len(prompts), cfg.batch), desc="sample"):
         for s, (model, temperature) in enumerate(settings):
             todo = [i for i in by_length[first:first + cfg.batch] for choice in drawn[i] if choice == s]

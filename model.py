@@ -114,6 +114,12 @@ class GPT(nn.Module):
         """ids (B, T) -> logits (B, T, V)."""
         return self.logits(self.hidden(ids, past))
 
+    def loss(self, ids, mask):
+        """Mean cross-entropy of the actions that mask (B, T-1) marks, in nats. ids (B, T). Logits are computed at marked
+        positions only: the same number, a fraction of the work."""
+        h = self.hidden(ids)[:, :-1][mask]                                # (M, C)
+        return F.cross_entropy(self.logits(h).float(), ids[:, 1:][mask])
+
     def logp(self, ids, mask, temperature=1.0):
         """Log-probabilities of the actions of `ids` (B, T), in the action frame (data.py), zero where `mask` is.
 

@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -149,8 +148,7 @@ def explained_variance(values, returns, mask):
 def text_loss(policy, batch):
     """Mean cross-entropy of a pretraining token, the second expectation of [IG] Eq. 2. The paper does not say whether
     log pi(x) is summed or averaged over x; a mean keeps gamma independent of the length of a block."""
-    logits = policy(batch.ids)[:, :-1][batch.mask]
-    return F.cross_entropy(logits.float(), batch.ids[:, 1:][batch.mask])
+    return policy.loss(*batch)
 
 
 # ---- what touches models ----------------------------------------------------------------------------------------

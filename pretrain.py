@@ -8,7 +8,6 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 import cli
@@ -51,8 +50,7 @@ PRESETS = {   # [GPT3] 2.1 has the batch sizes and rates, in tokens
 
 def text_loss(model, batch):
     """Mean cross-entropy of next-token prediction over a data.Tokens batch, in nats a token."""
-    logits = model(batch.ids)[:, :-1][batch.mask]                          # (M, V)
-    return F.cross_entropy(logits.float(), batch.ids[:, 1:][batch.mask])
+    return model.loss(*batch)
 
 
 def main(cfg):

@@ -12,7 +12,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 import cli
@@ -50,9 +49,8 @@ PRESETS = {
 
 def response_loss(model, batch):
     """Mean cross-entropy over the tokens that batch.mask marks. The paper does not say whether prompts are trained on
-    as well; here they are not. Logits are computed at marked positions only: the same number, a fraction of the work."""
-    h = model.hidden(batch.ids)[:, :-1][batch.mask]                        # (M, C)
-    return F.cross_entropy(model.logits(h).float(), batch.ids[:, 1:][batch.mask])
+    as well; here they are not."""
+    return model.loss(*batch)
 
 
 def main(cfg):

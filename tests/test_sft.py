@@ -67,7 +67,9 @@ def two_turns():
 
 def stub(hidden):
     """A model whose logits are the given numbers (B, T, V)."""
-    return SimpleNamespace(hidden=lambda ids: hidden, logits=lambda h: h)
+    model = SimpleNamespace(hidden=lambda ids: hidden, logits=lambda h: h)
+    model.loss = lambda ids, mask: GPT.loss(model, ids, mask)
+    return model
 
 
 def test_logits_at_prompt_and_pad_positions_get_exactly_zero_gradient():
