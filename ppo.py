@@ -224,7 +224,7 @@ def check_invariants(policy, value, rm, rollout, stats, demo_ids, cfg):
                 "the policy that is trained is not the one that sampled"))
 
 
-def make_batches(policy, value, reference, rm, rows, demos, enc, cfg, state, device):
+def make_batches(policy, value, reference, rm, rows, demos, eos, cfg, state, device):
     """-> batch_at(step): the minibatch of a step, a Rollout. It rolls out with current weights when the last one is used up."""
     per_epoch = cfg.rollout // cfg.minibatch
     rollout, order, stats, updating_since = None, None, {}, 0.0
@@ -239,7 +239,7 @@ def make_batches(policy, value, reference, rm, rows, demos, enc, cfg, state, dev
                 speed = {"update_tokens_per_second": cfg.epochs * rollout.ids.numel() / seconds}
             prompts = data.pad([rows[i] for i in data.rows_at(iteration, len(rows), cfg.rollout, cfg.seed)], device=device)
             seed = step_seed(cfg.seed, f"rollout {iteration}")
-            rollout, stats = roll_out(policy, value, reference, rm, prompts, cfg, state["kl_coef"], enc.eot_token, seed)
+            rollout, stats = roll_out(policy, value, reference, rm, prompts, cfg, state["kl_coef"], eos, seed)
             stats |= speed
             if step == 0:
                 check_invariants(policy, value, rm, rollout, stats, demos, cfg)
@@ -308,7 +308,7 @@ def main(cfg):
         return {"eval_score": score.mean().item()}
 
     run = replace(cfg, warmup=cfg.warmup * cycle, save_every=max(cycle, cfg.save_every), eval_every=cfg.eval_every or 25 * cycle)
-    batch_at = make_batches(policy, value, reference, rm, rows, demo_ids, enc, cfg, state, device)
+    batch_at = make_batches(policy, value, reference, rm, rows, demo_ids, enc.eot_token, cfg, state, device)
     return train([Network(policy, cfg.lr), Network(value, cfg.value_lr)], batch_at, losses, run, steps=cfg.iterations * cycle,
                  meta=meta, read=read_checkpoint, evaluate=evaluate, state=state, cycle=cycle,
                  save=lambda path, module, meta, **more: save_checkpoint(path, module, checkpoint["tokenizer"], meta, **more))

@@ -9,6 +9,7 @@ anywhere and started again with the same command ends in the same bytes as one t
 """
 import copy
 import ctypes
+import functools
 import hashlib
 import json
 import math
@@ -22,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 
@@ -32,6 +34,7 @@ class TrainConfig:
     device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
     precision: str = "auto"         # fp32, bf16 (autocast over fp32 weights), or auto: bf16 on cuda, fp32 on cpu
     compile: bool = False           # torch.compile each transformer block; costs half a minute, pays on cuda
+    recompute: bool = False         # compute each block's activations twice instead of keeping them: slower, less memory
     microbatch: int = 0             # rows of one forward, 0 for the whole batch; changes memory, not the gradient
     lr: float = 1e-3                # peak learning rate
     schedule: str = "cosine"        # cosine (to 10 % of the peak), restarts (cosine, 4 times) or constant
@@ -42,6 +45,7 @@ class TrainConfig:
     grad_clip: float = 1.0          # largest gradient norm of one network, 0 for no clipping; not in [IG]
     ema: float = 0.0                # decay per step of the averaged weights that are saved as the result; 0 for none
     eval_every: int = 0             # steps between evaluations, 0 for the stage's own choice
+    log_every: int = 1              # steps between lines of the log, each of which waits for the device: 10 pays on cuda
     save_every: int = 50            # steps between saves of FILE.part, from which an interrupted run goes on
 
 
@@ -87,15 +91,41 @@ def clip_grad(module, bound):
     """The norm of the whole gradient; the gradient is scaled down to `bound` only if it exceeds it."""
     grads = [p.grad for p in module.parameters() if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-    if bound and norm > bound:
+    if bound and norm.is_cuda:
+        torch._foreach_mul_(grads, (bound / norm).clamp(max=1))   # no `if`: it would wait for the device
+    elif bound and norm > bound:
         torch._foreach_mul_(grads, bound / norm)
     return norm
 
 
+def update(networks, optimizers, pieces, cfg, forward):
+    """One optimizer step on the sum of `pieces`, (weight, loss, stats) computed in the context `forward`. Returns the
+    weighted sums of the stats and the norms of the gradients. Nothing here waits for the device."""
+    seen = defaultdict(float)
+    for weight, loss, stats in _in_context(pieces, forward):
+        (weight * loss).backward()
+        for k, v in stats.items():
+            seen[k] += weight * (v.detach() if torch.is_tensor(v) else v)
+    seen |= zip(("grad_norm", "grad_norm_value"), [clip_grad(n.module, cfg.grad_clip) for n in networks])
+    for o in optimizers:
+        o.step()
+        o.zero_grad()
+    return seen
+
+
+def prepare_blocks(networks, cfg):
+    """What --compile and --recompute ask for, on each transformer block in place, so that the names of the weights stay."""
+    for layer in (x for n in networks for m in n.module.modules() if isinstance(m, nn.ModuleList) for x in m):
+        if cfg.recompute:
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+        if cfg.compile:
+            layer.compile()
+
+
 def check_finite(terms, stage, step, part):
-    """Stop before any of `terms`, {name: number}, that is not finite reaches the weights. Raises ValueError."""
+    """Stop before a step whose `terms`, {name: number}, are not all finite is saved. Raises ValueError."""
     for name, value in terms.items():
-        if not math.isfinite(value.detach() if torch.is_tensor(value) else value):
+        if not math.isfinite(value):
             raise ValueError(f"{stage}, step {step}: the {name} is not finite; {part} holds the last good save if there was one; "
                              f"start again with a lower --lr and another --out")
 
@@ -146,7 +176,7 @@ def file_hash(path):
 def provenance(cfg, stage, **inputs):
     """What trained a checkpoint: the stage, its config, and a hash of each input file that was given. Where the files lie
     does not matter, so a folder may be moved in the middle of a run."""
-    for name in ("batch", "epochs", "iterations", "rollout", "minibatch", "max_new", "tokens", "save_every"):
+    for name in ("batch", "epochs", "iterations", "rollout", "minibatch", "max_new", "tokens", "log_every", "save_every"):
         if getattr(cfg, name, 1) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(cfg, name)}")
     if cfg.schedule not in ("cosine", "restarts", "constant"):
@@ -228,44 +258,35 @@ def train(networks: list[Network], batch_at, losses, cfg, steps, save, meta, rea
             "step": step, "best": best, "state": dict(state),
             "networks": [{"weights": n.module.state_dict(), "optimizer": o.state_dict()} for n, o in zip(networks, optimizers)]})
 
-    if cfg.compile:
-        for layers in (m for n in networks for m in n.module.modules() if isinstance(m, nn.ModuleList)):
-            for layer in layers:
-                layer.compile()                              # in place: the names of the weights stay
+    prepare_blocks(networks, cfg)
     _truncate_log(log_path, start)
     forward = autocast(cfg)
-    metrics = {}
+    metrics, began, logged = {}, time.perf_counter(), start
     with tqdm(total=steps, initial=start, desc=meta["stage"], dynamic_ncols=True) as bar:
         for step in range(start, steps):
-            began = time.perf_counter()
             torch.manual_seed(step_seed(cfg.seed, step))
             factor = lr_factor(step, steps, cfg.schedule, cfg.warmup)
             for n, o in zip(networks, optimizers):
                 for group in o.param_groups:
                     group["lr"] = n.lr * factor
-            seen = defaultdict(float)
             with forward:
                 batch = batch_at(step)
             for n in networks:
                 n.module.train()
-            for weight, loss, stats in _in_context(losses(batch), forward):
-                check_finite({**stats, "loss": loss}, meta["stage"], step, part)
-                (weight * loss).backward()
-                for k, v in stats.items():
-                    seen[k] += weight * (v.detach() if torch.is_tensor(v) else v)
-            norms = [clip_grad(n.module, cfg.grad_clip) for n in networks]
-            check_finite(dict(zip(("gradient", "gradient of the value"), norms)), meta["stage"], step, part)
-            seen |= zip(("grad_norm", "grad_norm_value"), norms)
-            for o in optimizers:
-                o.step()
-                o.zero_grad()
+            seen = update(networks, optimizers, losses(batch), cfg, forward)
             if average is not None:
                 update_ema(average, main, cfg.ema)
             stop = state.get("stop", False) and (step + 1) % cycle == 0
-            line = dict(step=step, lr=networks[0].lr * factor, **{k: float(v) for k, v in seen.items()},
-                        seconds=time.perf_counter() - began)
             last = step == steps - 1 or stop
-            if evaluate and (last or cfg.eval_every and (step + 1) % cfg.eval_every == 0):
+            save_now = (step + 1) % cycle == 0 and (step + 1) // cfg.save_every != (step + 1 - cycle) // cfg.save_every
+            evaluate_now = evaluate and (last or cfg.eval_every and (step + 1) % cfg.eval_every == 0)
+            if not (last or save_now or evaluate_now or (step + 1) % cfg.log_every == 0):
+                bar.update()
+                continue                                     # a line waits for the device: no line, no wait
+            line = {k: float(v) for k, v in seen.items()}
+            check_finite(line, meta["stage"], step, part)
+            line = {"step": step, "lr": networks[0].lr * factor, **line, "seconds": (time.perf_counter() - began) / (step + 1 - logged)}
+            if evaluate_now:
                 result = main if average is None else average
                 result.eval()
                 with forward:
@@ -279,8 +300,9 @@ def train(networks: list[Network], batch_at, losses, cfg, steps, save, meta, rea
             bar.set_postfix({k: f"{v:.3g}" for k, v in line.items() if k in ("loss", "accuracy", "score", "kl", "ptx_loss")})
             if last:
                 break
-            if (step + 1) % cycle == 0 and (step + 1) // cfg.save_every != (step + 1 - cycle) // cfg.save_every:
+            if save_now:
                 save_part(step + 1)
+            began, logged = time.perf_counter(), step + 1
 
     result = main if average is None else average
     if best is not None:

@@ -363,7 +363,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_leaves_the_last_good_save(fol
             for weight, loss, stats in next_token_losses(model, cfg)(ids):
                 yield weight, loss * (bad if len(calls) == 6 else 1.0), stats
         return broken
-    with pytest.raises(ValueError, match="toy, step 5: the loss is not finite"):
+    with pytest.raises(ValueError, match="toy, step 5: the grad_norm is not finite"):
         fit(replace(CFG, save_every=2), 9, losses=losses)
     part = read_checkpoint("toy.pt.part")
     assert part["resume"]["step"] == 4 and not os.path.exists("toy.pt")
