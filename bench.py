@@ -8,7 +8,7 @@ What is timed are the functions that the stages call. Every system has a process
 a machine that is slow for a while is slow for all of them. Beside the systems run a matrix product and a copy of memory,
 which say what the machine can do. The floor of a case is the time that its arithmetic takes at that rate, or its traffic at
 that bandwidth, whichever is longer, summed over its parts. A ratio is a peer's time over ours: medians over the rounds, with
-the extremes. "transformers + allocator" is the peer with the allocator's settings of train.keep_freed_memory.
+the extremes. "transformers + allocator" is the peer with the allocator's settings of cli.keep_freed_memory.
 
 Sizes: S has 4 layers, 128 channels, 512 tokens of vocabulary, M is GPT-2's smallest. Weights and tokens are random.
 """
@@ -154,7 +154,7 @@ def sampling(c, shape, cfg):
 
     def run():
         with context:
-            generate(model, *prompts, R, c.vocab_size - 1)
+            generate(model, *prompts, R, c.vocab_size - 1, compile=cfg.compile)
     return Case(run, B * R, decoding(c, B, P, R, 2 if cfg.dtype == "bf16" else 4))
 
 
@@ -282,7 +282,7 @@ class Result(NamedTuple):
 def work_of_a_process(pipe, make, args, allocator, device):
     """What each process does: make a Case, then run it once for every message."""
     if allocator:
-        get_device(TrainConfig(device=device))
+        cli.keep_freed_memory()
     case = make(*args)
     for _ in range(2):
         case.run()
@@ -343,7 +343,7 @@ def measure(case, c, shape, cfg):
                "ours": (OURS[case], (c, shape, cfg), True)}
     for name, make in PEERS[case].items() if cfg.peer else ():
         systems[name] = (make, (c, shape, cfg), False)
-        if device == "cpu":
+        if device == "cpu" and make is not hf_rm_pairs:      # its memory, kept twice, is too much for a laptop
             systems[f"{name} + allocator"] = (make, (c, shape, cfg), True)
     results = race(systems, cfg.rounds, device)
     ours = results["ours"]

@@ -10,6 +10,7 @@ Legend: B sequences, T tokens, C channels, H heads, D = C / H, V vocabulary, P t
 [IG] Ouyang et al. 2022, arXiv 2203.02155   [S20] Stiennon et al. 2020, arXiv 2009.01325
 """
 import copy
+import functools
 import math
 import os
 import pickle
@@ -40,6 +41,20 @@ SIZES = {  # the sandbox's own size, GPT-2's smallest, and the two policies of [
 
 # ---- the network ------------------------------------------------------------------------------------------------
 
+def attention(q, k, v, mask):
+    """softmax(q k^T / sqrt(D)) v: q (B, H, T, D), k and v (B, H, S, D), mask (B, 1, T, S) bool; None is causal."""
+    B, H, T, D = q.shape
+    S = k.shape[2]
+    if T == 1 or q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    # On a CPU the bf16 backward of the fused kernel takes 2-6 times as long as two plain products (up to 512 tokens)
+    hidden = ~mask.expand(B, H, T, S).reshape(B * H, T, S) if mask is not None else torch.ones(T, S, dtype=torch.bool).triu(1)
+    bias = torch.zeros_like(hidden, dtype=q.dtype).masked_fill_(hidden, -math.inf)
+    q, k, v = (z.reshape(B * H, -1, D) for z in (q, k, v))
+    p = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=D**-0.5).softmax(-1)  # (B H, T, S)
+    return (p @ v).view(B, H, T, D)
+
+
 class Attention(nn.Module):
     def __init__(self, cfg: GPTConfig):
         super().__init__()
@@ -53,7 +68,7 @@ class Attention(nn.Module):
                    for z in self.c_attn(x).split(C, dim=2))
         if past is not None:
             k, v = past.extend(layer, k, v)                               # (B, H, past + T, D)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        y = attention(q, k, v, mask)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))            # (B, T, C)
 
 
@@ -102,8 +117,8 @@ class GPT(nn.Module):
             positions = positions.clamp(max=self.cfg.block_size - 1)
         mask = None if past is None else past.mask(T)
         x = self.wte(ids) + self.wpe(positions)                           # (B, T, C)
-        for layer, block in enumerate(self.h):
-            x = block(x, layer, past, mask)
+        for layer, block in enumerate(self.h):   # a past changes its shape with every step: what is compiled is the plain pass
+            x = block(x, layer) if past is None else block.forward(x, layer, past, mask)
         return self.ln_f(x)
 
     def logits(self, h):
@@ -213,26 +228,33 @@ class Prefix:
 
 
 class Cache:
-    """Static buffers for decoding. Row b writes its next key at its own length, over the pads of its prompt."""
+    """Buffers for decoding. Row b writes its next key at its own length, over the pads of its prompt.
 
-    def __init__(self, keys, values, length, size):
+    length (B,) tokens of each prompt; size: columns, the longest prompt and the response; static: attend to all of them,
+    which never changes a shape, rather than to those that may be in use.
+    """
+
+    def __init__(self, keys, values, length, size, static=False):
         grow = (0, 0, 0, size - keys[0].shape[2])
+        self.used = size if static else keys[0].shape[2]
         self.keys, self.values = [F.pad(k, grow) for k in keys], [F.pad(v, grow) for v in values]
-        self.length = length                                              # (B,)
+        self.length, self.static = length.clone(), static
         self.rows = torch.arange(len(length), device=length.device)
 
     def start(self, T):
         assert T == 1, f"the cache decodes one token at a time, got {T}"
+        self.used += not self.static
         return self.length[:, None]
 
-    def mask(self, T):
-        columns = torch.arange(self.keys[0].shape[2], device=self.length.device)
-        return (columns <= self.length[:, None])[:, None, None]           # (B, 1, 1, size)
+    def mask(self, T):   # added to the scores, in their type: SDPA would convert a bool mask once a layer
+        beyond = torch.arange(self.used, device=self.length.device) > self.length[:, None]
+        mask = torch.zeros(beyond.shape, dtype=self.keys[0].dtype, device=beyond.device).masked_fill_(beyond, -math.inf)
+        return mask[:, None, None]                                        # (B, 1, 1, used)
 
     def extend(self, layer, k, v):
         self.keys[layer][self.rows, :, self.length] = k[:, :, 0]
         self.values[layer][self.rows, :, self.length] = v[:, :, 0]
-        return self.keys[layer], self.values[layer]
+        return self.keys[layer][:, :, :self.used], self.values[layer][:, :, :self.used]
 
     def keep(self, rows):
         """Drop all rows but `rows`, an index tensor."""
@@ -265,13 +287,33 @@ def next_token(logits, u, temperature=1.0, top_k=0, top_p=1.0):
         ranked[:, 1:][beyond[:, 1:]] = 0.0                                # the likeliest token always stays
         p = torch.zeros_like(p).scatter(-1, order, ranked)
     cdf = p.cumsum(-1)
-    token = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).squeeze(1)
-    last = p.shape[-1] - 1 - (p > 0).flip(-1).byte().argmax(-1)           # rounding must not reach a token with p = 0
-    return torch.minimum(token, last)
+    total = cdf[:, -1:]
+    below = torch.nextafter(total, torch.zeros_like(total))               # u * total may round up to total, where no token is
+    return torch.searchsorted(cdf, torch.minimum(u[:, None] * total, below), right=True).squeeze(1)
+
+
+def decode(model, cache, token, u, temperature, top_k, top_p):
+    """One step for all rows: the token that follows `token` (B,), drawn with u (B,)."""
+    h = model.hidden(token[:, None], cache)[:, 0]                         # (B, C)
+    cache.length += 1
+    return next_token(head(model, h), u, temperature, top_k, top_p)
+
+
+def head(model, h):
+    """model.logits(h) of the few rows (B, C) of a decoding step -> (B, V)."""
+    if model.cfg.vocab_size < 10_000:
+        return model.logits(h)
+    return (model.wte.weight @ h.t()).t()   # on a CPU two thirds of the time, with 50k words and 8 rows
+
+
+@functools.cache
+def compiled_decode():
+    """`decode` compiled for fixed shapes; on CUDA it is captured once as a graph of kernels and replayed."""
+    return torch.compile(decode, mode="reduce-overhead", dynamic=False)
 
 
 @torch.no_grad()
-def generate(model: GPT, prompts, prompt_len, max_new, eos, n=1, temperature=1.0, top_k=0, top_p=1.0, seed=0):
+def generate(model: GPT, prompts, prompt_len, max_new, eos, n=1, temperature=1.0, top_k=0, top_p=1.0, seed=0, compile=False):
     """Continue prompts (B, P), right-padded with lengths prompt_len (B,), n times each.
 
     Returns ids (B*n, P + max_new) right-padded with `eos`, the rows of a prompt side by side, and their total length
@@ -283,32 +325,40 @@ def generate(model: GPT, prompts, prompt_len, max_new, eos, n=1, temperature=1.0
                          f"context of {model.cfg.block_size}: shorten the prompt or lower --max-new")
     was_training = model.training
     model.eval()
-    B, device = len(prompts) * n, prompts.device
+    B, P, device = len(prompts) * n, prompts.shape[1], prompts.device
     recorder = Recorder()
     h = model.hidden(prompts, recorder)                                   # (B / n, P, C)
     h = h[torch.arange(len(prompts), device=device), prompt_len - 1].repeat_interleave(n, 0)   # (B, C)
+    start = prompt_len.repeat_interleave(n)                               # (B,)
     cache = Cache([k.repeat_interleave(n, 0) for k in recorder.keys], [v.repeat_interleave(n, 0) for v in recorder.values],
-                  prompt_len.repeat_interleave(n), prompts.shape[1] + max_new)
-    ids = F.pad(prompts, (0, max_new), value=eos).repeat_interleave(n, 0)
-    total = prompt_len.repeat_interleave(n)                               # (B,)
-    ids[torch.arange(ids.shape[1], device=device) >= total[:, None]] = eos
+                  start, P + max_new, static=compile)
     rng = torch.Generator(device).manual_seed(seed)
-    rows = torch.arange(B, device=device)                                 # the rows that still write
+    new = torch.full((B, max_new), eos, device=device)                    # what is sampled
+    rows = torch.arange(B, device=device)                                 # the rows that are still computed
+    done = torch.zeros(B, dtype=torch.bool, device=device)
     for step in range(max_new):
-        u = torch.rand(B, generator=rng, device=device)                   # one number a row, finished or not
-        token = next_token(model.logits(h), u[rows], temperature, top_k, top_p)
-        ids[rows, total[rows]] = token
-        total[rows] += 1
-        alive = (token != eos).nonzero().squeeze(1)
-        if len(alive) == 0 or step == max_new - 1:
-            break
-        if len(alive) < len(rows):                                        # finished rows are dropped
-            rows, token = rows[alive], token[alive]
-            cache.keep(alive)
-        h = model.hidden(token[:, None], cache)[:, 0]                     # (rows, C)
-        cache.length = cache.length + 1
+        u = torch.rand(B, generator=rng, device=device)[rows]             # one number a row, finished or not
+        if step == 0:
+            token = next_token(head(model, h), u, temperature, top_k, top_p)
+        else:
+            token = (compiled_decode() if compile else decode)(model, cache, token, u, temperature, top_k, top_p)
+        new[rows, step] = token
+        done |= token == eos
+        if device.type == "cpu" or step % 8 == 7:                         # to look at `done` is to wait for the device
+            alive = (~done).nonzero().squeeze(1)
+            if len(alive) == 0:
+                break
+            if not compile and len(alive) <= 0.75 * len(rows):            # finished rows are dropped
+                rows, token, done = rows[alive], token[alive], done[alive]
+                cache.keep(alive)
+    ended = new == eos
+    after = ended.cumsum(1) > ended.int()                                 # what a finished row went on to sample
+    new.masked_fill_(after, eos)
+    ids = F.pad(prompts, (0, max_new)).repeat_interleave(n, 0)            # (B, P + max_new)
+    ids[torch.arange(P + max_new, device=device) >= start[:, None]] = eos
+    ids.scatter_(1, start[:, None] + torch.arange(max_new, device=device), new)
     model.train(was_training)
-    return ids, total
+    return ids, start + (~after).sum(1)
 
 
 # ---- checkpoints ------------------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ class Rollout(NamedTuple):
 def roll_out(policy, value, reference, rm, prompts, cfg, kl_coef, eos, seed):
     """Sample a response to each of data.Prompts and score it -> (Rollout, stats). Temperature 1, nothing filtered."""
     began = time.perf_counter()
-    ids, total = generate(policy, *prompts, cfg.max_new, eos, seed=seed)
+    ids, total = generate(policy, *prompts, cfg.max_new, eos, seed=seed, compile=cfg.compile)
     ids = ids[:, :int(total.max())]                                        # (B, T)
     sampled = time.perf_counter()
     mask = data.action_mask(prompts.length, total, ids.shape[1])

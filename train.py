@@ -8,7 +8,6 @@ anywhere and started again with the same command ends in the same bytes as one t
 [IG] Ouyang et al. 2022, arXiv 2203.02155   [N] Huang et al., The N Implementation Details of RLHF with PPO
 """
 import copy
-import ctypes
 import functools
 import hashlib
 import json
@@ -132,20 +131,8 @@ def check_finite(terms, stage, step, part):
 
 # ---- devices ----------------------------------------------------------------------------------------------------
 
-def keep_freed_memory():
-    """On glibc, keep freed memory instead of mapping every large tensor anew: 1.1x on the sandbox's pretraining."""
-    if sys.platform == "linux":
-        try:
-            mallopt = ctypes.CDLL("libc.so.6").mallopt
-        except OSError:
-            return                                           # another libc: nothing to set
-        for option, value in ((-4, 0), (-1, -1), (-2, 256 << 20)):   # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-            mallopt(option, value)
-
-
 def get_device(cfg):
-    """"cpu" or "cuda". On the CPU it also sets the allocator, for the whole process."""
-    keep_freed_memory()
+    """"cpu" or "cuda"."""
     if cfg.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if cfg.device.startswith("cuda") and not torch.cuda.is_available():
