@@ -68,7 +68,8 @@ class Config(TrainConfig):
 
 
 PRESETS = {
-    "sandbox": {"lr": 3e-4, "value_lr": 1e-3, "ptx_coef": 3.0, "ptx_ratio": 0.25, "kl_coef": 0.1, "ema": 0.98, "iterations": 80},
+    "sandbox": {"lr": 3e-4, "value_lr": 1e-3, "ptx_coef": 3.0, "ptx_ratio": 0.25, "kl_coef": 0.1, "ema": 0.98, "iterations": 80,
+                "microbatch": 16},
     "gpt2": {"iterations": 200, "rollout": 512, "max_new": 128, "microbatch": 16},
     "paper-1.3b": {"iterations": 500, "rollout": 512, "max_new": 1000, "microbatch": 4},
     "paper-6b": {"iterations": 500, "rollout": 512, "max_new": 1000, "microbatch": 1},
@@ -160,6 +161,12 @@ class Rollout(NamedTuple):
     values: Tensor      # (B, T-1)  V(ids[:, :t+1]) at rollout time
     adv: Tensor         # (B, T-1)  GAE, not whitened yet
     returns: Tensor     # (B, T-1)
+    total: Tensor       # (B,)      tokens, EOS included
+
+    def rows(self, rows):
+        """Some rows, without the columns that none of them uses."""
+        T = int(self.total[rows].max())
+        return Rollout(self.ids[rows, :T], *(x[rows, :T - 1] for x in self[1:-1]), self.total[rows])
 
 
 @torch.no_grad()
@@ -170,12 +177,15 @@ def roll_out(policy, value, reference, rm, prompts, cfg, kl_coef, eos, seed):
     ids = ids[:, :int(total.max())]                                        # (B, T)
     sampled = time.perf_counter()
     mask = data.action_mask(prompts.length, total, ids.shape[1])
-    parts = []
-    for rows in torch.arange(len(ids), device=ids.device).split(cfg.microbatch or len(ids)):
-        x, m = ids[rows], mask[rows]
-        logp, entropy = policy.logp(x, m)
-        parts.append((logp, entropy, reference.logp(x, m)[0], value(x)[:, :-1] * m, rm.score(x, total[rows])))
-    logp, entropy, ref_logp, values, score = (torch.cat(p) for p in zip(*parts))
+    logp, entropy, ref_logp, values = (torch.zeros(mask.shape, device=ids.device) for _ in range(4))
+    score = torch.zeros(len(ids), device=ids.device)
+    for rows in total.argsort().split(cfg.microbatch or len(ids)):         # rows of like length together: few pads
+        t = int(total[rows].max())
+        x, m = ids[rows, :t], mask[rows, :t - 1]
+        logp[rows, :t - 1], entropy[rows, :t - 1] = policy.logp(x, m)
+        ref_logp[rows, :t - 1] = reference.logp(x, m)[0]
+        values[rows, :t - 1] = value(x)[:, :-1] * m
+        score[rows] = rm.score(x, total[rows])
     ended = ids.gather(1, total[:, None] - 1).squeeze(1) == eos
     rewards = token_rewards(score - cfg.eos_penalty * ~ended, logp, ref_logp, mask, total, kl_coef)
     adv, returns = gae(rewards, values, mask, cfg.gamma, cfg.lam)
@@ -187,16 +197,16 @@ def roll_out(policy, value, reference, rm, prompts, cfg, kl_coef, eos, seed):
                  "distinct": len({tuple(x[p:t]) for x, p, t in zip(ids.tolist(), prompts.length, total)}) / len(ids),
                  "rollout_tokens_per_second": int(length.sum()) / (sampled - began),
                  "scoring_tokens_per_second": int(total.sum()) / (time.perf_counter() - sampled)}
-    return Rollout(ids, mask, logp, values, adv, returns), {k: float(v) for k, v in stats.items()}
+    return Rollout(ids, mask, logp, values, adv, returns, total), {k: float(v) for k, v in stats.items()}
 
 
 def ppo_losses(policy, value, mb, cfg):
     """The losses of one minibatch, a Rollout, in micro-batches: yields (weight, loss, stats)."""
-    adv = whiten(mb.adv, mb.mask) if cfg.whiten else mb.adv
-    for rows in torch.arange(len(mb.ids), device=mb.ids.device).split(cfg.microbatch or len(mb.ids)):
-        x = Rollout(*(z[rows] for z in mb))
+    mb = mb._replace(adv=whiten(mb.adv, mb.mask) if cfg.whiten else mb.adv)
+    for rows in mb.total.argsort().split(cfg.microbatch or len(mb.ids)):
+        x = mb.rows(rows)
         logp, _ = policy.logp(x.ids, x.mask)
-        pg, stats = policy_loss(logp, x.old_logp, adv[rows], x.mask, cfg.clip)
+        pg, stats = policy_loss(logp, x.old_logp, x.adv, x.mask, cfg.clip)
         v = value_loss(value(x.ids)[:, :-1], x.values, x.returns, x.mask, cfg.value_clip)
         yield x.mask.sum() / mb.mask.sum(), pg + cfg.vf_coef * v, dict(stats, policy_loss=pg, value_loss=v)
 
@@ -204,12 +214,11 @@ def ppo_losses(policy, value, mb, cfg):
 def check_invariants(policy, value, rm, rollout, stats, demo_ids, cfg):
     """What must hold before the first update; prints it, and raises ValueError where it does not."""
     first = Rollout(*(x[:cfg.minibatch] for x in rollout))
-    total = first.mask.shape[1] - first.mask.flip(1).int().argmax(1) + 1   # (B,) tokens, EOS included
     with torch.no_grad():
         seen = [(float(w), s) for w, _, s in ppo_losses(policy, value, first, cfg)]
         ratio, clipped = (sum(w * float(s[k]) for w, s in seen) for k in ("ratio", "clip_fraction"))
-        gap = (value.score(first.ids, total) - rm.score(first.ids, total)).abs().max().item()
-        scores = [rm.score(*data.pad(chunk, device=total.device)) for chunk in data.chunks(demo_ids, 64)]
+        gap = (value.score(first.ids, first.total) - rm.score(first.ids, first.total)).abs().max().item()
+        scores = [rm.score(*data.pad(chunk, device=first.ids.device)) for chunk in data.chunks(demo_ids, 64)]
         demos = torch.cat(scores).mean().item() if scores else 0.0
     tolerance = 0.05 if torch.is_autocast_enabled(first.ids.device.type) else 1e-3   # bf16 rounds
     for what, got, want, slack in (("KL to the reference", stats["kl"], 0, tolerance), ("ratio", ratio, 1, tolerance),
@@ -236,7 +245,7 @@ def make_batches(policy, value, reference, rm, rows, demos, eos, cfg, state, dev
             speed = {}
             if rollout:
                 seconds = time.perf_counter() - updating_since
-                speed = {"update_tokens_per_second": cfg.epochs * rollout.ids.numel() / seconds}
+                speed = {"update_tokens_per_second": cfg.epochs * int(rollout.total.sum()) / seconds}
             prompts = data.pad([rows[i] for i in data.rows_at(iteration, len(rows), cfg.rollout, cfg.seed)], device=device)
             seed = step_seed(cfg.seed, f"rollout {iteration}")
             rollout, stats = roll_out(policy, value, reference, rm, prompts, cfg, state["kl_coef"], eos, seed)
@@ -252,7 +261,7 @@ def make_batches(policy, value, reference, rm, rows, demos, eos, cfg, state, dev
             order = torch.cat([torch.randperm(cfg.rollout, generator=shuffle) for _ in range(cfg.epochs)]).to(device)
             updating_since = time.perf_counter()
         chosen = order[k * cfg.minibatch:(k + 1) * cfg.minibatch]
-        return step, Rollout(*(x[chosen] for x in rollout)), stats
+        return step, rollout.rows(chosen), stats
     return batch_at
 
 

@@ -128,7 +128,8 @@ def main(cfg):
     print(data.report(counts) + f"; two labelers agree on {share:.1%} of {votes:,} pairs")
 
     def losses(rows):
-        for chunk in data.chunks([train_on[i] for i in rows], cfg.microbatch):
+        by_length = sorted((train_on[i] for i in rows), key=lambda r: len(r.prompt))
+        for chunk in data.chunks(by_length, cfg.microbatch):
             batch = data.rankings_batch(chunk, device)
             score = score_responses(rm, batch)
             loss = pairwise_loss(score, batch.better, batch.worse, batch.weight)

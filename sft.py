@@ -80,7 +80,7 @@ def main(cfg):
     steps_per_epoch = -(-len(rows) // cfg.batch)
 
     def losses(step):
-        chosen = [rows[i] for i in data.rows_at(step, len(rows), cfg.batch, cfg.seed)]
+        chosen = sorted((rows[i] for i in data.rows_at(step, len(rows), cfg.batch, cfg.seed)), key=lambda r: len(r[0]))
         trained = sum(sum(t[1:]) for _, t in chosen)
         for chunk in data.chunks(chosen, cfg.microbatch):
             loss = response_loss(model, data.tokens_batch(chunk, device))

@@ -25,6 +25,7 @@ MAY_IMPORT = {name: set() for name in GROUND | {"train"}}
 MAY_IMPORT |= {name: {"data"} for name in SHARED - {"train"}}
 MAY_IMPORT |= {name: GROUND | SHARED for name in STAGES | TOOLS}
 MAY_IMPORT["evaluate"] = GROUND | SHARED | {"sample"}
+MAY_IMPORT["bench"] = GROUND | SHARED | STAGES               # it times what the stages call, and nothing imports it
 
 
 def local_imports(tree):

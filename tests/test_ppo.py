@@ -321,7 +321,7 @@ def test_padding_changes_neither_losses_nor_gradients_nor_statistics(whiten):
     cfg = replace(CFG, whiten=whiten)
     policy, value, x = off_policy()
     junk = (5, False, 3.0, -4.0, 6.0, 7.0)
-    padded = ppo.Rollout(*(F.pad(z, (0, 3), value=v) for z, v in zip(x, junk)))
+    padded = ppo.Rollout(*(F.pad(z, (0, 3), value=v) for z, v in zip(x, junk)), x.total)
     (grads, logged), (same_grads, same) = (total_losses(policy, value, r, cfg) for r in (x, padded))
     assert same == pytest.approx(logged, rel=1e-5, abs=1e-6) and logged["clip_fraction"] > 0.01
     for a, b in zip(grads, same_grads):
