@@ -165,7 +165,8 @@ def ppo_iteration(c, shape, cfg):
     device, context = get_device(cfg), autocast(settings)
     torch.manual_seed(0)
     policy, value = endless(GPT(c)).to(device), Scorer(c).to(device)
-    reference, rewarder = frozen_copy(policy), frozen_copy(value)
+    with context:
+        reference, rewarder = frozen_copy(policy), frozen_copy(value)
     prompts = tokens_of(c, B, P).tolist()
     batch_at = ppo.make_batches(policy, value, reference, rewarder, prompts, [], c.vocab_size - 1, settings, {"kl_coef": 0.02}, device)
     step = stepper([Network(policy, 1e-5), Network(value, 1e-5)], lambda mb: ppo.ppo_losses(policy, value, mb, settings), cfg)

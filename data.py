@@ -382,7 +382,7 @@ def chunks(rows, size):
 
 class Tokens(NamedTuple):
     ids: Tensor         # (B, T)    right-padded
-    mask: Tensor        # (B, T-1)  True where column t's choice is trained
+    mask: Tensor        # (B, T-1)  True where column t's choice is trained; on the CPU
 
 
 class Prompts(NamedTuple):
@@ -400,25 +400,30 @@ class Rankings(NamedTuple):
     weight: Tensor      # (M,)      1 / pairs of that prompt: summed over M it is B
 
 
+def to_device(x, device):
+    """On a GPU: copied from pinned memory, so that neither side waits for the other."""
+    return x.pin_memory().to(device, non_blocking=True) if str(device).startswith("cuda") else x.to(device)
+
+
 def pad(rows, value=0, device="cpu") -> Prompts:
     """Lists of ids -> Prompts: right-padded (B, longest), lengths (B,). No number depends on the pad's value."""
     length = torch.tensor([len(r) for r in rows])
     ids = torch.full((len(rows), int(length.max())), value, dtype=torch.long)
     for b, r in enumerate(rows):
         ids[b, :len(r)] = torch.tensor(r)
-    return Prompts(ids.to(device), length.to(device))
+    return Prompts(to_device(ids, device), to_device(length, device))
 
 
 def tokens_batch(encoded, device="cpu") -> Tokens:
     """[(ids, trained), ...] -> Tokens."""
-    mask = pad([trained[1:] for _, trained in encoded], device=device).ids.bool()
+    mask = pad([trained[1:] for _, trained in encoded]).ids.bool()
     return Tokens(pad([ids for ids, _ in encoded], device=device).ids, mask)
 
 
 def text_batch(tokens, rows, block, device="cpu") -> Tokens:
     """Blocks of packed text: row r is tokens[r*block : (r+1)*block]."""
-    ids = torch.stack([tokens[r * block:(r + 1) * block] for r in rows]).to(device)
-    return Tokens(ids, torch.ones(ids.shape[0], block - 1, dtype=torch.bool, device=device))
+    ids = to_device(torch.stack([tokens[r * block:(r + 1) * block] for r in rows]), device)
+    return Tokens(ids, torch.ones(ids.shape[0], block - 1, dtype=torch.bool))
 
 
 def rankings_batch(encoded, device="cpu") -> Rankings:
@@ -432,7 +437,7 @@ def rankings_batch(encoded, device="cpu") -> Rankings:
         weight += [1 / len(r.pairs)] * len(r.pairs)
     responses = pad([x for r in encoded for x in r.responses], device=device)
     return Rankings(pad([r.prompt for r in encoded], device=device), responses.ids, responses.length,
-                    *(torch.tensor(x, device=device) for x in (owner, better, worse, weight)))
+                    *(to_device(torch.tensor(x), device) for x in (owner, better, worse, weight)))
 
 
 def action_mask(prompt_len, total_len, T):

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer. `hidden` is the trunk; `logits` applies the unembedding to any rows of it."""
     kind = "gpt"
+    logits_at_once = 1 << 26   # numbers, 256 MB in fp32
 
     def __init__(self, cfg: GPTConfig):
         super().__init__()
@@ -129,11 +131,27 @@ class GPT(nn.Module):
         """ids (B, T) -> logits (B, T, V)."""
         return self.logits(self.hidden(ids, past))
 
+    def in_chunks(self, f, h, actions):
+        """f(logits, actions) -> tensors, over h (M, C) in chunks, so that all logits of a large vocabulary never exist at
+        once; the backward pass computes those of a chunk again."""
+        def chunk(h, actions):
+            return f(self.logits(h).float(), actions)
+        rows = max(1, self.logits_at_once // self.cfg.vocab_size)
+        if len(h) <= rows:
+            parts = [chunk(h, actions)]
+        else:
+            parts = [checkpoint(chunk, x, a, use_reentrant=False) for x, a in zip(h.split(rows), actions.split(rows))]
+        return [torch.cat([x.reshape(-1) for x in part]) for part in zip(*parts)]
+
     def loss(self, ids, mask):
         """Mean cross-entropy of the actions that mask (B, T-1) marks, in nats. ids (B, T). Logits are computed at marked
-        positions only: the same number, a fraction of the work."""
-        h = self.hidden(ids)[:, :-1][mask]                                # (M, C)
-        return F.cross_entropy(self.logits(h).float(), ids[:, 1:][mask])
+        positions only: the same number, a fraction of the work. A mask on the CPU is read there: nothing waits for a GPU."""
+        marked = mask.flatten().nonzero().squeeze(1)                      # (M,)
+        if marked.device != ids.device:
+            marked = marked.pin_memory().to(ids.device, non_blocking=True)
+        h, actions = self.hidden(ids)[:, :-1].flatten(0, 1)[marked], ids[:, 1:].flatten()[marked]   # (M, C), (M,)
+        total, = self.in_chunks(lambda logits, actions: (F.cross_entropy(logits, actions, reduction="sum"),), h, actions)
+        return total.sum() / len(h)
 
     def logp(self, ids, mask, temperature=1.0):
         """Log-probabilities of the actions of `ids` (B, T), in the action frame (data.py), zero where `mask` is.
@@ -141,10 +159,12 @@ class GPT(nn.Module):
         mask (B, T-1) -> logp (B, T-1), entropy (B, T-1). The unembedding is applied to masked positions only. The
         temperature divides the logits as it did when the tokens were sampled.
         """
-        logits = self.logits(self.hidden(ids)[:, :-1][mask]).float() / temperature    # (M, V), M = mask.sum()
-        logq = F.log_softmax(logits, dim=-1)
-        chosen = logq.gather(1, ids[:, 1:][mask][:, None]).squeeze(1)                  # (M,)
-        entropy = -(logq.detach().exp() * logq.detach()).sum(1)
+        def chosen_and_entropy(logits, actions):                          # (m, V), (m,) -> (m,), (m,)
+            logq = F.log_softmax(logits / temperature, dim=-1)
+            return logq.gather(1, actions[:, None]).squeeze(1), -(logq.detach().exp() * logq.detach()).sum(1)
+
+        h = self.hidden(ids)[:, :-1][mask]                                # (M, C), M = mask.sum()
+        chosen, entropy = self.in_chunks(chosen_and_entropy, h, ids[:, 1:][mask])
         zeros = torch.zeros(mask.shape, device=ids.device)
         return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
 
@@ -178,8 +198,18 @@ def scorer_from(gpt: GPT) -> Scorer:
 
 
 def frozen_copy(model):
-    """An independent copy in eval mode that no optimizer touches: the reference policy, the reward model."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    """An independent copy in eval mode that no optimizer touches: the reference policy, the reward model.
+
+    Under autocast to bf16 the layers' matrices are kept in bf16: the numbers that autocast would round them to at every
+    forward, in half the memory.
+    """
+    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    device = next(model.parameters()).device.type
+    if torch.is_autocast_enabled(device):
+        for layer in frozen.modules():
+            if isinstance(layer, nn.Linear):
+                layer.to(torch.get_autocast_dtype(device))
+    return frozen
 
 
 # ---- what came before: three kinds of past, one interface (start, mask, extend) ---------------------------------

@@ -31,7 +31,7 @@ import cli
 import data
 import sandbox
 from model import frozen_copy, generate, load_model, read_checkpoint, save_checkpoint
-from train import Network, TrainConfig, already_done, get_device, provenance, step_seed, train
+from train import Network, TrainConfig, already_done, autocast, get_device, provenance, step_seed, train
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,8 @@ def main(cfg):
     device, counts = get_device(cfg), Counter()
     policy, checkpoint = load_model(cfg.init, "gpt", device=device)        # dropout 0 in RL ([N])
     value, rm_checkpoint = load_model(cfg.rm, "scorer", checkpoint["tokenizer"], device, context=policy.cfg.block_size)
-    reference, rm = frozen_copy(policy), frozen_copy(value)
+    with autocast(cfg):
+        reference, rm = frozen_copy(policy), frozen_copy(value)
     enc, block = data.tokenizer_of(checkpoint), policy.cfg.block_size
     records = data.read_prompts(cfg.prompts) if cfg.prompts else sandbox.prompts(10_000, cfg.seed)
     rows = data.encode_prompts(records, enc, block - cfg.max_new, counts)

@@ -36,7 +36,7 @@ class Config(TrainConfig):
     eval_every: int = 400           # steps
 
 
-LARGE = {"tokenizer": "gpt2", "save_every": 500, "eval_every": 1000}
+LARGE = {"tokenizer": "gpt2", "save_every": 500, "eval_every": 1000, "log_every": 10, "compile": True}
 PRESETS = {   # [GPT3] 2.1 has the batch sizes and rates, in tokens
     "sandbox": {},
     "gpt2": LARGE | {"n_layer": 12, "n_head": 12, "n_embd": 768, "context": 1024, "block": 1024, "tokens": 10_000_000_000,

@@ -67,7 +67,9 @@ def two_turns():
 
 def stub(hidden):
     """A model whose logits are the given numbers (B, T, V)."""
-    model = SimpleNamespace(hidden=lambda ids: hidden, logits=lambda h: h)
+    model = SimpleNamespace(hidden=lambda ids: hidden, logits=lambda h: h, logits_at_once=1 << 26,
+                            cfg=SimpleNamespace(vocab_size=ENC.n_vocab))
+    model.in_chunks = lambda *args: GPT.in_chunks(model, *args)
     model.loss = lambda ids, mask: GPT.loss(model, ids, mask)
     return model
 
