@@ -10,14 +10,14 @@ which say what the machine can do. The floor of a case is the time that its arit
 that bandwidth, whichever is longer, summed over its parts. A ratio is a peer's time over ours: medians over the rounds, with
 the extremes. "transformers + allocator" is the peer with the allocator's settings of cli.keep_freed_memory.
 
-Sizes: S has 4 layers, 128 channels, 512 tokens of vocabulary, M is GPT-2's smallest. Weights and tokens are random.
+Sizes: S has 4 layers, 128 channels, 512 tokens of vocabulary, M is GPT-2's smallest with a context
+of 512. Weights and tokens are random.
 """
 import json
 import multiprocessing
 import os
 import resource
 import statistics
-import sys
 import time
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -48,7 +48,7 @@ class Config:
 
 PRESETS = {"all": {}}
 SIZES = {"S": GPTConfig(512, 256, 4, 4, 128), "M": GPTConfig(50257, 512, 12, 12, 768)}
-SHAPES = {   # PERF: rows and tokens of each case
+SHAPES = {   # rows and tokens of each case
     "train": {"S": (16, 256), "M": (2, 512)},
     "generate": {"S": (64, 32, 96), "M": (8, 64, 64)},        # prompts, tokens of a prompt, new tokens
     "sft": {"S": (16, 256), "M": (4, 256)},                   # a quarter of the tokens are the response's
@@ -168,7 +168,8 @@ def ppo_iteration(c, shape, cfg):
     with context:
         reference, rewarder = frozen_copy(policy), frozen_copy(value)
     prompts = tokens_of(c, B, P).tolist()
-    batch_at = ppo.make_batches(policy, value, reference, rewarder, prompts, [], c.vocab_size - 1, settings, {"kl_coef": 0.02}, device)
+    batch_at = ppo.make_batches(policy, value, reference, rewarder, prompts, [], c.vocab_size - 1, settings, {"kl_coef": 0.02},
+                                device)
     step = stepper([Network(policy, 1e-5), Network(value, 1e-5)], lambda mb: ppo.ppo_losses(policy, value, mb, settings), cfg)
 
     def run():
@@ -190,7 +191,8 @@ OURS = {"train": train, "generate": sampling, "sft": sft, "rm": rm, "ppo": ppo_i
 def hf_config(c, **more):
     from transformers import GPT2Config
     return GPT2Config(vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head,
-                      resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None, pad_token_id=0, **more)
+                      resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+                      pad_token_id=0, **more)
 
 
 def hf_stepper(model, loss, cfg):
@@ -287,6 +289,8 @@ def work_of_a_process(pipe, make, args, allocator, device):
     case = make(*args)
     for _ in range(2):
         case.run()
+    if device == "cuda":
+        torch.cuda.synchronize()
     pipe.send((case.tokens, case.work))
     while pipe.recv():
         began = time.perf_counter()
@@ -326,7 +330,8 @@ def race(systems, rounds, device):
         raise ValueError("a benchmark's process ended early: its own message is above") from e
     finally:
         for p in processes:
-            p.join(timeout=10)
+            p.join(timeout=1)
+            p.kill()
 
 
 def floor(work, results):
@@ -354,7 +359,8 @@ def measure(case, c, shape, cfg):
         seconds = statistics.median(r.seconds)
         ratios = [theirs / own for theirs, own in zip(r.seconds, ours.seconds)]
         rows.append({"case": case, "size": cfg.size, "shape": shape, "dtype": cfg.dtype, "compile": cfg.compile, "device": device,
-                     "threads": torch.get_num_threads(), "system": name, "seconds": seconds, "tokens_per_second": r.tokens / seconds,
+                     "threads": torch.get_num_threads(), "system": name, "seconds": seconds,
+                     "tokens_per_second": r.tokens / seconds,
                      "peak_mb": r.memory, "floor_seconds": least, "of_floor": least / seconds,
                      "mfu": sum(f for f, _ in ours.work) / seconds * statistics.median(results["matmul"].seconds)
                      / results["matmul"].work[0][0],
@@ -363,10 +369,11 @@ def measure(case, c, shape, cfg):
 
 
 def table(rows):
-    print(f"\n{'case':9} {'system':34} {'seconds':>8} {'tokens/s':>9} {'peak MB':>8} {'floor':>8} {'of floor':>8} {'MFU':>5}  ratio")
+    print(f"\n{'case':9} {'system':34} {'seconds':>8} {'tokens/s':>9} {'peak MB':>8} {'floor':>8} {'of floor':>8} {'MFU':>5}"
+          "  ratio")
     for r in rows:
-        print("{case:9} {system:34} {seconds:8.3f} {tokens_per_second:9,.0f} {peak_mb:8,.0f} {floor_seconds:8.3f} {of_floor:8.2f} "
-              "{mfu:5.2f}  {ratio:.2f} [{ratio_least:.2f}, {ratio_most:.2f}]".format(**r))
+        print("{case:9} {system:34} {seconds:8.3f} {tokens_per_second:9,.0f} {peak_mb:8,.0f} {floor_seconds:8.3f} "
+              "{of_floor:8.2f} {mfu:5.2f}  {ratio:.2f} [{ratio_least:.2f}, {ratio_most:.2f}]".format(**r))
 
 
 def sweep(cfg):
@@ -389,7 +396,7 @@ def sweep(cfg):
         points = []
         for x in tqdm(xs, desc=title):
             longest = {"train": x, "rm": 256, "generate": sum(shape_of(x)[1:])}[case]
-            points += measure(case, replace(c, block_size=max(c.block_size, longest)), shape_of(x), cfg)
+            points += measure(case, replace(c, block_size=max(c.block_size, longest)), shape_of(x), cfg)[:1]
         for p in points:
             print(json.dumps(p))
         ax.plot(xs, [p["seconds"] for p in points], "o-", label="measured")
@@ -417,7 +424,6 @@ def main(cfg):
     rows = []
     for case in cases:
         rows += measure(case, SIZES[cfg.size], SHAPES[case][cfg.size], cfg)
-        print(json.dumps(rows[-1]), file=sys.stderr)
     table(rows)
     for r in rows:
         print(json.dumps(r))

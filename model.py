@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint as recomputed
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ SIZES = {  # the sandbox's own size, GPT-2's smallest, and the two policies of [
 # ---- the network ------------------------------------------------------------------------------------------------
 
 def attention(q, k, v, mask):
-    """softmax(q k^T / sqrt(D)) v: q (B, H, T, D), k and v (B, H, S, D), mask (B, 1, T, S) bool; None is causal."""
+    """softmax(q k^T / sqrt(D)) v: q (B, H, T, D), k and v (B, H, S, D). mask: None is causal, else (B, 1, T, S), bool; in
+    decoding, where T is 1, a number that is added."""
     B, H, T, D = q.shape
     S = k.shape[2]
     if T == 1 or q.device.type != "cpu" or q.dtype != torch.bfloat16:
@@ -90,7 +91,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer. `hidden` is the trunk; `logits` applies the unembedding to any rows of it."""
     kind = "gpt"
-    logits_at_once = 1 << 26   # numbers, 256 MB in fp32
+    logits_at_once = 1 << 26   # numbers, 256 MB in fp32; 16 times as many on a GPU
 
     def __init__(self, cfg: GPTConfig):
         super().__init__()
@@ -119,7 +120,7 @@ class GPT(nn.Module):
             positions = positions.clamp(max=self.cfg.block_size - 1)
         mask = None if past is None else past.mask(T)
         x = self.wte(ids) + self.wpe(positions)                           # (B, T, C)
-        for layer, block in enumerate(self.h):   # a past changes its shape with every step: what is compiled is the plain pass
+        for layer, block in enumerate(self.h):   # what --compile compiles is the pass without a past, whose shapes are few
             x = block(x, layer) if past is None else block.forward(x, layer, past, mask)
         return self.ln_f(x)
 
@@ -136,20 +137,22 @@ class GPT(nn.Module):
         once; the backward pass computes those of a chunk again."""
         def chunk(h, actions):
             return f(self.logits(h).float(), actions)
-        rows = max(1, self.logits_at_once // self.cfg.vocab_size)
+        rows = max(1, self.logits_at_once * (16 if h.is_cuda else 1) // self.cfg.vocab_size)
         if len(h) <= rows:
             parts = [chunk(h, actions)]
         else:
-            parts = [checkpoint(chunk, x, a, use_reentrant=False) for x, a in zip(h.split(rows), actions.split(rows))]
+            parts = [recomputed(chunk, x, a, use_reentrant=False, preserve_rng_state=False)
+                     for x, a in zip(h.split(rows), actions.split(rows))]
         return [torch.cat([x.reshape(-1) for x in part]) for part in zip(*parts)]
 
     def loss(self, ids, mask):
         """Mean cross-entropy of the actions that mask (B, T-1) marks, in nats. ids (B, T). Logits are computed at marked
         positions only: the same number, a fraction of the work. A mask on the CPU is read there: nothing waits for a GPU."""
-        marked = mask.flatten().nonzero().squeeze(1)                      # (M,)
+        marked = mask.flatten().nonzero().squeeze(1)                      # (M,) of B (T-1)
+        marked = marked + marked // mask.shape[1]                         # (M,) of B T
         if marked.device != ids.device:
             marked = marked.pin_memory().to(ids.device, non_blocking=True)
-        h, actions = self.hidden(ids)[:, :-1].flatten(0, 1)[marked], ids[:, 1:].flatten()[marked]   # (M, C), (M,)
+        h, actions = self.hidden(ids).flatten(0, 1)[marked], ids.flatten()[marked + 1]   # (M, C), (M,)
         total, = self.in_chunks(lambda logits, actions: (F.cross_entropy(logits, actions, reduction="sum"),), h, actions)
         return total.sum() / len(h)
 
@@ -266,14 +269,13 @@ class Cache:
 
     def __init__(self, keys, values, length, size, static=False):
         grow = (0, 0, 0, size - keys[0].shape[2])
-        self.used = size if static else keys[0].shape[2]
+        self.used = size if static else keys[0].shape[2] + 1
         self.keys, self.values = [F.pad(k, grow) for k in keys], [F.pad(v, grow) for v in values]
         self.length, self.static = length.clone(), static
         self.rows = torch.arange(len(length), device=length.device)
 
     def start(self, T):
         assert T == 1, f"the cache decodes one token at a time, got {T}"
-        self.used += not self.static
         return self.length[:, None]
 
     def mask(self, T):   # added to the scores, in their type: SDPA would convert a bool mask once a layer
@@ -285,6 +287,10 @@ class Cache:
         self.keys[layer][self.rows, :, self.length] = k[:, :, 0]
         self.values[layer][self.rows, :, self.length] = v[:, :, 0]
         return self.keys[layer][:, :, :self.used], self.values[layer][:, :, :self.used]
+
+    def advance(self):
+        self.length += 1
+        self.used += not self.static
 
     def keep(self, rows):
         """Drop all rows but `rows`, an index tensor."""
@@ -319,17 +325,18 @@ def next_token(logits, u, temperature=1.0, top_k=0, top_p=1.0):
     cdf = p.cumsum(-1)
     total = cdf[:, -1:]
     below = torch.nextafter(total, torch.zeros_like(total))               # u * total may round up to total, where no token is
-    return torch.searchsorted(cdf, torch.minimum(u[:, None] * total, below), right=True).squeeze(1)
+    token = torch.searchsorted(cdf, torch.minimum(u[:, None] * total, below), right=True).squeeze(1)
+    return token.clamp(max=p.shape[-1] - 1)                               # were all p NaN: train() has the sentence for that
 
 
 def decode(model, cache, token, u, temperature, top_k, top_p):
     """One step for all rows: the token that follows `token` (B,), drawn with u (B,)."""
     h = model.hidden(token[:, None], cache)[:, 0]                         # (B, C)
-    cache.length += 1
-    return next_token(head(model, h), u, temperature, top_k, top_p)
+    cache.advance()
+    return next_token(few_logits(model, h), u, temperature, top_k, top_p)
 
 
-def head(model, h):
+def few_logits(model, h):
     """model.logits(h) of the few rows (B, C) of a decoding step -> (B, V)."""
     if model.cfg.vocab_size < 10_000:
         return model.logits(h)
@@ -338,8 +345,8 @@ def head(model, h):
 
 @functools.cache
 def compiled_decode():
-    """`decode` compiled for fixed shapes; on CUDA it is captured once as a graph of kernels and replayed."""
-    return torch.compile(decode, mode="reduce-overhead", dynamic=False)
+    """`decode` compiled for fixed shapes: where the launching of kernels is what takes the time."""
+    return torch.compile(decode, dynamic=False)
 
 
 @torch.no_grad()
@@ -361,7 +368,7 @@ def generate(model: GPT, prompts, prompt_len, max_new, eos, n=1, temperature=1.0
     h = h[torch.arange(len(prompts), device=device), prompt_len - 1].repeat_interleave(n, 0)   # (B, C)
     start = prompt_len.repeat_interleave(n)                               # (B,)
     cache = Cache([k.repeat_interleave(n, 0) for k in recorder.keys], [v.repeat_interleave(n, 0) for v in recorder.values],
-                  start, P + max_new, static=compile)
+                  start, model.cfg.block_size if compile else P + max_new, static=compile)   # a new size is a new compilation
     rng = torch.Generator(device).manual_seed(seed)
     new = torch.full((B, max_new), eos, device=device)                    # what is sampled
     rows = torch.arange(B, device=device)                                 # the rows that are still computed
@@ -369,9 +376,10 @@ def generate(model: GPT, prompts, prompt_len, max_new, eos, n=1, temperature=1.0
     for step in range(max_new):
         u = torch.rand(B, generator=rng, device=device)[rows]             # one number a row, finished or not
         if step == 0:
-            token = next_token(head(model, h), u, temperature, top_k, top_p)
+            token = next_token(few_logits(model, h), u, temperature, top_k, top_p)
         else:
-            token = (compiled_decode() if compile else decode)(model, cache, token, u, temperature, top_k, top_p)
+            step_of = compiled_decode() if compile else decode
+            token = step_of(model, cache, token, u, temperature, top_k, top_p)
         new[rows, step] = token
         done |= token == eos
         if device.type == "cpu" or step % 8 == 7:                         # to look at `done` is to wait for the device

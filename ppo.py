@@ -179,7 +179,7 @@ def roll_out(policy, value, reference, rm, prompts, cfg, kl_coef, eos, seed):
     mask = data.action_mask(prompts.length, total, ids.shape[1])
     logp, entropy, ref_logp, values = (torch.zeros(mask.shape, device=ids.device) for _ in range(4))
     score = torch.zeros(len(ids), device=ids.device)
-    for rows in total.argsort().split(cfg.microbatch or len(ids)):         # rows of like length together: few pads
+    for rows in total.argsort(stable=True).split(cfg.microbatch or len(ids)):         # rows of like length together: few pads
         t = int(total[rows].max())
         x, m = ids[rows, :t], mask[rows, :t - 1]
         logp[rows, :t - 1], entropy[rows, :t - 1] = policy.logp(x, m)
@@ -191,10 +191,11 @@ def roll_out(policy, value, reference, rm, prompts, cfg, kl_coef, eos, seed):
     adv, returns = gae(rewards, values, mask, cfg.gamma, cfg.lam)
     k1, k3 = kl_estimates(logp, ref_logp, mask)
     length = total - prompts.length
+    responses = {tuple(x[start:end]) for x, start, end in zip(ids.tolist(), prompts.length.tolist(), total.tolist())}
     stats = {"score": score.mean(), "reward": rewards.sum(1).mean(), "kl": k1.mean(), "kl_k3": k3.mean(), "kl_coef": kl_coef,
                  "entropy": data.masked_mean(entropy, mask), "explained_variance": explained_variance(values, returns, mask),
                  "length": length.float().mean(), "eos_rate": ended.float().mean(),
-                 "distinct": len({tuple(x[p:t]) for x, p, t in zip(ids.tolist(), prompts.length, total)}) / len(ids),
+                 "distinct": len(responses) / len(ids),
                  "rollout_tokens_per_second": int(length.sum()) / (sampled - began),
                  "scoring_tokens_per_second": int(total.sum()) / (time.perf_counter() - sampled)}
     return Rollout(ids, mask, logp, values, adv, returns, total), {k: float(v) for k, v in stats.items()}
@@ -203,7 +204,7 @@ def roll_out(policy, value, reference, rm, prompts, cfg, kl_coef, eos, seed):
 def ppo_losses(policy, value, mb, cfg):
     """The losses of one minibatch, a Rollout, in micro-batches: yields (weight, loss, stats)."""
     mb = mb._replace(adv=whiten(mb.adv, mb.mask) if cfg.whiten else mb.adv)
-    for rows in mb.total.argsort().split(cfg.microbatch or len(mb.ids)):
+    for rows in mb.total.argsort(stable=True).split(cfg.microbatch or len(mb.ids)):
         x = mb.rows(rows)
         logp, _ = policy.logp(x.ids, x.mask)
         pg, stats = policy_loss(logp, x.old_logp, x.adv, x.mask, cfg.clip)
@@ -213,7 +214,7 @@ def ppo_losses(policy, value, mb, cfg):
 
 def check_invariants(policy, value, rm, rollout, stats, demo_ids, cfg):
     """What must hold before the first update; prints it, and raises ValueError where it does not."""
-    first = Rollout(*(x[:cfg.minibatch] for x in rollout))
+    first = rollout.rows(torch.arange(cfg.minibatch, device=rollout.ids.device))
     with torch.no_grad():
         seen = [(float(w), s) for w, _, s in ppo_losses(policy, value, first, cfg)]
         ratio, clipped = (sum(w * float(s[k]) for w, s in seen) for k in ("ratio", "clip_fraction"))

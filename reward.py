@@ -5,6 +5,8 @@ the K responses share is computed once. Ties are dropped; a prompt's loss is the
 
     python reward.py --init sft.pt --data comparisons.jsonl --out rm.pt
 
+--compile has nothing to compile here: every pass of a training step has a past, the shared prompt.
+
 DEVIATION [IG] C.2: starts from the SFT model, as [IG] 3.5 says; the paper's final reward model started from a GPT-3 that
 was fine-tuned on public NLP data sets, "for historical reasons", and with similar results.
 

@@ -22,17 +22,17 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    out: str = ""                   # where the result goes; FILE.log.jsonl beside it gets one line a step
+    out: str = ""                   # where the result goes; FILE.log.jsonl beside it gets a line every --log-every steps
     seed: int = 0                   # of everything random: initialisation, data order, dropout, rollouts
     device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
     precision: str = "auto"         # fp32, bf16 (autocast over fp32 weights), or auto: bf16 on cuda, fp32 on cpu
-    compile: bool = False           # torch.compile each transformer block; costs half a minute, pays on cuda
+    compile: bool = False           # torch.compile each transformer block and the step of PPO's rollouts: costs half a minute
     recompute: bool = False         # compute each block's activations twice instead of keeping them: slower, less memory
     microbatch: int = 0             # rows of one forward, 0 for the whole batch; changes memory, not the gradient
     lr: float = 1e-3                # peak learning rate
@@ -99,7 +99,7 @@ def clip_grad(module, bound):
 
 def update(networks, optimizers, pieces, cfg, forward):
     """One optimizer step on the sum of `pieces`, (weight, loss, stats) computed in the context `forward`. Returns the
-    weighted sums of the stats and the norms of the gradients. Nothing here waits for the device."""
+    weighted sums of the stats and the norms of the gradients. It never waits for the device, unless a piece does."""
     seen = defaultdict(float)
     for weight, loss, stats in _in_context(pieces, forward):
         (weight * loss).backward()
@@ -116,13 +116,17 @@ def prepare_blocks(networks, cfg):
     """What --compile and --recompute ask for, on each transformer block in place, so that the names of the weights stay."""
     for layer in (x for n in networks for m in n.module.modules() if isinstance(m, nn.ModuleList) for x in m):
         if cfg.recompute:
-            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+            layer.forward = functools.partial(_recomputed, layer.forward)
         if cfg.compile:
             layer.compile()
 
 
+def _recomputed(f, *args):
+    return recomputed(f, *args, use_reentrant=False) if torch.is_grad_enabled() else f(*args)
+
+
 def check_finite(terms, stage, step, part):
-    """Stop before a step whose `terms`, {name: number}, are not all finite is saved. Raises ValueError."""
+    """Stop where the `terms` of a step, {name: number}, are not all finite: at its line, before a save. Raises ValueError."""
     for name, value in terms.items():
         if not math.isfinite(value):
             raise ValueError(f"{stage}, step {step}: the {name} is not finite; {part} holds the last good save if there was one; "
@@ -171,7 +175,8 @@ def provenance(cfg, stage, **inputs):
     for name, path in inputs.items():
         if path and not os.path.isfile(path):
             raise ValueError(f"--{name.replace('_', '-')} {path} does not exist")
-    return {"stage": stage, "config": {k: v for k, v in asdict(cfg).items() if k not in ("out", *inputs)},
+    apart = ("out", "log_every", "recompute", *inputs)       # what no weight depends on, and what has a hash
+    return {"stage": stage, "config": {k: v for k, v in asdict(cfg).items() if k not in apart},
             "inputs": {k: file_hash(p) for k, p in inputs.items() if p}}
 
 
@@ -272,7 +277,8 @@ def train(networks: list[Network], batch_at, losses, cfg, steps, save, meta, rea
                 continue                                     # a line waits for the device: no line, no wait
             line = {k: float(v) for k, v in seen.items()}
             check_finite(line, meta["stage"], step, part)
-            line = {"step": step, "lr": networks[0].lr * factor, **line, "seconds": (time.perf_counter() - began) / (step + 1 - logged)}
+            seconds = (time.perf_counter() - began) / (step + 1 - logged)
+            line = {"step": step, "lr": networks[0].lr * factor, **line, "seconds": seconds}
             if evaluate_now:
                 result = main if average is None else average
                 result.eval()

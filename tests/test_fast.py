@@ -73,6 +73,18 @@ def test_log_probabilities_in_chunks_are_those_of_the_softmax():
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
+def test_a_loss_in_chunks_in_bf16_has_the_gradient_of_the_whole_within_its_rounding():
+    gpt, ids = lively(GPT(CFG)), tokens(4, 12)
+    mask = torch.ones(4, 11, dtype=torch.bool)
+    grads = []
+    for chunk in (44, 5):
+        gpt.logits_at_once = chunk * CFG.vocab_size
+        with bf16():
+            loss = gpt.loss(ids, mask)
+        grads.append(torch.cat([g.flatten() for g in gradients(gpt, loss)]))
+    assert (grads[0] - grads[1]).norm() < 0.02 * grads[0].norm()
+
+
 def test_no_more_logits_exist_at_once_than_allowed(monkeypatch):
     gpt, ids = lively(GPT(CFG)), tokens(4, 12)
     seen, logits = [], GPT.logits
@@ -152,7 +164,7 @@ def test_the_compiled_step_samples_the_same():
 def test_the_head_of_a_decoding_step_is_the_unembedding():
     gpt = lively(GPT(replace(CFG, vocab_size=10_001)))
     h = torch.randn(8, 16)
-    torch.testing.assert_close(model_file.head(gpt, h), gpt.logits(h), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model_file.few_logits(gpt, h), gpt.logits(h), atol=1e-5, rtol=1e-5)
 
 
 def test_rows_of_a_rollout_lose_only_unused_columns():
@@ -194,6 +206,19 @@ def test_flags_for_speed_and_memory_change_no_weight(tmp_path, monkeypatch, chan
     for a, b in zip(gpt.parameters(), same.parameters()):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
     assert [line["step"] for line in lines] == ([2, 5, 6] if "log_every" in change else [*range(7)])
+
+
+def test_recompute_leaves_generation_alone():
+    gpt = lively(GPT(CFG)).eval()
+    ids, total = sampled(gpt)
+    prepare_blocks([Network(gpt, 0.0)], replace(RUN, recompute=True))
+    same_ids, same_total = sampled(gpt)
+    assert torch.equal(ids, same_ids) and torch.equal(total, same_total)
+
+
+def test_weights_that_are_not_finite_still_sample_a_token():
+    """So that the sentence about them comes from the loop, which looks at every --log-every-th step only."""
+    assert model_file.next_token(torch.full((2, 5), math.nan), torch.tensor([0.1, 0.9])).tolist() == [4, 4]
 
 
 def test_recompute_keeps_fewer_activations():
