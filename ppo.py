@@ -214,7 +214,7 @@ def ppo_losses(policy, value, mb, cfg):
 
 def check_invariants(policy, value, rm, rollout, stats, demo_ids, cfg):
     """What must hold before the first update; prints it, and raises ValueError where it does not."""
-    first = rollout.rows(torch.arange(cfg.minibatch, device=rollout.ids.device))
+    first = rollout.rows(slice(cfg.minibatch))
     with torch.no_grad():
         seen = [(float(w), s) for w, _, s in ppo_losses(policy, value, first, cfg)]
         ratio, clipped = (sum(w * float(s[k]) for w, s in seen) for k in ("ratio", "clip_fraction"))
