@@ -385,14 +385,14 @@ def sweep(cfg):
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     c = SIZES[cfg.size]
-    panels = {   # title: (case, x of each point, shape of each point)
-        "training step: context at 4096 tokens": ("train", [128, 256, 512, 1024, 2048], lambda x: (4096 // x, x)),
-        "reward model step: K responses of 64 to a prompt of 192": ("rm", [1, 2, 3, 5, 7, 9], lambda x: (4, x, 192, 64)),
-        "rollout: prompts": ("generate", [8, 16, 32, 64, 128], lambda x: (x, 32, 96)),
-        "rollout: new tokens": ("generate", [32, 64, 128, 256, 512], lambda x: (64, 32, x)),
+    panels = {   # title and what x is: (case, x of each point, shape of each point)
+        ("training step of 4096 tokens", "tokens of a row"): ("train", [128, 256, 512, 1024, 2048], lambda x: (4096 // x, x)),
+        ("reward model step, 4 prompts", "responses to a prompt"): ("rm", [1, 2, 3, 5, 7, 9], lambda x: (4, x, 192, 64)),
+        ("rollout of 96 new tokens", "prompts"): ("generate", [8, 16, 32, 64, 128], lambda x: (x, 32, 96)),
+        ("rollout for 64 prompts", "new tokens"): ("generate", [32, 64, 128, 256, 512], lambda x: (64, 32, x)),
     }
     fig, axes = plt.subplots(2, 2, figsize=(10, 7))
-    for ax, (title, (case, xs, shape_of)) in zip(axes.flat, panels.items()):
+    for ax, ((title, what), (case, xs, shape_of)) in zip(axes.flat, panels.items()):
         points = []
         for x in tqdm(xs, desc=title):
             longest = {"train": x, "rm": 256, "generate": sum(shape_of(x)[1:])}[case]
@@ -401,7 +401,7 @@ def sweep(cfg):
             print(json.dumps(p))
         ax.plot(xs, [p["seconds"] for p in points], "o-", label="measured")
         ax.plot(xs, [p["floor_seconds"] for p in points], "--", color="grey", label="floor")
-        ax.set(title=title, ylabel="seconds", xlim=(0, None), ylim=(0, None))
+        ax.set(title=title, xlabel=what, ylabel="seconds", xlim=(0, None), ylim=(0, None))
         ax.legend()
     fig.tight_layout()
     fig.savefig(cfg.out, dpi=120)
