@@ -71,8 +71,8 @@ def parse(Config, presets, doc, argv=None, positional=None):
 def keep_freed_memory():
     """On glibc, keep freed memory instead of mapping every large tensor anew and touching its pages for the first time again.
 
-    It is a property of the C library's allocator, not of anything here: 1.45x on a bf16 step of a 124M model, nothing on a tiny
-    one. Any program gains as much that makes these three calls before its first tensor, or has another malloc preloaded.
+    It is a property of the C library's allocator, not of anything here: transformers' training step of a 124M model gains 2.1x
+    from it in bf16 and 1.4x in fp32 (`bench.py --peer transformers --size M`), as does any program that makes these calls.
     """
     if sys.platform == "linux":
         try:

@@ -380,6 +380,11 @@ def chunks(rows, size):
     return [rows[i:i + size] for i in range(0, len(rows), size)]
 
 
+def by_length(length, size):
+    """Micro-batches of rows of like length, which need few pads: (rows, the longest of them), at most `size` rows, 0 for all."""
+    return [(rows, int(length[rows].max())) for rows in length.argsort(stable=True).split(size or len(length))]
+
+
 class Tokens(NamedTuple):
     ids: Tensor         # (B, T)    right-padded
     mask: Tensor        # (B, T-1)  True where column t's choice is trained; on the CPU

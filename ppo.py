@@ -179,8 +179,7 @@ def roll_out(policy, value, reference, rm, prompts, cfg, kl_coef, eos, seed):
     mask = data.action_mask(prompts.length, total, ids.shape[1])
     logp, entropy, ref_logp, values = (torch.zeros(mask.shape, device=ids.device) for _ in range(4))
     score = torch.zeros(len(ids), device=ids.device)
-    for rows in total.argsort(stable=True).split(cfg.microbatch or len(ids)):         # rows of like length together: few pads
-        t = int(total[rows].max())
+    for rows, t in data.by_length(total, cfg.microbatch):
         x, m = ids[rows, :t], mask[rows, :t - 1]
         logp[rows, :t - 1], entropy[rows, :t - 1] = policy.logp(x, m)
         ref_logp[rows, :t - 1] = reference.logp(x, m)[0]
@@ -204,7 +203,7 @@ def roll_out(policy, value, reference, rm, prompts, cfg, kl_coef, eos, seed):
 def ppo_losses(policy, value, mb, cfg):
     """The losses of one minibatch, a Rollout, in micro-batches: yields (weight, loss, stats)."""
     mb = mb._replace(adv=whiten(mb.adv, mb.mask) if cfg.whiten else mb.adv)
-    for rows in mb.total.argsort(stable=True).split(cfg.microbatch or len(mb.ids)):
+    for rows, _ in data.by_length(mb.total, cfg.microbatch):
         x = mb.rows(rows)
         logp, _ = policy.logp(x.ids, x.mask)
         pg, stats = policy_loss(logp, x.old_logp, x.adv, x.mask, cfg.clip)
