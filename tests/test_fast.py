@@ -265,3 +265,9 @@ def test_a_race_measures(case):
 def test_what_cannot_be_measured_is_a_sentence(bad):
     with pytest.raises(ValueError, match="--"):
         bench.main(bench.Config(**bad))
+
+
+def test_rows_of_like_length_are_batched_once_each_with_the_longest_of_them():
+    length = torch.tensor([5, 2, 9, 2, 7])
+    assert [(rows.tolist(), longest) for rows, longest in data.by_length(length, 2)] == [([1, 3], 2), ([0, 4], 7), ([2], 9)]
+    assert [(rows.tolist(), longest) for rows, longest in data.by_length(length, 0)] == [([1, 3, 0, 4, 2], 9)]
