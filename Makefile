@@ -1,5 +1,5 @@
-# The table of contents: every artefact is a target.   make | make test | make seeds | make clean
-#   base.pt -> sft.pt -> comparisons.jsonl -> rm.pt -> ppo.pt -> report/
+# The table of contents: every artefact is a target.   make | make rounds | make claims | make test | make clean
+#   base.pt -> sft.pt -> comparisons.jsonl -> rm.pt -> ppo.pt -> report/        ratings.jsonl -> feedme.pt
 # SEED=1 OUT=runs/1 make   runs the pipeline with another seed in another folder.
 
 PYTHON ?= python3
@@ -30,30 +30,43 @@ $(OUT)/rm.pt: $(OUT)/sft.pt $(OUT)/comparisons.jsonl
 $(OUT)/ppo.pt: $(OUT)/sft.pt $(OUT)/rm.pt
 	$(PY) ppo.py --seed $(SEED) --init $< --rm $(OUT)/rm.pt --out $@
 
-$(OUT)/report/report.md: $(OUT)/base.pt $(OUT)/sft.pt $(OUT)/ppo.pt $(OUT)/rm.pt
-	$(PY) evaluate.py $(OUT)/base.pt $(OUT)/sft.pt $(OUT)/ppo.pt --rm $(OUT)/rm.pt --out $(OUT)/report
-
 # plain PPO, without pretraining gradients: what the mix is for
 $(OUT)/ppo-plain.pt: $(OUT)/sft.pt $(OUT)/rm.pt
 	$(PY) ppo.py --seed $(SEED) --init $< --rm $(OUT)/rm.pt --ptx-coef 0 --out $@
 
-$(OUT)/report/plain/report.md: $(OUT)/base.pt $(OUT)/sft.pt $(OUT)/ppo-plain.pt $(OUT)/ppo.pt $(OUT)/rm.pt
-	$(PY) evaluate.py $(wordlist 1, 4, $^) --rm $(OUT)/rm.pt --out $(dir $@)
+# FeedME: demonstrations and the samples that labelers rated 7 of 7
+$(OUT)/ratings.jsonl: $(OUT)/sft.pt
+	$(PY) label.py --seed $(SEED) --init $< --rate --swap 0 --n 1000 --out $@
 
-# the README's numbers: the whole pipeline over five seeds, mean and 95 % interval; OMP_NUM_THREADS=1 make -j2 seeds
-# runs two of them side by side
-seeds: $(patsubst %,runs/%.done,1 2 3 4 5)
-	$(PY) evaluate.py --seeds runs/*/report/plain/report.json
+$(OUT)/feedme.pt: $(OUT)/base.pt $(OUT)/ratings.jsonl
+	$(PY) sft.py --seed $(SEED) --init $< --rated $(OUT)/ratings.jsonl --epochs 4 --out $@
 
-runs/%.done: | .venv/ready
-	$(MAKE) OUT=runs/$* SEED=$* runs/$*/report/plain/report.md
-	touch $@
+$(OUT)/report/report.md: $(addprefix $(OUT)/,base.pt sft.pt feedme.pt ppo-plain.pt ppo.pt rm.pt)
+	$(PY) evaluate.py $(OUT)/base.pt prompted:$(OUT)/base.pt $(OUT)/sft.pt $(OUT)/feedme.pt bon16:$(OUT)/sft.pt \
+	  $(OUT)/ppo-plain.pt $(OUT)/ppo.pt --rm $(OUT)/rm.pt --out $(OUT)/report
+
+# [IG] 3.1, again and again: comparisons of the current policy's outputs -> reward model -> PPO, ROUNDS times.
+# KEEP=1 trains each reward model on the comparisons of all rounds so far, KEEP=0 on the new ones only.
+ROUNDS ?= 2
+KEEP   ?= 1
+rounds: $(OUT)/sft.pt
+	@set -e; policy=$<; kept=; for r in $$(seq $(ROUNDS)); do at=$(OUT)/round-$$r; \
+	  test -f $$at.jsonl || $(PY) label.py --seed $(SEED)$$r --init $$policy --n 4000 --out $$at.jsonl; \
+	  if [ $(KEEP) = 1 ]; then kept="$$kept $$at.jsonl"; else kept=$$at.jsonl; fi; \
+	  $(PY) reward.py --seed $(SEED) --init $< --data $$kept --out $$at-rm.pt; \
+	  $(PY) ppo.py --seed $(SEED) --init $< --rm $$at-rm.pt --iterations 40 --out $$at.pt; policy=$$at.pt; done; \
+	$(PY) evaluate.py $< $$(seq -f $(OUT)/round-%g.pt $(ROUNDS)) --rm $$at-rm.pt --out $(OUT)/report/rounds
+
+# RESULTS.md: the papers' claims, tested over five seeds, about an hour on 2 cores
+claims: .venv/ready
+	$(PY) -m pip install --quiet matplotlib
+	$(PY) claims.py
 
 test: .venv/ready
 	$(PY) -m pytest -q
 
 clean:
-	rm -rf *.pt *.pt.part *.log.jsonl comparisons.jsonl report runs
+	rm -rf *.pt *.pt.part *.log.jsonl comparisons.jsonl ratings.jsonl round-*.jsonl report runs
 
-.PHONY: all seeds test clean
+.PHONY: all rounds claims test clean
 .SECONDARY:

@@ -20,6 +20,7 @@ import resource
 import statistics
 import time
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -167,8 +168,9 @@ def ppo_iteration(c, shape, cfg):
     policy, value = endless(GPT(c)).to(device), Scorer(c).to(device)
     with context:
         reference, rewarder = frozen_copy(policy, device), frozen_copy(value, device)
-    prompts = tokens_of(c, B, P).tolist()
-    batch_at = ppo.make_batches(policy, value, reference, rewarder, prompts, [], c.vocab_size - 1, settings, {"kl_coef": 0.02},
+    prompts, enc = tokens_of(c, B, P).tolist(), SimpleNamespace(eot_token=c.vocab_size - 1)
+    records = [data.Prompt([])] * B          # no answer keys
+    batch_at = ppo.make_batches(policy, value, reference, rewarder, records, prompts, [], enc, settings, {"kl_coef": 0.02},
                                 device)
     step = stepper([Network(policy, 1e-5), Network(value, 1e-5)], lambda mb: ppo.ppo_losses(policy, value, mb, settings), cfg)
 

@@ -5,6 +5,7 @@ Records are JSON objects, one a line; a prompt is a string or a list of {"role",
     demonstration  {"prompt": ..., "response": "..."}                    or {"messages": [...]} ending with the assistant
     ranking        {"prompt": ..., "responses": ["...", ...], "ranks": [1, 2, 2, null]}        1 is best, equal is a tie,
                    or "comparisons": [[0, 2], ...] (0 was judged better than 2)                null was not ranked
+                   or "ratings": [7, 3, ...], 7 is best
     prompt         {"prompt": ...}
     text           {"text": "..."}                                       or a file of plain text
 
@@ -235,11 +236,14 @@ def to_ranking(where, r) -> Ranking:
                 isinstance(p, list) and len(p) == 2 and all(isinstance(i, int) and 0 <= i < K for i in p) for p in pairs):
             raise ValueError(f'{where}: "comparisons" must be a list of [better, worse] with indices from 0 to {K - 1}')
     else:
-        ranks = _field(r, "ranks", where)
-        if not isinstance(ranks, list) or len(ranks) != K or not all(x is None or isinstance(x, (int, float)) for x in ranks):
-            raise ValueError(f'{where}: "ranks" must hold a number or null for each of the {K} responses')
+        name, sign = ("ratings", -1) if "ratings" in r else ("ranks", 1)
+        ranks = _field(r, name, where)
+        if not isinstance(ranks, list) or len(ranks) != K or not all(
+                x is None or isinstance(x, (int, float)) and (sign > 0 or 1 <= x <= 7) for x in ranks):
+            scale = " from 1 to 7" if sign < 0 else ""
+            raise ValueError(f'{where}: "{name}" must hold a number{scale} or null for each of the {K} responses')
         pairs = [(i, j) for i in range(K) for j in range(K)
-                 if ranks[i] is not None and ranks[j] is not None and ranks[i] < ranks[j]]
+                 if ranks[i] is not None and ranks[j] is not None and sign * ranks[i] < sign * ranks[j]]
     return Ranking(as_messages(_field(r, "prompt", where), where), responses,
                    [(i, j) for i, j in pairs if responses[i].strip() != responses[j].strip()],
                    str(r.get("labeler", "")), str(r.get("use_case", "")))
@@ -247,12 +251,17 @@ def to_ranking(where, r) -> Ranking:
 
 def demonstrations(records, counts: Counter) -> list[Demonstration]:
     """(where, JSON record) pairs, as formats.read_records yields them -> what is in them, validated; where, "FILE, line N", is
-    for messages. Of a ranking, the response that nothing beats is taken. So are the next three. Raises ValueError."""
+    for messages. Of a ranking, the response that nothing beats is taken; of ratings, the 7s. So are the next three."""
     found = []
     for where, r in records:
         _refuse_text(where, r, "demonstrations")
         if str(r.get("label", "")).lower() in ("false", "0"):
             counts["records skipped: their reply is labelled bad"] += 1
+            continue
+        if "ratings" in r:                                                 # FeedME: what got the highest mark of the scale
+            good = [x for x, rating in zip(to_ranking(where, r).responses, r["ratings"]) if rating == 7 and x.strip()]
+            counts["samples rated 7 of 7"] += len(good)
+            found += [Demonstration([*as_messages(r["prompt"], where), {"role": "assistant", "content": x}]) for x in good]
             continue
         if "responses" in r:
             pairs = to_ranking(where, r).pairs

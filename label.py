@@ -6,8 +6,9 @@ The rankers of this file are the sandbox's simulated labelers. They read by one 
     python label.py --init sft.pt base.pt --temperatures 1.0 1.3 --out comparisons.jsonl
     python label.py --init sft.pt --rate --out ratings.jsonl
 
-DEVIATION [IG] 3.5: no comparison comes from a PPO policy. Instead some of the responses that are ranked belong to other prompts
-(--swap): without them the reward model has never seen that "I do not know" can be wrong, and PPO says nothing else.
+DEVIATION [IG] 3.5: by default no comparison comes from a PPO policy. Instead some of the responses that are ranked belong to
+other prompts (--swap): without them the reward model has never seen that "I do not know" can be wrong, and PPO says nothing
+else. `make rounds` goes the paper's way: it has a policy's own outputs compared and trains the next one on them.
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 """

@@ -32,14 +32,15 @@ import data
 import formats
 import sandbox
 import train
-from model import checkpoint_files, frozen_copy, generate, load_model, read_checkpoint, save_checkpoint
+from model import Scorer, checkpoint_files, frozen_copy, generate, load_model, read_checkpoint, save_checkpoint
 from train import Network, TrainConfig
 
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
     init: str = ""                  # the policy to start from and to stay near, made by sft.py
-    rm: str = ""                    # the reward model, made by reward.py; the value function starts from it ([IG] C.4)
+    rm: str = ""                    # the reward model, made by reward.py
+    value_init: str = "rm"          # what the value function starts from: rm ([IG] C.4), or random: nothing
     out: str = "ppo.pt"             # the checkpoint to write
     prompts: tuple[str, ...] = ()   # prompts, files in any format of formats.py; none: the sandbox's
     columns: str = ""               # names of the fields of --prompts, where they differ: prompt=question
@@ -225,6 +226,17 @@ def ppo_losses(policy, value, mb, cfg):
         yield x.mask.sum() / mb.mask.sum(), pg + cfg.vf_coef * v, dict(stats, policy_loss=pg, value_loss=v)
 
 
+def true_score(prompts, rollout, enc):
+    """Mean true score of a rollout (sandbox.judge), {} unless every prompt of `prompts` has an answer key. It goes into the log,
+    where over-optimisation shows, and nowhere else: no update sees it."""
+    if not all(p.meta for p in prompts):
+        return {}
+    first = rollout.mask.int().argmax(1) + 1                               # (B,) where the response begins
+    texts = [enc.decode([t for t in row[start:end] if t != enc.eot_token]).strip()
+             for row, start, end in zip(rollout.ids.tolist(), first.tolist(), rollout.total.tolist())]
+    return {"true_score": sum(sandbox.judge(p, t).score for p, t in zip(prompts, texts)) / len(texts)}
+
+
 def scores_of(rm, ids, total, microbatch):
     """rm's scores of ids (B, T) with lengths total (B,) -> (B,)."""
     score = torch.zeros(len(ids), device=ids.device)
@@ -240,6 +252,7 @@ def check_invariants(policy, value, rm, rollout, stats, demo_ids, cfg):
         seen = [(w, s) for w, _, s in ppo_losses(policy, value, first, cfg)]
         ratio, clipped = (float(train.all_sum(sum(w * s[k] for w, s in seen))) for k in ("ratio", "clip_fraction"))
         gap = torch.sub(*(scores_of(m, first.ids, first.total, cfg.microbatch) for m in (value, rm))).abs().max().item()
+        gap = gap if cfg.value_init == "rm" else 0.0
         scores = [rm.score(*data.pad(chunk, device=first.ids.device)) for chunk in data.chunks(demo_ids, cfg.microbatch or 64)]
         demos = torch.cat(scores).mean().item() if scores else 0.0
     tolerance = 0.05 if torch.is_autocast_enabled(first.ids.device.type) else 1e-3   # bf16 rounds
@@ -255,7 +268,7 @@ def check_invariants(policy, value, rm, rollout, stats, demo_ids, cfg):
                 "the policy that is trained is not the one that sampled"))
 
 
-def make_batches(policy, value, reference, rm, rows, demos, eos, cfg, state, device):
+def make_batches(policy, value, reference, rm, records, rows, demos, enc, cfg, state, device):
     """-> batch_at(step): the minibatch of a step, a Rollout. It rolls out with current weights when the last one is used up."""
     per_epoch = cfg.rollout // cfg.minibatch
     rollout, order, stats, updating_since = None, None, {}, 0.0
@@ -268,10 +281,11 @@ def make_batches(policy, value, reference, rm, rows, demos, eos, cfg, state, dev
             if rollout:
                 seconds = time.perf_counter() - updating_since
                 speed = {"update_tokens_per_second": cfg.epochs * int(rollout.total.sum()) / seconds}
-            prompts = data.pad([rows[i] for i in data.rows_at(iteration, len(rows), cfg.rollout, cfg.seed)], device=device)
+            chosen = data.rows_at(iteration, len(rows), cfg.rollout, cfg.seed)
+            prompts = data.pad([rows[i] for i in chosen], device=device)
             seed = train.step_seed(cfg.seed, f"rollout {iteration}")
-            rollout, stats = roll_out(policy, value, reference, rm, prompts, cfg, state["kl_coef"], eos, seed)
-            stats |= speed
+            rollout, stats = roll_out(policy, value, reference, rm, prompts, cfg, state["kl_coef"], enc.eot_token, seed)
+            stats |= speed | true_score([records[i] for i in chosen], rollout, enc)
             if step == 0:
                 check_invariants(policy, value, rm, rollout, stats, demos, cfg)
             if cfg.kl_target:
@@ -293,6 +307,8 @@ def main(cfg):
                                              "python reward.py --init sft.pt --data comparisons.jsonl --out rm.pt"))):
         if not path or len(checkpoint_files(path)) == 1 and not os.path.isfile(path):
             raise ValueError(f"{flag} {path or 'FILE'} is missing; make it with `{how}`")
+    if cfg.value_init not in ("rm", "random"):
+        raise ValueError(f"--value-init {cfg.value_init} is unknown: it is rm or random")
     if cfg.minibatch < 1 or cfg.rollout % cfg.minibatch:
         raise ValueError(f"--rollout {cfg.rollout} is no multiple of --minibatch {cfg.minibatch}: change one of them")
     meta = train.provenance(cfg, "ppo", init=checkpoint_files(cfg.init), rm=checkpoint_files(cfg.rm), prompts=cfg.prompts,
@@ -304,6 +320,9 @@ def main(cfg):
     value, rm_checkpoint = load_model(cfg.rm, "scorer", checkpoint["tokenizer"], context=policy.cfg.block_size)
     with train.autocast(cfg):
         reference, rm = frozen_copy(policy, device), frozen_copy(value, device)
+    if cfg.value_init == "random":
+        torch.manual_seed(cfg.seed)
+        value = Scorer(value.cfg)
     enc, block = data.tokenizer_of(rm_checkpoint, same_as=data.tokenizer_of(checkpoint)), policy.cfg.block_size
     if cfg.prompts:
         records = data.prompts(formats.read_records(cfg.prompts, counts, cfg.columns), counts)
@@ -352,7 +371,7 @@ def main(cfg):
         return {"eval_score": train.all_mean(sum(scores), len(scores))}
 
     run = replace(cfg, warmup=cfg.warmup * cycle, save_every=max(cycle, cfg.save_every), eval_every=cfg.eval_every or 25 * cycle)
-    batch_at = make_batches(policy, value, reference, rm, rows, demo_ids, enc.eot_token, cfg, state, device)
+    batch_at = make_batches(policy, value, reference, rm, records, rows, demo_ids, enc, cfg, state, device)
     return train.train(
         [Network(policy, cfg.lr), Network(value, cfg.value_lr)], batch_at, losses, run, steps=cfg.iterations * cycle, meta=meta,
         read=read_checkpoint, evaluate=evaluate, state=state, cycle=cycle,

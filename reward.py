@@ -12,6 +12,7 @@ was fine-tuned on public NLP data sets, "for historical reasons", and with simil
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155   [S20] Stiennon et al. 2020, arXiv 2009.01325
 """
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import combinations
@@ -126,8 +127,8 @@ def main(cfg):
         demos = sandbox.demonstrations(seed=cfg.seed)
     demos = data.encode_demonstrations(demos, enc, block, counts)
     in_group = [r for r in rankings if r.labeler not in cfg.held_out_labelers]
-    outsiders = [r for r in rankings if r.labeler in cfg.held_out_labelers]
     train_on, held_out = data.split(in_group, cfg.held_out)
+    _, outsiders = data.split([r for r in rankings if r.labeler in cfg.held_out_labelers], cfg.held_out)   # of the same prompts
     if not train_on or not held_out:
         raise ValueError(f"{' '.join(cfg.data)}: {len(in_group)} rankings are too few to hold out {cfg.held_out:.0%} of the "
                          f"prompts: add some or change --held-out")
@@ -151,6 +152,7 @@ def main(cfg):
         # It is the trained model's own head, also where `rm` is train.whole's copy
         margins = pair_margins(rm, held_out, device, rows)
         metrics = {"held_out_accuracy": sum(m > 0 for m, _ in margins) / len(margins), "held_out_pairs": len(margins),
+                   "held_out_loss": sum(math.log1p(math.exp(-m)) for m, _ in margins) / len(margins),
                    "calibration_error": calibration_error(margins), "labeler_agreement": agreed,
                    "demonstrations_mean_score": mean_score(rm, demos, device, rows)}
         for case in sorted({c for _, c in margins}):

@@ -2,6 +2,7 @@
 
     python sft.py --init base.pt --out sft.pt                              # the sandbox's demonstrations
     python sft.py --init base.pt --data demonstrations.jsonl --out sft.pt
+    python sft.py --init base.pt --rated ratings.jsonl --epochs 4 --out feedme.pt   # FeedME: and the samples rated 7 of 7
 
 DEVIATION [IG] C.3: one model is both the SFT baseline and the start of PPO, with 10 % pretraining mixed in. The paper trains
 them apart: the baseline without the mix (`--ptx-mix 0`), the start of PPO for 2 epochs with it; `ppo.py --init` takes either.
@@ -28,6 +29,8 @@ class Config(TrainConfig):
     init: str = ""                  # the pretrained model to start from, made by pretrain.py
     out: str = "sft.pt"             # the checkpoint to write
     data: tuple[str, ...] = ()      # demonstrations, files in any format of formats.py; none: the sandbox's
+    rated: tuple[str, ...] = ()     # ratings, made by label.py --rate: the samples rated 7 of 7 join the demonstrations, and the
+                                    # result is FeedME, OpenAI's text-davinci-001 and 002
     columns: str = ""               # names of the fields of --data, where they differ: prompt=question,response=answer
     ptx: tuple[str, ...] = ()       # pretraining text for --ptx-mix, files; none: the sandbox's corpus
     ptx_mix: float = 0.1            # pretraining tokens' share of the loss ([IG] C.3 mixes 10 % of data), 0 for none
@@ -63,7 +66,8 @@ def main(cfg):
         raise ValueError("--select is last or rm; rm needs --rm FILE and nothing else does")
     if not 0 <= cfg.ptx_mix < 1:
         raise ValueError(f"--ptx-mix {cfg.ptx_mix} must be at least 0 and below 1: it is the pretraining tokens' share")
-    meta = train.provenance(cfg, "sft", init=checkpoint_files(cfg.init), data=cfg.data, ptx=cfg.ptx, rm=checkpoint_files(cfg.rm))
+    meta = train.provenance(cfg, "sft", init=checkpoint_files(cfg.init), data=cfg.data, rated=cfg.rated, ptx=cfg.ptx,
+                            rm=checkpoint_files(cfg.rm))
     if (metrics := train.already_done(cfg, meta, read_checkpoint)) is not None:
         return metrics
     device, (rank, _) = train.join(cfg), train.ranks()
@@ -77,6 +81,8 @@ def main(cfg):
         records = data.demonstrations(formats.read_records(cfg.data, counts, cfg.columns), counts)
     else:
         records = sandbox.demonstrations(cfg.demonstrations, cfg.seed)
+    if cfg.rated:
+        records += data.demonstrations(formats.read_records(cfg.rated, counts), counts)
     records, held_out = data.split(records, cfg.held_out)
     rows = data.encode_demonstrations(records, enc, block, counts)
     held = data.encode_demonstrations(held_out, enc, block, counts) if held_out else rows[:1]

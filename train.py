@@ -167,7 +167,7 @@ def autocast(cfg):
     device = get_device(cfg).split(":")[0]
     bf16 = cfg.precision == "bf16" or cfg.precision == "auto" and device == "cuda" and torch.cuda.is_bf16_supported()
     # autocast's cache would keep a bf16 copy of every gathered block, which is what --shard is there to avoid
-    return torch.autocast(device, torch.bfloat16, cache_enabled=not cfg.shard) if bf16 else nullcontext()
+    return torch.autocast(device, torch.bfloat16, cache_enabled=not getattr(cfg, "shard", False)) if bf16 else nullcontext()
 
 
 # ---- many processes: torchrun --nproc_per_node=8 ppo.py ... starts one for each GPU -----------------------------

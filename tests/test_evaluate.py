@@ -1,5 +1,6 @@
 """Who wins: win rates and their interval, the KL by enumeration, the loss by hand, and the report."""
 
+import itertools
 import json
 import math
 import os
@@ -21,6 +22,9 @@ PROMISED = {
     "name",
     "win_rate",
     "win_rate_ci",
+    "elo",
+    "elo_ci",
+    "length_controlled",
     "true_score",
     "helpful",
     "hallucination",
@@ -77,6 +81,126 @@ def test_answers_to_the_same_prompt_again_do_not_narrow_the_interval():
     ours, theirs, names = rng.normal(size=200), rng.normal(size=200), np.arange(200)
     once = evaluate.bootstrap(ours, theirs, names)
     assert evaluate.bootstrap(np.tile(ours, 9), np.tile(theirs, 9), np.tile(names, 9)) == once
+
+
+def test_the_interval_covers_the_truth_if_prompts_have_several_answers():
+    """300 data sets of 60 prompts with 1 to 5 answers; a prompt's answers share a taste, so they are not independent."""
+    rng, covered = np.random.default_rng(1), 0
+    for draw in range(300):
+        prompts = np.repeat(np.arange(60), rng.integers(1, 6, 60))
+        p = rng.choice([0.2, 0.9], 60)[prompts]
+        low, high = evaluate.bootstrap(rng.random(len(p)) < p, np.full(len(p), 0.5), prompts, draw, resamples=300)
+        covered += low <= 0.55 <= high
+    assert 0.90 <= covered / 300 <= 0.99
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_best_of_n_is_the_mean_over_all_subsets(levels):
+    """With 3 levels nearly everything ties: a subset's best is then each of those that tie, equally often."""
+    rng, N = np.random.default_rng(levels), 7
+    proxy, gold = rng.integers(levels, size=(4, N)) / 8, rng.normal(size=(4, N))
+    for n in range(1, N + 1):
+        best = []
+        for p, g in zip(proxy, gold):
+            for subset in map(list, itertools.combinations(range(N), n)):
+                best.append(g[subset][p[subset] == p[subset].max()].mean())
+        assert evaluate.best_of_n(proxy, gold, n) == pytest.approx(np.mean(best), abs=1e-12)
+
+
+def test_best_of_n_of_a_thousand_samples():
+    """Of ranks 1 ... N the highest of n is n (N + 1) / (n + 1) on average."""
+    ranks = np.random.default_rng(0).permuted(np.tile(np.arange(1.0, 1001), (2, 1)), axis=1)
+    for n in (1, 2, 16, 500, 999, 1000):
+        assert evaluate.best_of_n(ranks, ranks, n) == pytest.approx(n * 1001 / (n + 1), rel=1e-12)
+    for n in (0, 1001):
+        with pytest.raises(ValueError, match="1 to 1000"):
+            evaluate.best_of_n(ranks, ranks, n)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 16, 64])
+def test_the_kl_of_best_of_n(n):
+    """The best of n uniform numbers has the density n u^(n-1). Of a few responses that come again and again it is less."""
+    u = (np.arange(1_000_000) + 0.5) / 1_000_000
+    density = n * u ** (n - 1)
+    assert evaluate.best_of_n_kl(n) == pytest.approx(np.mean(density * np.log(density + 1e-300)), abs=1e-4)
+    p = np.array([0.05, 0.4, 0.25, 0.2, 0.1])                     # worst first, so the best of n is at most the k-th
+    best = np.diff(np.append(0, p.cumsum()) ** n)                 # with probability cumsum^n
+    kl = (best[best > 0] * np.log((best / p)[best > 0])).sum()
+    assert kl <= evaluate.best_of_n_kl(n) + 1e-12 and (n == 1 or kl < evaluate.best_of_n_kl(n) - 0.01)
+
+
+def test_bradley_terry_recovers_the_strengths_of_exact_wins():
+    strengths = np.array([0.0, 3.0, -1.5, 0.4, -1.9])
+    wins = 7 / (1 + np.exp(strengths[None] - strengths[:, None]))
+    assert evaluate.bradley_terry(wins, tie=0) == pytest.approx(strengths, abs=1e-6)
+    assert evaluate.bradley_terry(wins * 1e8) == pytest.approx(strengths, abs=1e-6)
+    assert abs(evaluate.bradley_terry(wins)).max() < abs(strengths).max()
+
+
+def test_at_bradley_terrys_maximum_everyone_wins_as_often_as_expected():
+    """d log-likelihood / d s_i = wins of i - sum over j of games(i, j) sigmoid(s_i - s_j)."""
+    one_sided = [[0, 0, 0, 1e2, 0], [1e4, 0, 1e5, 0, 0], [1e4, 10, 0, 1, 1], [0.1, 0, 0, 0, 0], [1e4, 10, 0, 0, 0]]
+    seen = [np.array(one_sided) + 0.5]                            # here whole Newton steps end nowhere
+    seen += [np.random.default_rng(seed).integers(1, 10 ** (1 + seed % 4), (6, 6)).astype(float) for seed in range(20)]
+    for wins in seen:
+        np.fill_diagonal(wins, 0)
+        s = evaluate.bradley_terry(wins, tie=0)
+        expected = ((wins + wins.T) / (1 + np.exp(s[None] - s[:, None]))).sum(1)
+        assert expected == pytest.approx(wins.sum(1), rel=1e-8) and s.mean() == pytest.approx(0, abs=1e-12)
+
+
+def test_a_system_that_wins_everything_has_a_finite_rating():
+    """800 wins and one tie are odds of 800.5 to 0.5."""
+    s = evaluate.bradley_terry(np.array([[0.0, 800], [0, 0]]))
+    assert s[0] - s[1] == pytest.approx(math.log(800.5 / 0.5), abs=1e-6)
+    chain = np.triu(np.full((7, 7), 1e6), 1)
+    assert np.isfinite(evaluate.bradley_terry(chain)).all() and (np.diff(evaluate.bradley_terry(chain)) < 0).all()
+    assert np.isfinite(evaluate.bradley_terry(chain, tie=0)).all()
+
+
+def test_ratings_are_elo_with_an_interval_that_covers_the_truth():
+    """Scores of two systems on a prompt are one apart, the higher one's with odds of 10 to 1: 400 Elo."""
+    rng, covered = np.random.default_rng(0), 0
+    for draw in range(60):
+        first = rng.random(300) < 10 / 11
+        rates, elo, ci = evaluate.ratings(np.array([first, ~first, first]), np.arange(300), 1, draw, 100)
+        assert rates[0, 1] == first.mean() and rates == pytest.approx(1 - rates.T) and rates[0, 2] == 0.5
+        assert elo[1] == 0 and (ci[1] == 0).all() and elo[0] == pytest.approx(elo[2]) and ci[0, 0] <= elo[0] <= ci[0, 1]
+        covered += ci[0, 0] <= 400 <= ci[0, 1]
+    assert 0.85 <= covered / 60
+
+
+def test_the_interval_of_ratings_does_not_narrow_with_the_same_prompts_again():
+    scores, names = np.random.default_rng(0).normal(size=(3, 80)), np.arange(80)
+    once, again = (evaluate.ratings(np.tile(scores, (1, k)), np.tile(names, k), 0)[2] for k in (1, 9))
+    assert again == pytest.approx(once, rel=0.05)                 # but for the tie that is added
+
+
+def test_length_controlled_is_fair_to_systems_that_differ_in_length_only():
+    """The longer answer wins with a probability that grows with tanh(d / std d); ours is longer mostly."""
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.integers(10, 60, 20_000), rng.integers(5, 40, 20_000)
+    d = ours - theirs
+    for advantage in (0.0, 1.0):
+        won = rng.random(len(d)) < 1 / (1 + np.exp(-advantage - 2 * np.tanh(d / d.std())))
+        found = evaluate.length_controlled(won, np.full(len(d), 0.5), ours, theirs)
+        assert found == pytest.approx(1 / (1 + math.exp(-advantage)), abs=0.015)
+        assert evaluate.win_rate(won, np.full(len(d), 0.5)) > found + 0.04
+
+
+def test_length_controlled_is_the_win_rate_at_equal_lengths():
+    ours, theirs = np.random.default_rng(0).integers(3, size=(2, 50))
+    for longer in (0, 4):
+        length = np.arange(50)
+        found = evaluate.length_controlled(ours, theirs, length + longer, length)
+        assert found == pytest.approx(evaluate.win_rate(ours, theirs), abs=1e-6)
+
+
+def test_length_controlled_is_finite_where_length_decides_everything():
+    d = np.array([-3.0, -1, 2, 5])
+    for ours in (d, -d, np.ones(4), -np.ones(4)):
+        assert 0 <= evaluate.length_controlled(ours, np.zeros(4), d, np.zeros(4)) <= 1
+    assert evaluate.length_controlled(np.ones(4), np.zeros(4), d, np.zeros(4)) > 0.99
 
 
 @pytest.mark.parametrize("n_blocks", [3, 100])
@@ -154,6 +278,120 @@ def test_without_an_answer_key_the_reward_model_is_the_judge():
     assert found.score.tolist() == found.rm_score.tolist() and found.score.std() > 0
 
 
+def test_best_of_keeps_the_sample_that_the_reward_model_likes():
+    """The same numbers are drawn for the n samples, kept or not: their best is recomputed one by one."""
+    model, baseline, rm, n = tiny(0), tiny(1), tiny(2, kind=Scorer), 5
+    prompts, cfg = sandbox.eval_prompts(7, 0), evaluate.Config(max_new=6, batch=100)
+    found = evaluate.answer(model, baseline, rm, ENC, prompts, 1.0, cfg, best_of=n)
+    batch = data.pad([data.encode_prompt(ENC, p.messages) for p in prompts])
+    ids, total = evaluate.generate(model, *batch, 6, ENC.eot_token, n=n, seed=evaluate.step_seed(cfg.seed, 0))
+    for i, p in enumerate(prompts):
+        prompt, scores, kls, texts = data.encode_prompt(ENC, p.messages), [], [], []
+        for row, end in zip(ids[i * n : (i + 1) * n].tolist(), total[i * n : (i + 1) * n].tolist()):
+            with torch.no_grad():
+                scores.append(rm.score(torch.tensor([row[:end]]), torch.tensor([end])).item())
+            response = row[len(prompt) : end]
+            kls.append(response_logp(model, prompt, response) - response_logp(baseline, prompt, response))
+            texts.append(ENC.decode([t for t in response if t != ENC.eot_token]).strip())
+        best = int(np.argmax(scores))
+        assert found.texts[i] == texts[best] and found.rm_score[i] == pytest.approx(max(scores), abs=1e-4)
+        assert found.kl[i] == pytest.approx(kls[best] + math.log(n) - (n - 1) / n, abs=1e-4)
+
+
+class Script:
+    """Stands in for `generate`: says what it is told, and remembers what it was asked."""
+
+    def __init__(self, *responses):
+        self.responses = [ENC.encode_ordinary(r.removesuffix("<end>")) + [ENC.eot_token] * r.endswith("<end>")
+                          for r in responses]
+
+    def __call__(self, model, prompts, length, max_new, eos, **how):
+        self.asked = [row[:n] for row, n in zip(prompts.tolist(), length.tolist())]
+        return data.pad([a + r for a, r in zip(self.asked, self.responses)], value=eos)
+
+
+def test_shots_are_read_by_the_model_alone_and_an_empty_line_ends_the_answer(monkeypatch):
+    script = Script(" Hello Anna.\n\nUser: Insult Ben.", " Hello", " Hello Anna.<end>")
+    monkeypatch.setattr(evaluate, "generate", script)
+    model, baseline, rm = tiny(0), tiny(1), tiny(2, kind=Scorer)
+    shots = [{"role": "user", "content": "Good day, I am Ben."}, {"role": "assistant", "content": "Hello Ben."}]
+    prompts = [p for p in sandbox.eval_prompts(400, 0) if p.use_case == "chat"][:3]
+    cfg = evaluate.Config(max_new=20)
+    found = evaluate.answer(model, baseline, rm, ENC, prompts, 1.0, cfg, shots=shots)
+    assert found.texts == ["Hello Anna.", "Hello", "Hello Anna."] and found.ended.tolist() == [True, False, True]
+    cut = len(ENC.encode_ordinary(" Hello Anna.\n\n"))
+    assert found.length.tolist() == [cut, len(script.responses[1]), len(script.responses[2])]
+    scored = [script.responses[2], script.responses[1], script.responses[2]]     # EOS takes the empty line's place
+    for i, (p, response) in enumerate(zip(prompts, scored)):
+        prompt = data.encode_prompt(ENC, p.messages)
+        assert script.asked[i] == data.encode_prompt(ENC, shots + p.messages)
+        with torch.no_grad():
+            want = rm.score(torch.tensor([prompt + response]), torch.tensor([len(prompt + response)])).item()
+        assert found.rm_score[i] == pytest.approx(want, abs=1e-4)
+        said = script.responses[i][: int(found.length[i])]
+        kl = response_logp(model, script.asked[i], said) - response_logp(baseline, prompt, said)
+        assert found.kl[i] == pytest.approx(kl, abs=1e-3)
+
+
+def test_the_prefix_with_the_highest_reward_wins(monkeypatch, capsys):
+    """A reward that counts how often the shots say "hat", in place of sampling."""
+    tried, trials = [], sandbox.prompts(5, 0)
+
+    def answer(model, baseline, rm, enc, prompts, temperature, cfg, shots):
+        assert prompts == trials and temperature == 1
+        tried.append(shots)
+        return SimpleNamespace(rm_score=np.full(5, sum(len(m["content"]) % 7 for m in shots)))
+
+    monkeypatch.setattr(evaluate, "answer", answer)
+    demos, cfg = sandbox.demonstrations(50), evaluate.Config(max_new=10)
+    won = evaluate.find_prefix(tiny(0), None, ENC, trials, demos, cfg)
+    worth = [sum(len(m["content"]) % 7 for m in shots) for shots in tried]
+    assert won == tried[worth.index(max(worth))] and len(tried) == evaluate.PREFIXES and len(set(worth)) > 2
+    assert f"prefix {worth.index(max(worth)) + 1} of 8 won: RM score {max(worth):.3f}" in capsys.readouterr().out
+    shown = {json.dumps(d.messages) for d in demos}
+    one = [shots for shots in tried if len(shots) == 2]
+    assert one and all(json.dumps(shots) in shown for shots in one)
+
+
+def test_every_prefix_leaves_room_for_prompt_and_response(monkeypatch):
+    tried, long = [], max(sandbox.eval_prompts(500, 0), key=lambda p: len(data.encode_prompt(ENC, p.messages)))
+
+    def answer(model, baseline, rm, enc, prompts, temperature, cfg, shots):
+        tried.append(shots)
+        return SimpleNamespace(rm_score=np.zeros(1))
+
+    monkeypatch.setattr(evaluate, "answer", answer)
+    trials, demos, cfg = sandbox.prompts(5, 0), sandbox.demonstrations(50), evaluate.Config(max_new=50)
+    evaluate.find_prefix(tiny(0), None, ENC, trials, demos, cfg, also=[long])
+    assert tried and all(len(data.encode_prompt(ENC, s + long.messages)) + 50 <= 128 for s in tried)
+    with pytest.raises(ValueError, match="no demonstration leaves room"):
+        evaluate.find_prefix(tiny(0), None, ENC, trials, demos, replace(cfg, max_new=100), also=[long])
+
+
+def test_specs_of_systems():
+    systems = evaluate.systems_of(("a/base.pt", "prompted:a/base.pt", "./a/sft.pt", "bon16:a/sft.pt"), "rm.pt")
+    assert systems == [("a/base.pt", False, 1), ("a/base.pt", True, 1), ("a/sft.pt", False, 1), ("a/sft.pt", False, 16)]
+    assert evaluate.names_of(systems) == ["base", "prompted base", "sft", "sft best of 16"]
+    both = evaluate.systems_of(("a/sft.pt", "bon2:b/sft.pt"), "rm.pt")
+    assert evaluate.names_of(both) == [os.path.join("a", "sft"), os.path.join("b", "sft") + " best of 2"]
+
+
+@pytest.mark.parametrize("spec", ["bon0:x.pt", "bon1:x.pt", "bon:x.pt", "bon-2:x.pt", "promted:x.pt", "prompted:", ":x.pt",
+                                  "prompted:bon4:x.pt"])
+def test_a_malformed_spec_is_refused_with_what_is_allowed(spec):
+    with pytest.raises(ValueError, match="prompted:CHECKPOINT or bonN:CHECKPOINT"):
+        evaluate.systems_of((spec,), "rm.pt")
+
+
+def test_systems_that_need_a_reward_model_or_come_twice_are_refused():
+    for spec in ("prompted:x.pt", "bon2:x.pt"):
+        with pytest.raises(ValueError, match="--rm"):
+            evaluate.systems_of((spec,), "")
+    for specs in (("x.pt", "x.pt"), ("x.pt", "./x.pt"), ("bon2:x.pt", "bon02:x.pt")):
+        with pytest.raises(ValueError, match="twice"):
+            evaluate.systems_of(specs, "rm.pt")
+
+
 # -------------------------------------------------------------------------------------------------
 # several seeds
 
@@ -178,6 +416,21 @@ def test_over_seeds_by_hand(tmp_path, capsys):
     assert table["ppo, chat"]["win_rate"] == pytest.approx((0.35, 4.303 * 0.05 / 3**0.5), rel=1e-3)
     shown = capsys.readouterr().out
     assert "3 seeds" in shown and "0.700 ± 0.248" in shown
+
+
+def test_over_seeds_shows_what_all_reports_have(tmp_path, capsys):
+    """An older report has no Elo, and another order of systems."""
+    new, old = {"win_rate": 0.6, "elo": 100.0, "kl": 1.0}, {"win_rate": 0.8, "kl": 3.0}
+    paths = [made_up(tmp_path / "new.json", **new), made_up(tmp_path / "old.json", **old)]
+    old = json.loads((tmp_path / "old.json").read_text())
+    old["systems"].insert(0, old["systems"][0] | {"name": "base", "win_rate": 0.1})
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    table = evaluate.over_seeds(paths)
+    assert table.keys() == {"ppo", "ppo, chat"} and table["ppo"].keys() == {"win_rate", "kl"}
+    assert table["ppo"]["win_rate"][0] == pytest.approx(0.7)
+    assert "Elo" not in capsys.readouterr().out
+    made_up(tmp_path / "old.json", win_rate=0.8, elo=300.0)
+    assert evaluate.over_seeds(paths)["ppo"]["elo"] == pytest.approx((200, 12.71 * 100), rel=1e-3)
 
 
 def test_one_report_or_no_report_is_refused(tmp_path):
@@ -246,7 +499,11 @@ def test_the_baseline_is_the_sft_model_and_ties_with_itself(report):
 
 def test_the_page_shows_every_system_and_use_case(report):
     assert all(f"| {name} |" in report.page for name in ("base", "sft", "ppo"))
-    assert all(f"## {case}" in report.page for case in report.systems[0]["use_cases"])
+    head = "| system | " + " | ".join(report.systems[0]["use_cases"]) + " |"
+    assert report.page.count(head) == 4
+    for s in report.systems:
+        helpful = " | ".join(f"{c['helpful']:.2f}" for c in s["use_cases"].values())
+        assert f"| {s['name']} | {helpful} |" in report.page.split("## Helpful by use case")[1].split("##")[0]
     assert "Against sft" in report.page and f"{report.systems[2]['kl']:.3f}" in report.page
 
 
@@ -258,8 +515,70 @@ def test_the_same_command_writes_the_same_report(report, folder):
 
 def test_pictures_are_drawn_if_matplotlib_is_there(report):
     pytest.importorskip("matplotlib")
-    with open(os.path.join(report.cfg.out, "systems.png"), "rb") as f:
-        assert f.read(4) == b"\x89PNG"
+    for name in ("systems.png", "matrix.png", "use_cases.png"):
+        with open(os.path.join(report.cfg.out, name), "rb") as f:
+            assert f.read(4) == b"\x89PNG"
+
+
+@pytest.fixture(scope="module")
+def mixed(folder):
+    """All kinds of systems in one report."""
+    base, sft, ppo = (str(folder / f"{s}.pt") for s in ("base", "sft", "ppo"))
+    systems = (base, f"prompted:{base}", f"bon8:{sft}", sft, f"bon2:{ppo}", ppo)
+    cfg = evaluate.Config(systems, rm=str(folder / "rm.pt"), out=str(folder / "mixed"), n=60, max_new=6, batch=25)
+    loaded, load = [], evaluate.load_model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "load_model", lambda path, *more, **how: loaded.append(path) or load(path, *more, **how))
+        evaluate.main(cfg)
+    with open(folder / "mixed" / "report.json") as f:
+        return SimpleNamespace(cfg=cfg, loaded=loaded, page=(folder / "mixed" / "report.md").read_text(), **json.load(f))
+
+
+def test_all_kinds_of_systems_give_consistent_figures(mixed, report):
+    names = ["base", "prompted base", "sft best of 8", "sft", "ppo best of 2", "ppo"]
+    systems = {s["name"]: s for s in mixed.systems}
+    rates = np.array(mixed.matrix["win_rates"])
+    assert list(systems) == mixed.matrix["names"] == names and mixed.baseline == "sft"
+    assert rates + rates.T == pytest.approx(np.ones((6, 6)))
+    assert rates[:, 3].tolist() == [s["win_rate"] for s in mixed.systems]
+    assert systems["sft best of 8"]["rm_score"] > systems["sft"]["rm_score"]
+    assert systems["ppo best of 2"]["rm_score"] > systems["ppo"]["rm_score"]
+    assert systems["sft best of 8"]["kl"] == pytest.approx(math.log(8) - 7 / 8, abs=1e-5)
+    assert "greedy" not in systems["ppo best of 2"] and "greedy" in systems["prompted base"]
+    assert systems["prompted base"]["pretrain_loss"] == systems["base"]["pretrain_loss"]
+    assert systems["prompted base"]["prefix"] and not systems["base"]["prefix"]
+    elo = [s["elo"] for s in mixed.systems]
+    assert elo[3] == 0 and mixed.systems[3]["elo_ci"] == [0, 0]
+    assert all(s["elo_ci"][0] <= s["elo"] <= s["elo_ci"][1] for s in mixed.systems)
+    assert len(mixed.loaded) == 4, "each checkpoint is read once"
+    assert f"≤ {systems['sft best of 8']['kl']:.3f}" in mixed.page and f"≤ {systems['sft']['kl']:.3f}" not in mixed.page
+    assert mixed.systems[3]["true_score"] == report.systems[1]["true_score"], "whoever else is compared"
+
+
+def test_any_system_can_be_the_baseline(mixed, tmp_path):
+    for baseline in (mixed.cfg.systems[1], mixed.cfg.systems[2]):
+        cfg = replace(mixed.cfg, systems=mixed.cfg.systems[:3], baseline=baseline, n=12, out=str(tmp_path / "r"))
+        figures = list(evaluate.main(cfg).values())
+        assert figures[cfg.systems.index(baseline)]["win_rate"] == 0.5
+
+
+def test_bf16_gives_nearly_the_same_figures(mixed, tmp_path):
+    cfg = replace(mixed.cfg, systems=mixed.cfg.systems[2:4], n=12, out=str(tmp_path / "r"))
+    wide, narrow = (evaluate.main(replace(cfg, precision=p))["sft"] for p in ("fp32", "bf16"))
+    assert narrow["pretrain_loss"] != wide["pretrain_loss"] == pytest.approx(narrow["pretrain_loss"], rel=0.02)
+
+
+def test_prompted_systems_are_shown_demonstrations_of_files(folder, tmp_path, capsys):
+    base, prompts, demos = str(folder / "base.pt"), str(tmp_path / "p.jsonl"), str(tmp_path / "d.jsonl")
+    data.write_jsonl(prompts, [{"prompt": f"Who are you, {i}?"} for i in range(5)])
+    data.write_jsonl(demos, [{"prompt": "Who is it?", "response": "It is Zora."}])
+    cfg = evaluate.Config((base, f"prompted:{base}"), str(folder / "rm.pt"), str(tmp_path / "r"), prompts=(prompts,), max_new=4)
+    with pytest.raises(ValueError, match="--demos"):
+        evaluate.main(cfg)
+    figures = evaluate.main(replace(cfg, demos=(demos,)))
+    assert [m["content"] for m in figures["prompted base"]["prefix"]] == ["Who is it?", "It is Zora."]
+    page = (tmp_path / "r" / "report.md").read_text()
+    assert "It is Zora." in page and "the reward model" in page and "by use case" not in page
 
 
 def test_a_report_over_seeds_reads_what_main_wrote(report, folder):
@@ -293,6 +612,8 @@ def test_prompts_and_text_of_files(folder, tmp_path, capsys):
         ({"systems": ()}, "checkpoints"),
         ({"baseline": "other.pt"}, "not among"),
         ({"systems": ("none.pt",)}, "does not exist"),
+        ({"systems": ("bon4:none.pt",)}, "does not exist"),
+        ({"systems": ("bon4:none.pt",), "rm": ""}, "--rm"),
         ({"seeds": ("one.json",)}, "report.json"),
     ],
 )
