@@ -32,6 +32,7 @@ import data
 from evaluate import best_of_n_kl, interval, table
 from experiments import (
     EPOCHS,
+    ITERATIONS,
     NS,
     WITHOUT,
     World,
@@ -208,9 +209,8 @@ CLAIMS = {
         "[IG] 3.5", "loss is lowest after 1 epoch; 16 epochs were chosen by RM score",
         sft_epochs,
         f"{', '.join(map(str, EPOCHS))} epochs: loss {{loss}}; RM score {{rm score}}; true score {{true score}}",
-        {"loss, 16 epochs minus 4": lambda f: f["loss"][EPOCHS.index(16)] - f["loss"][EPOCHS.index(4)],
-         "RM score, 16 epochs minus 4": lambda f: f["rm score"][EPOCHS.index(16)] - f["rm score"][EPOCHS.index(4)],
-         "true score, 16 epochs minus 4": lambda f: f["true score"][EPOCHS.index(16)] - f["true score"][EPOCHS.index(4)]}),
+        {f"{k}, 16 epochs minus 8": lambda f, k=k: f[k][EPOCHS.index(16)] - f[k][EPOCHS.index(8)]
+         for k in ("loss", "rm score", "true score")}),
     9: Claim(
         "The reward model predicts labelers it has never seen almost as well as its own.",
         "[IG] 4.1, E.2", "72.4 ± 0.4 → 69.6 ± 0.9 %",
@@ -238,11 +238,11 @@ CLAIMS = {
         "Residual dropout in SFT, a value function from the reward model, and pretraining data in the initialisation help.",
         "[IG] C.1, C.4, E.8", "chosen, or compared in E.8",
         what_helps,
-        "preferred to its like without: dropout {dropout}, the mix {mix}; reward over 40 iterations: value from RM {value from rm}, "
+        "preferred to its like without: dropout {dropout}, the mix {mix}; mean reward of a short run: value from RM {value from rm}, "
         "random {value random}",
         {"SFT with dropout over without": lambda f: f["dropout"] - 0.5,
          "reward, value from RM minus random": drop("value from rm", "value random"),
-         "PPO-ptx from the mix over without": lambda f: f["mix"] - 0.5}),
+         "PPO from the mix over without": lambda f: f["mix"] - 0.5}),
     12: Claim(
         "A second round, on comparisons of the policy's own outputs, helps and repairs what the first reward model could not see.",
         "[IG] 3.1", "\"can be iterated continuously\"; not measured",
@@ -295,14 +295,15 @@ def peaks_table(by_seed):
                  [row(rm, title) for rm, title in RMS.items()])
 
 
-RMS = {"200": "200 rankings", "1500": "1,500 rankings", "12000": "12,000 rankings", "small": "12,000, 1/16 of the parameters"}
+RMS = {"200": "200 rankings", "2000": "2,000 rankings", "12000": "12,000 rankings", "small": "12,000, a small one"}
 
 
 def details_table(by_seed):
     def effect(name, k):
-        mean, half = interval([f[f"{name}: {k}"] - f[f"everything: {k}"] for f in by_seed])
+        saved = "saved model's " if name == "no ema" else ""
+        mean, half = interval([f[f"{name}: {saved}{k}"] - f[f"everything: {saved}{k}"] for f in by_seed])
         return f"{mean:+.3f} ± {half:.3f}" + (" (matters)" if abs(mean) > half else "")
-    return table(["switched off, 40 iterations of PPO", "reward", "true score", "KL"],
+    return table([f"changed alone, at the end of {ITERATIONS} iterations of PPO", "reward", "true score", "KL"],
                  [[name, *(effect(name, k) for k in ("reward", "true score", "kl"))] for name in WITHOUT])
 
 
@@ -341,10 +342,13 @@ def page(rows, command):
 
 
 def plot(rows, folder):
-    """overoptimisation.png, systems.png, sft_epochs.png and tax.png, of the claims that are there."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    """overoptimisation.png, systems.png and sft_epochs.png, of the claims that are there. Says so without matplotlib."""
+    try:
+        import matplotlib
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as plt
+    except ImportError:
+        return print("no plots: `pip install matplotlib`, then `python claims.py --page` draws them")
     style = {"axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
              "figure.constrained_layout.use": True}
     figures = {n: [r["figures"] for r in found] for n, found in rows.items()}
@@ -412,7 +416,7 @@ def measured(task):
 
 
 def main(cfg):
-    wrong = [c for c in cfg.claims if not c.isdigit() or int(c) not in CLAIMS]
+    wrong = [c for c in cfg.claims if c not in map(str, CLAIMS)]
     if wrong:
         raise ValueError(f"there is no claim {wrong[0]}: they have the numbers 1 to {len(CLAIMS)}")
     os.makedirs(cfg.docs, exist_ok=True)
@@ -428,14 +432,17 @@ def main(cfg):
     wanted = dict.fromkeys(CLAIMS[n].measure for n in numbers) if not cfg.page else {}
     tasks = [(m, s, os.path.join(cfg.runs, str(s)), commit) for m in wanted for s in cfg.seeds if (m.__name__, s) not in done]
     began = time.perf_counter()
-    with multiprocessing.get_context("spawn").Pool(cfg.workers) as pool:
+    with multiprocessing.get_context("spawn").Pool(cfg.workers if tasks else 1) as pool:
         for i, line in enumerate(pool.imap_unordered(measured, tasks)):
             lines.append(line)
             data.write_jsonl(path, sorted(lines, key=lambda r: (r["experiment"], r["seed"])))
             seconds = time.perf_counter() - began
             print(f"{i + 1} of {len(tasks)}, {seconds:.0f} s: {line['experiment']}, seed {line['seed']}", flush=True)
+    lines = [r for r in lines if r["seed"] in cfg.seeds]
     rows = {n: [r for r in lines if r["experiment"] == claim.measure.__name__] for n, claim in CLAIMS.items()}
     rows = {n: found for n, found in rows.items() if found}
+    if not rows:
+        raise ValueError(f"{path} has no line of the seeds {', '.join(map(str, cfg.seeds))}: run `python claims.py` first")
     text, verdicts = page(rows, "python claims.py")
     with open(cfg.results, "w") as f:
         f.write(text + "\n")

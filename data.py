@@ -236,7 +236,7 @@ def to_ranking(where, r) -> Ranking:
                 isinstance(p, list) and len(p) == 2 and all(isinstance(i, int) and 0 <= i < K for i in p) for p in pairs):
             raise ValueError(f'{where}: "comparisons" must be a list of [better, worse] with indices from 0 to {K - 1}')
     else:
-        name, sign = ("ratings", -1) if "ratings" in r else ("ranks", 1)
+        name, sign = ("ratings", -1) if "ratings" in r and "ranks" not in r else ("ranks", 1)
         ranks = _field(r, name, where)
         if not isinstance(ranks, list) or len(ranks) != K or not all(
                 x is None or isinstance(x, (int, float)) and (sign > 0 or 1 <= x <= 7) for x in ranks):
@@ -258,7 +258,7 @@ def demonstrations(records, counts: Counter) -> list[Demonstration]:
         if str(r.get("label", "")).lower() in ("false", "0"):
             counts["records skipped: their reply is labelled bad"] += 1
             continue
-        if "ratings" in r:                                                 # FeedME: what got the highest mark of the scale
+        if {"responses", "ratings"} <= r.keys() and "comparisons" not in r:   # FeedME: what got the highest mark of the scale
             good = [x for x, rating in zip(to_ranking(where, r).responses, r["ratings"]) if rating == 7 and x.strip()]
             counts["samples rated 7 of 7"] += len(good)
             found += [Demonstration([*as_messages(r["prompt"], where), {"role": "assistant", "content": x}]) for x in good]

@@ -153,7 +153,7 @@ def preference(w):
 
 def hundred_times(w):
     large = w.make("large-base.pt", pretrain, **LARGE)
-    policy = w.ppo("small-ppo.pt", init=w.small("sft"), lr=1e-3)
+    policy = w.ppo("small-ppo.pt", init=w.small("sft"), lr=1e-3, iterations=40)
     size = {path: sum(p.numel() for p in load_model(path, "gpt")[0].parameters()) for path in (policy, large)}
     ours = w.answers(policy)
     return {"ratio": size[large] / size[policy], "small": size[policy], "large": size[large],
@@ -204,27 +204,27 @@ def alignment_tax(w):
 
 
 def reward_models(w, name, **fields):
-    """Held-out loss and accuracy of a reward model trained on 1,500 prompts' comparisons, or on `fields`."""
-    end = final(w.make(name, reward, **{"init": w.sft(), "data": (w.first(1500),)} | fields))
+    """Held-out loss and accuracy of a reward model trained on 2,000 prompts' comparisons, or on `fields`."""
+    end = final(w.make(name, reward, **{"init": w.sft(), "data": (w.first(2000),)} | fields))
     return {"loss": end["held_out_loss"], "accuracy": end["held_out_accuracy"]}
 
 
 def shuffled_pairs(w):
     shuffled = os.path.join(w.folder, "pairs.jsonl")
     if not os.path.exists(shuffled):
-        with open(w.first(1500)) as f:
+        with open(w.first(2000)) as f:
             pairs = [r | {"responses": [r["responses"][i], r["responses"][j]], "ranks": [1, 2]} for r in map(json.loads, f)
                      for i, j in data.to_ranking("", r).pairs]
         data.write_jsonl(shuffled, pairs)
-    grouped = reward_models(w, "rm-1500.pt")
+    grouped = reward_models(w, "rm-2000.pt")
     with open(shuffled) as f:
-        batch = 16 * sum(1 for _ in f) // 1500
+        batch = 16 * sum(1 for _ in f) // 2000
     pairs = reward_models(w, "rm-pairs.pt", data=(shuffled,), batch=batch)
     return {f"{how} {k}": v for how, end in (("grouped", grouped), ("shuffled", pairs)) for k, v in end.items()}
 
 
 def second_epoch(w):
-    ends = {"one": reward_models(w, "rm-1500.pt"), "two": reward_models(w, "rm-2-epochs.pt", epochs=2)}
+    ends = {"one": reward_models(w, "rm-2000.pt"), "two": reward_models(w, "rm-2-epochs.pt", epochs=2)}
     return {f"{how} {k}": v for how, end in ends.items() for k, v in end.items()}
 
 
@@ -239,28 +239,26 @@ def sft_epochs(w):
     return dict(figures)
 
 
-EPOCHS = (1, 2, 4, 8, 16, 32)
+EPOCHS = (1, 2, 4, 8, 16)
 
 
 def held_out_labelers(w):
     out = f"labeler {w.seed % 5 + 1}"                                      # each of the five in turn, over five seeds
-    end = final(w.make("rm-labelers.pt", reward, init=w.sft(), data=(w.first(6000),), held_out_labelers=(out,)))
+    end = final(w.make("rm-labelers.pt", reward, init=w.sft(), data=(w.first(4000),), held_out_labelers=(out,)))
     return {"own": end["held_out_accuracy"], "other": end["held_out_labelers_accuracy"]}
 
 
 def over_optimisation(w):
     rms = {"200": w.make("rm-200.pt", reward, init=w.sft(), data=(w.first(200),), warmup=2),
-           "1500": w.make("rm-1500.pt", reward, init=w.sft(), data=(w.first(1500),)), "12000": w.rm(),
+           "2000": w.make("rm-2000.pt", reward, init=w.sft(), data=(w.first(2000),)), "12000": w.rm(),
            "small": w.make("rm-small.pt", reward, init=w.small("sft"), data=(w.comparisons(),), lr=1e-3)}
-    runs, figures = {"penalty": w.plain()}, {}
-    for name, rm in rms.items():
-        path = w.ppo(f"ppo-free-{name}.pt", rm=rm, ptx_coef=0.0, kl_coef=0.0, iterations=60)
-        runs[f"free {name}"] = path
-    for run, path in runs.items():
+    slow, figures = {"ptx_coef": 0.0, "lr": 1.5e-4, "iterations": 45}, {}  # so that there are rollouts on both sides of a peak
+    runs = {f"free {name}": w.ppo(f"ppo-free-{name}.pt", rm, kl_coef=0.0, **slow) for name, rm in rms.items()}
+    for run, path in (runs | {"penalty": w.ppo("ppo-penalty.pt", **slow)}).items():
         curves = rollouts(path, "kl", "score", "true_score")
         figures |= {f"{run} {k}": v.round(4).tolist() for k, v in zip(("kl", "rm", "true"), curves)}
-    # best-of-n from 512 samples to each of 100 prompts, each judged once and scored by every reward model
-    prompts, n = sandbox.eval_prompts(100, w.seed), 512
+    # best-of-n from 256 samples to each of 60 prompts, each judged once and scored by every reward model
+    prompts, n = sandbox.eval_prompts(60, w.seed), NS[-1]
     model, checkpoint = load_model(w.sft(), "gpt")
     enc = data.tokenizer_of(checkpoint)
     scorers, scored, true = {k: load_model(rm, "scorer")[0].eval() for k, rm in rms.items()}, defaultdict(list), []
@@ -280,25 +278,33 @@ def over_optimisation(w):
     return figures
 
 
-NS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+NS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+ITERATIONS = 25                     # of the many runs of PPO, without pretraining text, that are compared with one another
 
 
 def what_helps(w):
-    no_dropout = w.answers(w.make("sft-no-dropout.pt", sft, init=w.base(), dropout=0.0))
-    no_mix = w.ppo("ppo-no-mix.pt", init=w.make("sft-no-mix.pt", sft, init=w.base(), ptx_mix=0.0), rm=w.rm())
-    random_value = w.ppo("ppo-random-value.pt", value_init="random", ptx_coef=0.0, iterations=40)
-    scores = {"rm": rollouts(w.plain(), "score")[0], "random": rollouts(random_value, "score")[0]}
-    sft_answers, ptx, other = w.answers(w.sft()), w.answers(w.ptx()), w.answers(no_mix)
-    return {"dropout": evaluate.win_rate(sft_answers.score, no_dropout.score),
-            "value from rm": scores["rm"][:40].mean(), "value random": scores["random"].mean(),
-            "mix": evaluate.win_rate(ptx.score, other.score)}
+    no_dropout, no_mix = (w.make(f"sft-{name}.pt", sft, init=w.base(), **fields)
+                          for name, fields in (("no-dropout", {"dropout": 0.0}), ("no-mix", {"ptx_mix": 0.0})))
+    runs = {"mix": short_run(w, "everything"), "no mix": short_run(w, "no-mix", init=no_mix),
+            "random": short_run(w, "random-value", value_init="random")}
+    score = {name: w.answers(path).score for name, path in
+             {"dropout": w.sft(), "no dropout": no_dropout, "mix": runs["mix"], "no mix": runs["no mix"]}.items()}
+    return {"dropout": evaluate.win_rate(score["dropout"], score["no dropout"]),
+            "mix": evaluate.win_rate(score["mix"], score["no mix"]),
+            "value from rm": rollouts(runs["mix"], "score")[0].mean(), "value random": rollouts(runs["random"], "score")[0].mean()}
+
+
+def short_run(w, name, **fields):
+    return w.ppo(f"ppo-{name}.pt", ptx_coef=0.0, iterations=ITERATIONS, **fields)
 
 
 def second_round(w):
     def round_of(n, policy, *older):
-        new = w.make(f"round-{n}.jsonl", label, init=(policy,), swap=0.0, n=4000, seed=w.seed + 1000 * n)
+        new = w.make(f"round-{n}.jsonl", label, init=(policy,), swap=0.0, n=3000, seed=w.seed + 1000 * n)
         rm = w.make(f"round-{n}-rm.pt", reward, init=w.sft(), data=(*older, new))
-        return w.ppo(f"round-{n}-ppo.pt", rm=rm, ptx_coef=0.0, iterations=40), new
+        return w.ppo(f"round-{n}-ppo.pt", rm=rm, ptx_coef=0.0, iterations=ITERATIONS), new
     first, comparisons = round_of(1, w.sft())
     second, _ = round_of(2, first, comparisons)
     figures, answers = {}, {"first": w.answers(first), "second": w.answers(second)}
@@ -317,11 +323,14 @@ def details(w):
     for name, path in (("ppo", w.plain()), ("ptx", w.ptx())):
         entropy = rollouts(path, "entropy")[0]
         figures |= {f"{name} entropy before": entropy[0], f"{name} entropy after": entropy[-10:].mean()}
-    runs = {"everything": {}, **WITHOUT}
-    for name, fields in runs.items():
-        path = w.ppo(f"ppo-{name.replace(' ', '-')}.pt", ptx_coef=0.0, iterations=40, **fields)
-        figures |= {f"{name}: reward": rollouts(path, "score")[0][-10:].mean(),
-                    f"{name}: true score": w.answers(path).score.mean(), f"{name}: kl": rollouts(path, "kl")[0][-10:].mean()}
+    for name, fields in {"everything": {}, **WITHOUT}.items():
+        path = short_run(w, name.replace(" ", "-"), **fields)
+        figures |= {f"{name}: {k}": v[-10:].mean() for k, v in
+                    zip(("reward", "true score", "kl"), rollouts(path, "score", "true_score", "kl"))}
+    for name in ("everything", "no ema"):                                  # the average is not what samples: it is what is saved
+        a = w.answers(short_run(w, name.replace(" ", "-"), **WITHOUT.get(name, {})))
+        figures |= {f"{name}: saved model's reward": a.rm_score.mean(), f"{name}: saved model's true score": a.score.mean(),
+                    f"{name}: saved model's kl": a.kl.mean()}
     return figures
 
 

@@ -321,7 +321,7 @@ def main(cfg):
     with train.autocast(cfg):
         reference, rm = frozen_copy(policy, device), frozen_copy(value, device)
     if cfg.value_init == "random":
-        torch.manual_seed(cfg.seed)
+        torch.manual_seed(train.step_seed(cfg.seed, "value"))
         value = Scorer(value.cfg)
     enc, block = data.tokenizer_of(rm_checkpoint, same_as=data.tokenizer_of(checkpoint)), policy.cfg.block_size
     if cfg.prompts:

@@ -152,7 +152,7 @@ def main(cfg):
         # It is the trained model's own head, also where `rm` is train.whole's copy
         margins = pair_margins(rm, held_out, device, rows)
         metrics = {"held_out_accuracy": sum(m > 0 for m, _ in margins) / len(margins), "held_out_pairs": len(margins),
-                   "held_out_loss": sum(math.log1p(math.exp(-m)) for m, _ in margins) / len(margins),
+                   "held_out_loss": sum(max(-m, 0) + math.log1p(math.exp(-abs(m))) for m, _ in margins) / len(margins),
                    "calibration_error": calibration_error(margins), "labeler_agreement": agreed,
                    "demonstrations_mean_score": mean_score(rm, demos, device, rows)}
         for case in sorted({c for _, c in margins}):

@@ -272,6 +272,8 @@ def ranking(**fields):
         ({"ranks": [1, 2, 3, 4], "responses": ["a", " a\n", "a", "b"]}, [(0, 3), (1, 3), (2, 3)]),
         ({"comparisons": [[0, 1], [1, 2]], "responses": ["a", "b", "b"]}, [(0, 1)]),
         ({"ranks": [2, 1], "responses": ["", "b"]}, [(1, 0)]),
+        ({"ratings": [7, 3, 3, None]}, [(0, 1), (0, 2)]),
+        ({"ratings": [1, 7, 4.5, 1]}, [(1, 0), (1, 2), (1, 3), (2, 0), (2, 3)]),
     ],
 )
 def test_pairs_of_a_ranking(fields, pairs):
@@ -288,13 +290,14 @@ def test_tied_prompts_are_skipped_and_counted():
         ranking(ranks=[1, None, None, None]),
         ranking(comparisons=[]),
         ranking(ranks=[1, 2], responses=["a", "a"]),
+        ranking(ratings=[7, 7, None, 7]),
     ]
     counts = Counter()
     [r] = data.rankings(told(*tied, ranking(ranks=[1, 2, 2, 2])), counts)
     assert r.pairs == [(0, 1), (0, 2), (0, 3)]
-    assert counts["prompts skipped: all responses tied"] == 4 and counts["comparisons"] == 3
-    assert counts["pairs without a preference"] == 6 + 6 + 6 + 1 + 3
-    assert "4 prompts skipped: all responses tied" in data.report(counts)
+    assert counts["prompts skipped: all responses tied"] == 5 and counts["comparisons"] == 3
+    assert counts["pairs without a preference"] == 6 + 6 + 6 + 1 + 6 + 3
+    assert "5 prompts skipped: all responses tied" in data.report(counts)
     with pytest.raises(ValueError, match="holds no ranking with two responses of different rank"):
         data.rankings(told(*tied), Counter())
 
@@ -460,6 +463,18 @@ def test_the_best_of_a_ranking_is_a_demonstration():
     assert counts["rankings skipped: no response is best"] == 2
 
 
+def test_what_is_rated_7_is_a_demonstration():
+    """All of it, if it says something, and nothing else; one record may give several or none."""
+    rated = [ranking(ratings=[7, 6, 7, None]), ranking(ratings=[1, 7, 7, 2], responses=["a", " \n", "c", "d"]),
+             ranking(ratings=[6, 6.9, 1, 1]), {"prompt": "Hi.", "response": "z"}]
+    counts = Counter()
+    found = data.demonstrations(told(*rated), counts)
+    assert [d.messages for d in found] == [said("Hi.", x) for x in "accz"]
+    assert counts["samples rated 7 of 7"] == 3 and "rankings whose best" not in data.report(counts)
+    with pytest.raises(ValueError, match="holds no demonstration"):
+        data.demonstrations(told(rated[2]), Counter())
+
+
 def test_replies_labelled_bad_are_no_demonstrations_and_their_prompts_are_prompts():
     records = [{"prompt": p, "response": "b", "label": label} for p, label in zip("xyz", (True, False, None))]
     counts = Counter()
@@ -510,6 +525,13 @@ MESSAGES = '"prompt" must be a string or a list of'
         (data.rankings, ranking(ranks=[1]), "a number or null for each of the 4 responses"),
         (data.rankings, ranking(ranks=["1", "2", "3", "4"]), "a number or null for each of the 4"),
         (data.rankings, ranking(ranks=1), "a number or null for each of the 4 responses"),
+        (data.rankings, ranking(ratings=[8, 1, 1, 1]), '"ratings" must hold a number from 1 to 7 or null for each of the 4'),
+        (data.rankings, ranking(ratings=[0, 1, 7, 1]), '"ratings" must hold a number from 1 to 7 or null'),
+        (data.rankings, ranking(ratings=[7, 1]), '"ratings" must hold a number from 1 to 7 or null for each of the 4'),
+        (data.rankings, ranking(ratings=["7", "1", "2", "3"]), '"ratings" must hold a number from 1 to 7 or null'),
+        (data.rankings, ranking(ratings=7), '"ratings" must hold a number from 1 to 7 or null'),
+        (data.demonstrations, ranking(ratings=[8, 1, 1, 1]), '"ratings" must hold a number from 1 to 7 or null'),
+        (data.demonstrations, ranking(ratings=[7, 7]), '"ratings" must hold a number from 1 to 7 or null'),
         (data.rankings, ranking(comparisons=[[0, 4]]), "indices from 0 to 3"),
         (data.rankings, ranking(comparisons=[[-1, 0]]), "indices from 0 to 3"),
         (data.rankings, ranking(comparisons=[0, 1]), "indices from 0 to 3"),

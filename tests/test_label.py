@@ -11,6 +11,7 @@ import data
 import formats
 import label
 import sandbox
+import sft as fine_tuning
 from model import GPT, GPTConfig, Scorer, generate, save_checkpoint
 
 ENC = data.get_tokenizer("sandbox")
@@ -142,6 +143,24 @@ def test_rate_writes_ratings_from_1_to_7(config):
     assert all("ranks" not in r and len(r["ratings"]) == len(r["responses"]) for r in records)
     seen = {x for r in records for x in r["ratings"]}
     assert seen <= set(range(1, 8)) and len(seen) > 3
+
+
+def test_what_is_rated_7_trains_a_model(config, tmp_path, monkeypatch):
+    """label.py --rate, then sft.py --rated."""
+    label.main(replace(config, rate=True, n=40, seed=1))
+    best = [(r["prompt"][-1]["content"], x) for r in written(config.out) for x, rating in zip(r["responses"], r["ratings"])
+            if rating == 7 and x]
+    read, real = [], data.split
+
+    def watched(records, *rest):
+        read.extend((r.messages[-2]["content"], r.messages[-1]["content"]) for r in records)
+        return real(records, *rest)
+    monkeypatch.setattr(data, "split", watched)
+    cfg = fine_tuning.Config(init=config.init[0], rated=(config.out,), out=str(tmp_path / "feedme.pt"), demonstrations=12,
+                             epochs=1, batch=8, max_new=4, ptx_mix=0.0, device="cpu", precision="fp32")
+    metrics = fine_tuning.main(cfg)
+    assert len(best) > 4 and read[12:] == best and metrics["held_out_loss"] > 0
+    assert len(torch.load(cfg.out)["meta"]["inputs"]["rated"]) == 1
 
 
 def test_swap_mixes_in_what_answers_other_prompts(config, monkeypatch):

@@ -11,12 +11,14 @@ import torch.nn.functional as F
 import data
 import ppo
 import pretrain
+import sandbox
 from model import (
     GPT,
     GPTConfig,
     Scorer,
     frozen_copy,
     generate,
+    load_model,
     save_checkpoint,
     scorer_from,
 )
@@ -339,6 +341,32 @@ def test_any_microbatch_size_gives_the_same_gradient_and_statistics(microbatch):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 
+def talk(cut=()):
+    """Prompts of the sandbox, and a rollout of written responses, those in `cut` without EOS; pads are junk."""
+    asked = [data.Prompt([{"role": "user", "content": text}], case, {"answers": [answer]}) for text, case, answer in (
+        ("Hello, I am Anna.", "chat", "Hello Anna."),
+        ("What is the capital of Zembla?", "unanswerable", "I do not know."),
+        ("Rewrite with Clara: Anna sells red lamps.", "rewriting", "Clara sells red lamps."))]
+    said = ["Hello Anna.", "I do not know. I hope this helps.", "Anna sells"]
+    rows = [data.encode_prompt(ENC, p.messages) for p in asked]
+    start = [len(row) for row in rows]
+    for i, text in enumerate(said):
+        rows[i] = rows[i] + data.encode_response(ENC, text)[:-1 if i in cut else None]
+    ids, total = data.pad(rows, value=ENC.encode_ordinary(" stupid")[0])
+    mask = data.action_mask(torch.tensor(start), total, ids.shape[1])
+    return asked, ppo.Rollout(ids, mask, *torch.zeros(4, *mask.shape), total)
+
+
+@pytest.mark.parametrize("cut", [(), (2,), (0, 1, 2)])
+def test_the_true_score_is_that_of_what_was_said(cut):
+    """By hand: helpful +2; helpful, but four words too many +1; not helpful and no sentence -2."""
+    asked, rollout = talk(cut)
+    assert ppo.true_score(asked, rollout, ENC) == {"true_score": pytest.approx((2 + 1 - 2) / 3)}
+    backwards = ppo.true_score(asked[::-1], rollout, ENC)["true_score"]
+    assert backwards < 0, "each response is judged as an answer to its own prompt"
+    assert ppo.true_score([asked[0], replace(asked[1], meta={}), asked[2]], rollout, ENC) == {}
+
+
 class Bandit:
     """Stands in for a reward model: after the prompt 3 the right answer is 1, after 4 it is 2."""
 
@@ -504,6 +532,82 @@ def test_a_policy_that_is_not_the_one_that_sampled_is_an_error():
     value.head.bias.data += 1 - value.score(*data.pad(ids)).mean()
     with pytest.raises(ValueError, match="demonstrations' mean score is 1 "):
         ppo.check_invariants(policy, value, value, rollout, stats, ids, CFG)
+
+
+def test_the_value_function_starts_from_the_reward_model_or_from_nothing(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rm = load_model(config.rm, "scorer")[0].state_dict()
+
+    def start(**fields):
+        [_, (value, *_)], batch_at, losses = captured(monkeypatch, replace(config, **fields))
+        weights = {k: v.clone() for k, v in value.state_dict().items()}
+        return weights, value, losses(batch_at(0))                         # which checks the invariants
+    weights, _, _ = start()
+    assert all(torch.equal(weights[k], rm[k]) for k in rm)
+    weights, value, minibatch = start(value_init="random", seed=5)         # the fixture's own models are of seed 0
+    drawn = [k for k in rm if len(rm[k].unique()) > 1]
+    assert len(drawn) > 5 and not any(torch.equal(weights[k], rm[k]) for k in drawn)
+    for weight, loss, _ in minibatch:
+        (weight * loss).backward()
+    assert all(p.grad.abs().max() > 0 for name, p in value.named_parameters() if "head" in name)
+    again, other = (start(value_init="random", seed=seed)[0] for seed in (5, 6))
+    assert all(torch.equal(weights[k], again[k]) for k in rm) and not torch.equal(weights[drawn[0]], other[drawn[0]])
+    metrics = ppo.main(replace(config, value_init="random"))
+    assert metrics["value_loss"] > 0
+    with pytest.raises(ValueError, match="--value-init sft is unknown"):
+        ppo.main(replace(config, value_init="sft"))
+
+
+def test_only_a_value_function_from_the_reward_model_must_agree_with_it():
+    policy, value, _, rm = players()
+    rollout, stats = ppo.roll_out(policy, value, policy, rm, prompts(), CFG, 0.1, EOS, seed=0)
+    ppo.check_invariants(policy, value, rm, rollout, stats, [], replace(CFG, value_init="random"))
+    with pytest.raises(ValueError, match="value - score"):
+        ppo.check_invariants(policy, value, rm, rollout, stats, [], replace(CFG, value_init="rm"))
+
+
+def with_answers(config, tmp_path, keys=True):
+    """`config` on short prompts of the sandbox, in another order in the file than in the rollouts."""
+    short = [p for p in sandbox.prompts(900) if len(data.encode_prompt(ENC, p.messages)) <= 18
+             and len(data.encode_response(ENC, p.meta["answers"][0])) <= 10]
+    found = list({p.messages[-1]["content"]: p for p in short}.values())[:30]
+    path = str(tmp_path / f"asked-{keys}.jsonl")
+    data.write_jsonl(path, [{"prompt": p.messages, "use_case": p.use_case} | ({"meta": p.meta} if keys else {}) for p in found])
+    return replace(config, prompts=(path,), max_new=12), found
+
+
+def test_the_true_score_of_each_rollout_is_in_the_log(config, tmp_path, monkeypatch):
+    """A policy that answers as the key does has 2.0; one that answers the question before it has less."""
+    monkeypatch.chdir(tmp_path)
+    cfg, asked = with_answers(config, tmp_path)
+    assert len({p.use_case for p in asked}) > 3 and len(asked) == 30
+    answers = {tuple(data.encode_prompt(ENC, p.messages)): data.encode_response(ENC, p.meta["answers"][0]) for p in asked}
+
+    def run(out, others):
+        def scripted(model, ids, length, *more, **how):
+            read = [row[:n] for row, n in zip(ids.tolist(), length.tolist())]
+            said = [answers[tuple(row)] for row in read]
+            return data.pad([row + s for row, s in zip(read, said[others:] + said[:others])], value=7)
+        monkeypatch.setattr(ppo, "generate", scripted)
+        ppo.main(replace(cfg, out=out))
+        with open(f"{out}.log.jsonl") as f:
+            return [json.loads(line)["true_score"] for line in f]
+    assert run("key.pt", 0) == [2.0] * 6                                     # 3 iterations of 2 minibatches
+    seen = run("mixed.pt", 1)
+    assert max(seen) < 1 and seen[::2] == seen[1::2] and len(set(seen)) > 1
+
+
+def test_no_weight_depends_on_the_true_score(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights, logs = [], []
+    for keys in (True, False):
+        cfg, _ = with_answers(config, tmp_path, keys)
+        ppo.main(replace(cfg, out=f"{keys}.pt"))
+        weights.append(torch.load(f"{keys}.pt")["weights"])
+        logs.append([json.loads(line) for line in (tmp_path / f"{keys}.pt.log.jsonl").read_text().splitlines()])
+    with_keys, without = weights
+    assert all(torch.equal(with_keys[k], without[k]) for k in with_keys)
+    assert all("true_score" in a and "true_score" not in b and a["score"] == b["score"] for a, b in zip(*logs))
 
 
 def test_a_rollout_that_is_no_multiple_of_the_minibatch_is_refused(config):

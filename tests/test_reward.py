@@ -243,7 +243,50 @@ def test_labelers_and_prompts_that_are_held_out_are_never_trained_on(config, mon
     seen.clear()
     evaluate(0, network.module)
     held = {str(r.messages) for r in seen}
-    assert "labeler 2" in {r.labeler for r in seen} and len(held) > 40 and not held & trained
+    assert "labeler 2" in {r.labeler for r in seen} and len(held) > 15 and not held & trained
+
+
+def test_labelers_who_are_held_out_are_measured_on_prompts_that_nobody_was_trained_on(config, tmp_path, monkeypatch):
+    """Though they ranked the answers to all prompts, as the others did."""
+    with open(config.data[0]) as f:
+        records = [json.loads(line) for line in f]
+    both = write(tmp_path / "both.jsonl", [r | {"labeler": who} for r in records for who in ("labeler 1", "labeler 2")])
+    seen, real = [], data.rankings_batch
+
+    def watched(encoded, device):
+        seen.extend((str(r.ranking.messages), r.ranking.labeler) for r in encoded)
+        return real(encoded, device)
+    monkeypatch.setattr(data, "rankings_batch", watched)
+    cfg = replace(config, data=(both,), held_out_labelers=("labeler 2",))
+    ([network], batch_at, losses), evaluate = captured(monkeypatch, cfg)
+    for step in range(25):
+        list(losses(batch_at(step)))
+    trained = {prompt for prompt, _ in seen}
+    seen.clear()
+    metrics = evaluate(0, network.module)
+    measured = {who: {prompt for prompt, w in seen if w == who} for who in ("labeler 1", "labeler 2")}
+    assert len(trained) > 150 and 5 < len(measured["labeler 2"]) < 50 and not measured["labeler 2"] & trained
+    assert measured["labeler 1"] == measured["labeler 2"], "the same prompts"
+    assert metrics["held_out_labelers_accuracy"] == metrics["held_out_accuracy"], "they ranked alike"
+
+
+def test_held_out_loss_is_the_mean_over_all_pairs_of_prompts_that_are_held_out(config, monkeypatch):
+    seen, real = [], data.rankings_batch
+
+    def watched(encoded, device):
+        seen.extend(r.ranking for r in encoded)
+        return real(encoded, device)
+    monkeypatch.setattr(data, "rankings_batch", watched)
+    ([network], _, _), evaluate = captured(monkeypatch, replace(config, held_out_labelers=()))
+    network.module.head.weight.data *= 20                                    # scores that differ
+    metrics, rm, each = evaluate(0, network.module), network.module, []
+    for r in seen:
+        rows = [data.encode_prompt(ENC, r.messages) + data.encode_response(ENC, x) for x in r.responses]
+        with torch.no_grad():
+            score = [rm.score(*data.pad([row])).item() for row in rows]
+        each += [math.log(1 + math.exp(score[j] - score[i])) for i, j in r.pairs]
+    assert len(each) == metrics["held_out_pairs"] > 30 and max(each) > 3 * min(each)
+    assert metrics["held_out_loss"] == pytest.approx(sum(each) / len(each), rel=1e-4)
 
 
 def test_too_few_rankings_are_refused(config):

@@ -182,6 +182,38 @@ def test_no_prompt_is_on_both_sides_of_the_split(config, monkeypatch):
     assert len(sides) == 2 and all(sides) and not sides[0] & sides[1]
 
 
+@pytest.fixture
+def rated(tmp_path):
+    """Ratings of answers to a request that no demonstration shows."""
+    return write(tmp_path / "ratings.jsonl", [
+        {"prompt": f"Praise {n}.", "responses": ["I will not.", f"{n} is kind.", ""], "ratings": [6, 7, 7]} for n in NAMES])
+
+
+def test_samples_rated_7_join_the_demonstrations(config, rated, monkeypatch):
+    sides, real = [], data.encode_demonstrations
+
+    def watched(records, *rest):
+        sides.append([[m["content"] for m in r.messages] for r in records])
+        return real(records, *rest)
+    monkeypatch.setattr(data, "encode_demonstrations", watched)
+    captured(monkeypatch, config)
+    captured(monkeypatch, replace(config, rated=(rated,)))
+    demos, _, trained, held = sides
+    praise = [x for x in trained if x[0].startswith("Praise")]
+    assert [x for x in trained if x not in praise] == demos and len(praise) > len(NAMES) / 2
+    assert sorted(x for x in trained + held if "Praise" in x[0]) == sorted([f"Praise {n}.", f"{n} is kind."] for n in NAMES)
+
+
+def test_a_model_learns_from_ratings_what_demonstrations_do_not_show(config, tmp_path, rated):
+    def answer(out, **fields):
+        sft.main(replace(config, out=str(tmp_path / out), epochs=25, eval_every=1000, dropout=0.0, ptx_mix=0.0, **fields))
+        prompt = data.encode_prompt(ENC, [{"role": "user", "content": "Praise Viktor."}])
+        ids, total = generate(load_model(str(tmp_path / out), "gpt")[0], *data.pad([prompt]), 8, ENC.eot_token, temperature=0)
+        return ENC.decode(ids[0, len(prompt):total[0]].tolist())
+    assert answer("feedme.pt", rated=(rated,)).endswith(f" is kind.{data.EOS}")
+    assert "kind" not in answer("plain.pt")
+
+
 @pytest.mark.parametrize("wrong", [{"init": ""}, {"select": "rm"}, {"rm": "rm.pt"}, {"select": "best"},
                                    {"ptx_mix": 1.0}, {"ptx_mix": -0.5}])
 def test_flags_that_make_no_sense_are_refused(config, wrong):
