@@ -185,9 +185,11 @@ def tasks(n, seed=0):
     rng, found = random.Random(f"tasks {seed}"), []
     for i in range(n):
         if i % 3 == 0:                                                     # which comes out of a text: SQuAD, DROP
-            (p, d), (q, e) = told = deeds(rng, 2)
-            text = "Story: " + " ".join(f"{x} {y}." for x, y in told) + f" Who {e}? {q} {e}. What does {q} do? {q} {e}."
-            found.append(("questions", f"{text} What does {p} do?", f" {p} {d}."))
+            [(p, d)] = told = deeds(rng, 1)
+            text, classes = tell(rng, told)
+            (name, items), (other, answer) = rng.sample(list(classes.items()), 2)
+            text = f"Story: {text} What does {p} do? {p} {d}. The {name} are {', '.join(items)}. The {other} are"
+            found.append(("questions", text, f" {', '.join(answer)}."))
         elif i % 3 == 1:                                                   # text to text: translation
             (p, d), *others = deeds(rng, 3)
             told = " ".join(f"With {q} it is: {q} {d}." for q, _ in others[:1])
