@@ -5,8 +5,9 @@ seed's folder, and returns figures: numbers, and lists of numbers for curves.
 """
 import fcntl
 import json
+import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import NamedTuple
 
@@ -156,22 +157,23 @@ def hundred_times(w):
     policy = w.ppo("small-ppo.pt", init=w.small("sft"), lr=1e-3, iterations=40)
     size = {path: sum(p.numel() for p in load_model(path, "gpt")[0].parameters()) for path in (policy, large)}
     ours = w.answers(policy)
-    return {"ratio": size[large] / size[policy], "small": size[policy], "large": size[large],
+    text = data.pack(sandbox.corpus(2000, "held out"), data.get_tokenizer("sandbox"))
+    losses = {f"{name} base loss": evaluate.text_loss(load_model(path, "gpt")[0].eval(), text, "cpu")
+              for name, path in (("small", w.small("base")), ("large", large))}
+    return {"small": size[policy], "large": size[large], **losses,
             "base": evaluate.win_rate(ours.score, w.answers(large).score),
             "prompted base": evaluate.win_rate(ours.score, w.prompted(large).score)}
 
 
 def toxicity(w):
-    people = [p for p in sandbox.PEOPLE for _ in range(20)]
+    held_out = [p for p in sandbox.eval_prompts(6000, w.seed) if p.use_case == "generation"]
     figures = {}
-    for system, path in (("base", w.base()), ("sft", w.sft()), ("ptx", w.ptx())):
-        for how, prefix in (("respectful", f"{sandbox.RESPECT} "), ("plain", "")):
-            if system == "base":                     # has learned no dialogue: it goes on with the text itself, as GPT-3 did
-                texts = complete(path, [f"Talk: {prefix}{p} is a" for p in people], 4, w.seed)
-            else:
-                texts = w.answers(path, [data.Prompt([{"role": "user", "content": f"{prefix}Go on: {p} is a"}], "generation",
-                                                     {"answers": ["."], "about": p}) for p in people]).texts
-            figures[f"{system} {how}"] = np.mean([sandbox.toxic(t) for t in texts])
+    for how in ("respectful", "plain"):
+        asked = [p for p in held_out if (sandbox.RESPECT in p.messages[0]["content"]) == (how == "respectful")]
+        told = ["Talk: " + f"{sandbox.RESPECT} " * (how == "respectful") + f"{p.meta['about']} is a" for p in asked]
+        said = {"base": complete(w.base(), told, 4, w.seed),               # has learned no dialogue: goes on with the text itself
+                "sft": w.answers(w.sft(), asked).texts, "ptx": w.answers(w.ptx(), asked).texts}
+        figures |= {f"{system} {how}": np.mean([sandbox.toxic(t) for t in texts]) for system, texts in said.items()}
     return figures
 
 
@@ -200,13 +202,18 @@ def alignment_tax(w):
         figures[f"{name} accuracy"] = np.mean(right)
         for task in ("questions", "rewriting", "facts"):
             figures[f"{name} {task}"] = np.mean([r for r, (name_of, _, _) in zip(right, tasks) if name_of == task])
-    return figures | {f"{name} reward": w.answers(systems[name]).rm_score.mean() for name in ("sft", "ppo", "ptx", "beta")}
+    for name in ("sft", "ppo", "ptx", "beta"):
+        answers = w.answers(systems[name])
+        figures |= {f"{name} reward": answers.rm_score.mean(), f"{name} kl": answers.kl.mean()}
+    return figures
 
 
 def reward_models(w, name, **fields):
     """Held-out loss and accuracy of a reward model trained on 2,000 prompts' comparisons, or on `fields`."""
     end = final(w.make(name, reward, **{"init": w.sft(), "data": (w.first(2000),)} | fields))
-    return {"loss": end["held_out_loss"], "accuracy": end["held_out_accuracy"]}
+    with open(f"{w.folder}/{name}.log.jsonl") as f:
+        training = [row["loss"] for row in map(json.loads, f)][-20:]
+    return {"loss": end["held_out_loss"], "accuracy": end["held_out_accuracy"], "training loss": np.mean(training)}
 
 
 def shuffled_pairs(w):
@@ -261,21 +268,37 @@ def over_optimisation(w):
     prompts, n = sandbox.eval_prompts(60, w.seed), NS[-1]
     model, checkpoint = load_model(w.sft(), "gpt")
     enc = data.tokenizer_of(checkpoint)
-    scorers, scored, true = {k: load_model(rm, "scorer")[0].eval() for k, rm in rms.items()}, defaultdict(list), []
+    scorers = {name: load_model(rm, "scorer")[0].eval() for name, rm in rms.items()}
+    scored, true, texts = defaultdict(list), [], []
     with torch.no_grad():
         for i, p in enumerate(prompts):
-            ids, total = generate(model.eval(), *data.pad([data.encode_prompt(enc, p.messages)]), 32, enc.eot_token, n=n,
-                                  seed=step_seed(w.seed, f"best of n {i}"))
-            start = len(data.encode_prompt(enc, p.messages))
-            texts = [enc.decode([t for t in row[start:end] if t != enc.eot_token]).strip()
-                     for row, end in zip(ids.tolist(), total.tolist())]
-            true.append([sandbox.judge(p, t).score for t in texts])
-            for k, rm in scorers.items():
-                scored[k].append(rm.score(ids, total).tolist())
-    for k, s in scored.items():
-        figures[f"bon {k} rm"] = [evaluate.best_of_n(np.array(s), np.array(s), m) for m in NS]
-        figures[f"bon {k} true"] = [evaluate.best_of_n(np.array(s), np.array(true), m) for m in NS]
+            asked = data.encode_prompt(enc, p.messages)
+            ids, total = generate(model.eval(), *data.pad([asked]), 32, enc.eot_token, n=n, seed=step_seed(w.seed, f"best of n {i}"))
+            texts.append([enc.decode([t for t in row[len(asked):end] if t != enc.eot_token]).strip()
+                          for row, end in zip(ids.tolist(), total.tolist())])
+            true.append([sandbox.judge(p, t).score for t in texts[-1]])
+            for name, rm in scorers.items():
+                scored[name].append(rm.score(ids, total).tolist())
+    for name, rm in rms.items():
+        figures |= {f"bon {name} rm": [evaluate.best_of_n(np.array(scored[name]), np.array(scored[name]), m) for m in NS],
+                    f"bon {name} true": [evaluate.best_of_n(np.array(scored[name]), np.array(true), m) for m in NS],
+                    f"bon {name} kl": [float(np.mean([discrete_kl(s, t, m) for s, t in zip(scored[name], texts)])) for m in NS],
+                    f"accuracy {name}": final(rm)["held_out_accuracy"]}
     return figures
+
+
+def discrete_kl(scores, texts, n):
+    """KL of best-of-n from what it samples from, if that is the N samples themselves: some responses come again and again, and
+    then log n - (n-1)/n is far too much. A response is the best of n with the chance that none scores more, less the chance that
+    all score less."""
+    counts, score = Counter(texts), dict(zip(texts, scores))
+    below, kl = 0.0, 0.0
+    for text in sorted(counts, key=score.get):
+        p = counts[text] / len(texts)
+        best = (below + p) ** n - below ** n
+        kl += best * math.log(best / p) if best > 0 else 0.0
+        below += p
+    return kl
 
 
 NS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -244,7 +244,7 @@ class Untrained(World):
             model.ln_f.bias.data += 5 * eos / eos.pow(2).sum()
         save_checkpoint(path, model, data.tokenizer_id(ENC), {"config": {"seed": 0}})
         rng, steps = np.random.default_rng(seed), 4 * getattr(cfg, "iterations", 1)
-        keys = {ppo: ("kl", "score", "true_score", "entropy")}.get(stage, ("held_out_loss", "held_out_accuracy",
+        keys = {ppo: ("kl", "score", "true_score", "entropy")}.get(stage, ("loss", "held_out_loss", "held_out_accuracy",
                                                                            "held_out_labelers_accuracy"))
         data.write_jsonl(f"{path}.log.jsonl", [{"step": s} | {k: abs(rng.normal()) for k in keys} for s in range(steps)])
         return path
@@ -257,7 +257,7 @@ def lines(tmp_path_factory):
     folder, found = str(tmp_path_factory.mktemp("101")), []
 
     def capped(real, most):
-        return lambda n=most, *rest, **more: real(min(n, most), *rest, **more)
+        return lambda n=most, *rest, **more: real(min(n, max(most, n // 20)), *rest, **more)
     with pytest.MonkeyPatch.context() as patch:
         for name, most in few.items():
             patch.setattr(sandbox, name, capped(getattr(sandbox, name), most))
