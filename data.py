@@ -76,15 +76,12 @@ def get_tokenizer(name: str) -> tiktoken.Encoding:
 
 def _tokenizer_in(folder):
     """The byte-level BPE of a Hugging Face folder: vocab.json and merges.txt, or tokenizer.json."""
-    def text(name):
-        with open(os.path.join(folder, name), encoding="utf-8") as f:
-            return f.read()
     try:
         if os.path.isfile(os.path.join(folder, "merges.txt")):
-            vocab = json.loads(text("vocab.json"))
-            merges = [x for x in text("merges.txt").split("\n") if x and not x.startswith("#version")]
+            vocab = json.loads(read_file(os.path.join(folder, "vocab.json")))
+            merges = [x for x in read_file(os.path.join(folder, "merges.txt")).split("\n") if x and not x.startswith("#version")]
         else:
-            vocab, merges = (json.loads(text("tokenizer.json"))["model"][k] for k in ("vocab", "merges"))
+            vocab, merges = (json.loads(read_file(os.path.join(folder, "tokenizer.json")))["model"][k] for k in ("vocab", "merges"))
         order = [vocab["".join(m.split() if isinstance(m, str) else m)] for m in merges]
         if order != sorted(order):
             raise ValueError("its tokens are not in the order of its merges")
@@ -134,6 +131,11 @@ def encode_prompt(enc, messages):
 def encode_response(enc, response):
     """The tokens of one reply, EOS included: EOS is an action like any other."""
     return enc.encode_ordinary(" " + response.strip()) + [enc.eot_token]
+
+
+def decode_response(enc, ids):
+    """The text of a response's tokens, without EOS."""
+    return enc.decode([t for t in ids if t != enc.eot_token]).strip()
 
 
 def encode_dialogue(enc, messages):
@@ -226,9 +228,8 @@ def to_ranking(where, r) -> Ranking:
     responses = _field(r, "responses", where)
     if not isinstance(responses, list) or len(responses) < 2:
         raise ValueError(f'{where}: "responses" must be a list of at least two')
-    for x in responses:
-        if not isinstance(x, str):
-            as_response(x, where)
+    if not_text := [x for x in responses if not isinstance(x, str)]:
+        as_response(not_text[0], where)
     K = len(responses)
     if "comparisons" in r:
         pairs = r["comparisons"]
@@ -240,8 +241,7 @@ def to_ranking(where, r) -> Ranking:
         ranks = _field(r, name, where)
         if not isinstance(ranks, list) or len(ranks) != K or not all(
                 x is None or isinstance(x, (int, float)) and (sign > 0 or 1 <= x <= 7) for x in ranks):
-            scale = " from 1 to 7" if sign < 0 else ""
-            raise ValueError(f'{where}: "{name}" must hold a number{scale} or null for each of the {K} responses')
+            raise ValueError(f'{where}: "{name}" must hold a number{" from 1 to 7" * (sign < 0)} or null for each of the {K} responses')
         pairs = [(i, j) for i in range(K) for j in range(K)
                  if ranks[i] is not None and ranks[j] is not None and sign * ranks[i] < sign * ranks[j]]
     return Ranking(as_messages(_field(r, "prompt", where), where), responses,
@@ -258,7 +258,7 @@ def demonstrations(records, counts: Counter) -> list[Demonstration]:
         if str(r.get("label", "")).lower() in ("false", "0"):
             counts["records skipped: their reply is labelled bad"] += 1
             continue
-        if {"responses", "ratings"} <= r.keys() and "comparisons" not in r:   # FeedME: what got the highest mark of the scale
+        if {"responses", "ratings"} <= r.keys() and not {"comparisons", "ranks"} & r.keys():   # FeedME: what got the highest mark of the scale
             good = [x for x, rating in zip(to_ranking(where, r).responses, r["ratings"]) if rating == 7 and x.strip()]
             counts["samples rated 7 of 7"] += len(good)
             found += [Demonstration([*as_messages(r["prompt"], where), {"role": "assistant", "content": x}]) for x in good]

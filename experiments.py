@@ -274,8 +274,7 @@ def over_optimisation(w):
         for i, p in enumerate(prompts):
             asked = data.encode_prompt(enc, p.messages)
             ids, total = generate(model.eval(), *data.pad([asked]), 32, enc.eot_token, n=n, seed=step_seed(w.seed, f"best of n {i}"))
-            texts.append([enc.decode([t for t in row[len(asked):end] if t != enc.eot_token]).strip()
-                          for row, end in zip(ids.tolist(), total.tolist())])
+            texts.append([data.decode_response(enc, row[len(asked):end]) for row, end in zip(ids.tolist(), total.tolist())])
             true.append([sandbox.judge(p, t).score for t in texts[-1]])
             for name, rm in scorers.items():
                 scored[name].append(rm.score(ids, total).tolist())
@@ -346,16 +345,16 @@ def details(w):
     for name, path in (("ppo", w.plain()), ("ptx", w.ptx())):
         entropy = rollouts(path, "entropy")[0]
         figures |= {f"{name} entropy before": entropy[0], f"{name} entropy after": entropy[-10:].mean()}
-    for name, fields in {"everything": {}, **WITHOUT}.items():
+    for name, fields in {"everything": {}, **CHANGED}.items():
         path = short_run(w, name.replace(" ", "-"), **fields)
         figures |= {f"{name}: {k}": v[-10:].mean() for k, v in
                     zip(("reward", "true score", "kl"), rollouts(path, "score", "true_score", "kl"))}
     for name in ("everything", "no ema"):                                  # the average is not what samples: it is what is saved
-        a = w.answers(short_run(w, name.replace(" ", "-"), **WITHOUT.get(name, {})))
+        a = w.answers(short_run(w, name.replace(" ", "-"), **CHANGED.get(name, {})))
         figures |= {f"{name}: saved model's reward": a.rm_score.mean(), f"{name}: saved model's true score": a.score.mean(),
                     f"{name}: saved model's kl": a.kl.mean()}
     return figures
 
 
-WITHOUT = {"no whitening": {"whiten": False}, "no value clip": {"value_clip": 0.0}, "no eos penalty": {"eos_penalty": 0.0},
+CHANGED = {"no whitening": {"whiten": False}, "no value clip": {"value_clip": 0.0}, "no eos penalty": {"eos_penalty": 0.0},
            "adam eps 1e-5": {"adam_eps": 1e-5}, "no ema": {"ema": 0.0}}

@@ -74,7 +74,7 @@ def sample_responses(models, enc, prompts, k, cfg):
             ids, total = generate(model, *batch, cfg.max_new, enc.eot_token, temperature=temperature,
                                   seed=step_seed(cfg.seed, f"{first} {s}"))
             for i, row, start, end in zip(todo, ids.tolist(), batch.length.tolist(), total.tolist()):
-                responses[i].append(enc.decode([t for t in row[start:end] if t != enc.eot_token]).strip())
+                responses[i].append(data.decode_response(enc, row[start:end]))
     return responses
 
 

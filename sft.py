@@ -83,6 +83,8 @@ def main(cfg):
         records = sandbox.demonstrations(cfg.demonstrations, cfg.seed)
     if cfg.rated:
         records += data.demonstrations(formats.read_records(cfg.rated, counts), counts)
+        if not counts["samples rated 7 of 7"]:
+            raise ValueError(f"{' '.join(cfg.rated)} has no sample rated 7: `python label.py --rate --init sft.pt` makes ratings")
     records, held_out = data.split(records, cfg.held_out)
     rows = data.encode_demonstrations(records, enc, block, counts)
     held = data.encode_demonstrations(held_out, enc, block, counts) if held_out else rows[:1]
