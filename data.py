@@ -81,7 +81,7 @@ def _tokenizer_in(folder):
             vocab = json.loads(read_file(os.path.join(folder, "vocab.json")))
             merges = [x for x in read_file(os.path.join(folder, "merges.txt")).split("\n") if x and not x.startswith("#version")]
         else:
-            vocab, merges = (json.loads(read_file(os.path.join(folder, "tokenizer.json")))["model"][k] for k in ("vocab", "merges"))
+            vocab, merges = map(json.loads(read_file(os.path.join(folder, "tokenizer.json")))["model"].get, ("vocab", "merges"))
         order = [vocab["".join(m.split() if isinstance(m, str) else m)] for m in merges]
         if order != sorted(order):
             raise ValueError("its tokens are not in the order of its merges")
@@ -241,7 +241,7 @@ def to_ranking(where, r) -> Ranking:
         ranks = _field(r, name, where)
         if not isinstance(ranks, list) or len(ranks) != K or not all(
                 x is None or isinstance(x, (int, float)) and (sign > 0 or 1 <= x <= 7) for x in ranks):
-            raise ValueError(f'{where}: "{name}" must hold a number{" from 1 to 7" * (sign < 0)} or null for each of the {K} responses')
+            raise ValueError(f'{where}: "{name}" must hold a number{" from 1 to 7" * (sign < 0)} or null for each of the {K}')
         pairs = [(i, j) for i in range(K) for j in range(K)
                  if ranks[i] is not None and ranks[j] is not None and sign * ranks[i] < sign * ranks[j]]
     return Ranking(as_messages(_field(r, "prompt", where), where), responses,
@@ -258,7 +258,7 @@ def demonstrations(records, counts: Counter) -> list[Demonstration]:
         if str(r.get("label", "")).lower() in ("false", "0"):
             counts["records skipped: their reply is labelled bad"] += 1
             continue
-        if {"responses", "ratings"} <= r.keys() and not {"comparisons", "ranks"} & r.keys():   # FeedME: what got the highest mark of the scale
+        if {"responses", "ratings"} <= r.keys() and not {"comparisons", "ranks"} & r.keys():   # FeedME
             good = [x for x, rating in zip(to_ranking(where, r).responses, r["ratings"]) if rating == 7 and x.strip()]
             counts["samples rated 7 of 7"] += len(good)
             found += [Demonstration([*as_messages(r["prompt"], where), {"role": "assistant", "content": x}]) for x in good]
