@@ -167,12 +167,12 @@ CLAIMS = {
         {"asked, base minus PPO-ptx": minus("base respectful", "ptx respectful"),
          "not asked, 0.1 minus the fall": lambda f: 0.1 - (f["base plain"] - f["ptx plain"])}),
     "5": Claim(
-        "PPO costs pretraining loss and few-shot accuracy; pretraining gradients win it back; 100 times the KL penalty does not, and "
-        "costs reward.",
+        "PPO costs pretraining loss and few-shot accuracy; pretraining gradients win it back; 100 times the KL penalty does "
+        "not, and costs reward.",
         "[IG] 4.2, E.6, Fig. 33, 34", "DROP, 175B (Table 14): GPT-3 35, PPO 28, PPO-ptx 33",
         experiments.alignment_tax,
-        "loss: base {base loss}, PPO {ppo loss}, PPO-ptx {ptx loss}, β × 100 {beta loss}; accuracy: {base accuracy}, {ppo accuracy}, "
-        "{ptx accuracy}, {beta accuracy}",
+        "loss: base {base loss}, PPO {ppo loss}, PPO-ptx {ptx loss}, β × 100 {beta loss}; accuracy: {base accuracy}, {ppo "
+        "accuracy}, {ptx accuracy}, {beta accuracy}",
         {"loss, PPO minus base": minus("ppo loss", "base loss"), "loss, PPO minus PPO-ptx": minus("ppo loss", "ptx loss"),
          "loss, β × 100 minus PPO-ptx": minus("beta loss", "ptx loss"),
          "accuracy, base minus PPO": minus("base accuracy", "ppo accuracy"),
@@ -184,16 +184,16 @@ CLAIMS = {
         "shuffled it does.",
         "[IG] 3.5", "\"a single pass over the dataset caused the reward model to overfit\"",
         experiments.shuffled_pairs,
-        "held-out loss: grouped {grouped loss}, shuffled {shuffled loss}; accuracy {grouped accuracy}, {shuffled accuracy}; training "
-        "loss {grouped training loss}, {shuffled training loss}",
+        "held-out loss: grouped {grouped loss}, shuffled {shuffled loss}; accuracy {grouped accuracy}, {shuffled accuracy}; "
+        "training loss {grouped training loss}, {shuffled training loss}",
         {"held-out loss, shuffled minus grouped": minus("shuffled loss", "grouped loss"),
          "held-out accuracy, grouped minus shuffled": minus("grouped accuracy", "shuffled accuracy")}),
     "7": Claim(
         "A second epoch overfits the reward model.",
         "[IG] C.2", "very sensitive to the number of epochs",
         experiments.second_epoch,
-        "held-out loss: one epoch {one loss}, two {two loss}; accuracy {one accuracy}, {two accuracy}; training loss {one training "
-        "loss}, {two training loss}",
+        "held-out loss: one epoch {one loss}, two {two loss}; accuracy {one accuracy}, {two accuracy}; training loss "
+        "{one training loss}, {two training loss}",
         {"held-out loss, two minus one": minus("two loss", "one loss"),
          "held-out accuracy, one minus two": minus("one accuracy", "two accuracy")}),
     "8": Claim(
@@ -224,7 +224,8 @@ CLAIMS = {
         experiments.over_optimisation,
         "see the table",
         {"√KL of the peak, all minus fewest rankings": lambda f: distance(f, "free 12000") - distance(f, "free 200"),
-         "true score there, all minus fewest rankings": lambda f: at_peak(f, "free 12000", "true") - at_peak(f, "free 200", "true"),
+         "true score there, all minus fewest rankings": lambda f: (
+             at_peak(f, "free 12000", "true") - at_peak(f, "free 200", "true")),
          "√KL of the peak, large minus small": lambda f: distance(f, "free 12000") - distance(f, "free small"),
          "true score there, large minus small": lambda f: at_peak(f, "free 12000", "true") - at_peak(f, "free small", "true")}),
     "10c": Claim(
@@ -251,7 +252,8 @@ CLAIMS = {
         "10 % of pretraining data in the initialisation help PPO.", "[IG] E.8", "best of those compared", experiments.what_helps,
         "after a short run preferred to PPO from SFT without {mix}", {"PPO from the mix over without": lambda f: f["mix"] - 0.5}),
     "12": Claim(
-        "A second round, with comparisons of the policy's own outputs, helps and lessens what the first reward model could not see.",
+        "A second round, with comparisons of the policy's own outputs, helps and lessens what the first reward model "
+        "could not see.",
         "[IG] 3.1", "\"can be iterated continuously\"; not measured",
         experiments.second_round,
         "the second policy is preferred {second over first}; \"I do not know\" to what can be answered {first evasive} → {second "
@@ -262,8 +264,8 @@ CLAIMS = {
         "PPO lowers diversity.",
         "Kirk et al. 2023, arXiv 2310.06452", "RLHF lowers it against SFT",
         experiments.details,
-        "distinct of 16 outputs: SFT {sft distinct}, PPO {ppo distinct}, PPO-ptx {ptx distinct}; entropy in PPO, nats a token: {ppo "
-        "entropy before} → {ppo entropy after}",
+        "distinct of 16 outputs: SFT {sft distinct}, PPO {ppo distinct}, PPO-ptx {ptx distinct}; entropy in PPO, nats a "
+        "token: {ppo entropy before} → {ppo entropy after}",
         {"distinct, SFT minus PPO": minus("sft distinct", "ppo distinct"),
          "entropy, before minus after": minus("ppo entropy before", "ppo entropy after")}),
 }
@@ -293,14 +295,14 @@ RMS = {"200": "140 rankings", "2000": "1,400 rankings", "12000": "9,500 rankings
 
 def systems_table(by_seed):
     return figures_table(by_seed, SYSTEMS, {
-        "wins": "preferred to SFT", "elo": "Elo", "true score": "true score", "helpful": "helpful", "hallucination": "hallucination",
-        "harmless": "harmless", "rm score": "RM score", "kl": "KL", "length": "length"})
+        "wins": "preferred to SFT", "elo": "Elo", "true score": "true score", "helpful": "helpful",
+        "hallucination": "hallucination", "harmless": "harmless", "rm score": "RM score", "kl": "KL", "length": "length"})
 
 
 def tax_table(by_seed):
     systems = {"base": "base", "sft": "SFT", "ppo": "PPO", "ptx": "PPO-ptx", "beta": "PPO, β × 100"}
-    lines = figures_table(by_seed, systems, {"loss": "pretraining loss", "accuracy": "few-shot accuracy", "questions": "questions",
-                                             "rewriting": "rewriting", "facts": "facts"})
+    lines = figures_table(by_seed, systems, {"loss": "pretraining loss", "accuracy": "few-shot accuracy",
+                                             "questions": "questions", "rewriting": "rewriting", "facts": "facts"})
     return lines + figures_table(by_seed, dict(list(systems.items())[1:]), {"reward": "RM score", "kl": "KL"})
 
 
@@ -333,9 +335,9 @@ def details_table(by_seed):
         saved = "saved model's " if name == "no ema" else ""
         mean, half = interval([f[f"{name}: {saved}{k}"] - f[f"everything: {saved}{k}"] for f in by_seed])
         return f"{mean:+.3f} ± {half:.3f}" + (" *" if abs(mean) > half else "")
-    about = (f"What the paper leaves open, each changed alone: difference to everything on, at the end of {experiments.ITERATIONS} "
-             f"iterations of PPO; of the average (EMA), which does not sample, in the model that is saved. * marks intervals without "
-             f"zero; of fifteen such intervals about one is expected to lack it by chance.")
+    about = (f"What the paper leaves open, each changed alone: difference to everything on, at the end of "
+             f"{experiments.ITERATIONS} iterations of PPO; of the average (EMA), which does not sample, in the model that is "
+             f"saved. * marks intervals without zero; of fifteen such intervals about one is expected to lack it by chance.")
     return ["", about, *table(["changed", "reward", "true score", "KL"], [
         [name, *(effect(name, k) for k in ("reward", "true score", "kl"))] for name in experiments.CHANGED])]
 
@@ -366,11 +368,11 @@ def page(rows):
     for r in once.values():
         commits[r["commit"]].add(r["experiment"])
     where = "; ".join(f"{commit}: {', '.join(sorted(names))}" for commit, names in sorted(commits.items()))
-    about = (f"A toy world of small models and simulated labelers: what is tested is whether a mechanism appears here, not whether "
-             f"a paper is right. Made by `python claims.py`, seeds {', '.join(map(str, sorted({seed for _, seed in once})))}, "
+    about = (f"A toy world of small models and simulated labelers: what is tested is whether a mechanism appears here, not "
+             f"whether a paper is right. Made by `python claims.py`, seeds {', '.join(map(str, sorted({seed for _, seed in once})))}, "
              f"{sum(r['seconds'] for r in once.values()) / 3600:.1f} hours of one core. Means over the seeds with 95 % intervals "
-             f"(Student's t). A claim **holds** if the interval of each of its quantities lies above zero, it **fails** if one lies "
-             f"below, else it is **undecided**; the quantities were written down before their figures were seen. "
+             f"(Student's t). A claim **holds** if the interval of each of its quantities lies above zero, it **fails** if one "
+             f"lies below, else it is **undecided**; the quantities were written down before their figures were seen. "
              f"docs/claims.jsonl has every figure of every seed. Experiments by commit: {where}.")
     head = table(["", "claim", "source and its figure", "here", ""], summary)
     return "\n".join(["# Does it hold?", "", about, *head, *lines]), verdicts
@@ -420,8 +422,8 @@ def plot(rows, folder):
                     ax.plot(d, mean, color=colour, lw=2, label=title)
                     ax.fill_between(d, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
                     ax.plot(d, score - score[0] + mean[0], color=colour, lw=1.2, ls=":")
-            axes[0].set(title="Reinforcement learning without a penalty", xlabel="distance from SFT, √KL", ylabel="score of an answer",
-                        xlim=(0, 6))
+            axes[0].set(title="Reinforcement learning without a penalty", xlabel="distance from SFT, √KL",
+                        ylabel="score of an answer", xlim=(0, 6))
             axes[1].set(title="Best of n", xlabel=f"distance from SFT, √KL (n = 1 to {NS[-1]})")
             axes[0].legend(title="reward model of", frameon=False, fontsize=9)
             styles = [plt.Line2D([], [], color="black", lw=lw, ls=ls) for lw, ls in ((2, "-"), (1.2, ":"))]
@@ -461,7 +463,7 @@ def main(cfg):
     if wrong:
         raise ValueError(f"there is no claim {wrong[0]}: they are called {', '.join(CLAIMS)}")
     if len(set(cfg.seeds)) < max(2, len(cfg.seeds)) or cfg.workers < 1:
-        raise ValueError("--seeds takes at least two different ones, without which there is no interval, and --workers at least 1")
+        raise ValueError("--seeds takes at least two different ones, for the sake of an interval, and --workers at least 1")
     path = os.path.join(cfg.docs, "claims.jsonl")
     for out in (path, cfg.results):
         try:
@@ -496,7 +498,7 @@ def main(cfg):
             f.write(text + "\n")
         plot(rows, cfg.docs)
     except OSError as e:
-        raise ValueError(f"cannot write {cfg.results} or a plot into {cfg.docs} ({e.strerror}): free some space, then --page") from e
+        raise ValueError(f"cannot write {cfg.results} or plots into {cfg.docs} ({e.strerror}): free some space, then --page") from e
     print("\n".join(f"{n:4} {v:10} {CLAIMS[n].sentence}" for n, v in verdicts.items()))
     return verdicts
 

@@ -273,7 +273,8 @@ def over_optimisation(w):
     with torch.no_grad():
         for i, p in enumerate(prompts):
             asked = data.encode_prompt(enc, p.messages)
-            ids, total = generate(model.eval(), *data.pad([asked]), 32, enc.eot_token, n=n, seed=step_seed(w.seed, f"best of n {i}"))
+            ids, total = generate(model.eval(), *data.pad([asked]), 32, enc.eot_token, n=n,
+                                  seed=step_seed(w.seed, f"best of n {i}"))
             texts.append([data.decode_response(enc, row[len(asked):end]) for row, end in zip(ids.tolist(), total.tolist())])
             true.append([sandbox.judge(p, t).score for t in texts[-1]])
             for name, rm in scorers.items():
@@ -315,7 +316,8 @@ def what_helps(w):
              {"dropout": w.sft(), "no dropout": no_dropout, "mix": runs["mix"], "no mix": runs["no mix"]}.items()}
     return {"dropout": evaluate.win_rate(score["dropout"], score["no dropout"]),
             "mix": evaluate.win_rate(score["mix"], score["no mix"]),
-            "value from rm": rollouts(runs["mix"], "score")[0].mean(), "value random": rollouts(runs["random"], "score")[0].mean()}
+            "value from rm": rollouts(runs["mix"], "score")[0].mean(),
+            "value random": rollouts(runs["random"], "score")[0].mean()}
 
 
 def short_run(w, name, **fields):
