@@ -248,8 +248,8 @@ def answer(model, baseline, rm, enc, prompts, temperature, cfg, best_of=1, shots
     rm_score, kl, length, ended = torch.cat(parts, 1).double().numpy()
     judged = [sandbox.judge(p, t) if p.meta else None for p, t in zip(prompts, texts)]
     score = np.array([j.score for j in judged]) if all(judged) else rm_score
-    asked = [str(p.messages) for p in prompts], [p.use_case for p in prompts]
-    return Answers(*asked, texts, score, judged, rm_score if rm else None, kl, length, ended > 0)
+    return Answers([str(p.messages) for p in prompts], [p.use_case for p in prompts], texts, score, judged,
+                   rm_score if rm else None, kl, length, ended > 0)
 
 
 def find_prefix(model, rm, enc, trials, demos, cfg, also=()):
