@@ -400,9 +400,11 @@ def page(rows):
 
 def along_the_way(by_seed, run, curve, points=60):
     """Curves of RL over one grid of distances sqrt(KL), as far as all seeds went: d (points,), curves (seeds, points)."""
-    ways = [np.maximum.accumulate(np.sqrt(np.maximum(smooth(f[f"{run} kl"]), 0))) for f in by_seed]
+    def smoothed(f, k):
+        return np.append(f[f"{run} {k}"][0], smooth(f[f"{run} {k}"]))                     # from where it began
+    ways = [np.maximum.accumulate(np.sqrt(np.maximum(smoothed(f, "kl"), 0))) for f in by_seed]
     d = np.linspace(0, min(way[-1] for way in ways), points)
-    return d, [np.interp(d, way, smooth(f[f"{run} {curve}"])) for way, f in zip(ways, by_seed)]
+    return d, [np.interp(d, way, smoothed(f, curve)) for way, f in zip(ways, by_seed)]
 
 
 def plot(rows, folder):
@@ -440,14 +442,15 @@ def plot(rows, folder):
                         d = np.sqrt(np.mean(d, 0))
                     (mean, half), (score, _) = interval(true), interval(score)
                     ax.plot(d, mean, color=colour, lw=2, label=title)
-                    ax.fill_between(d, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
+                    ax.fill_between(d, mean - half, mean + half, color=colour, alpha=0.1, lw=0)
                     ax.plot(d, score - score[0] + mean[0], color=colour, lw=1.2, ls=":")
-            axes[0].set(title="Reinforcement learning without a penalty", xlabel="distance from SFT, √KL",
-                        ylabel="score of an answer", xlim=(0, 6))
+            fig.suptitle("The true score turns while the reward model's goes on", x=0.01, ha="left", weight="bold")
+            axes[0].set(title="RL without a penalty", xlabel="distance from SFT, √KL", ylabel="score of an answer")
             axes[1].set(title="Best of n", xlabel=f"distance from SFT, √KL (n = 1 to {NS[-1]})")
-            axes[0].legend(title="reward model of", frameon=False, fontsize=9)
+            axes[0].legend(title="reward model of", frameon=False, fontsize=9, loc="lower left")
             styles = [plt.Line2D([], [], color="black", lw=lw, ls=ls) for lw, ls in ((2, "-"), (1.2, ":"))]
-            axes[1].legend(styles, ["true score", "the reward model's, moved to the same start"], frameon=False, fontsize=9)
+            axes[1].legend(styles, ["true score", "the reward model's, moved to the same start"], frameon=False, fontsize=9,
+                           loc="lower left")
             fig.savefig(os.path.join(folder, "overoptimisation.png"), dpi=130)
             plt.close(fig)
 
