@@ -2,7 +2,7 @@
 
     python claims.py              # all of them -> docs/claims.jsonl, RESULTS.md, docs/*.png
     python claims.py 7 10         # some
-    python claims.py --page       # write RESULTS.md and the plots again from docs/claims.jsonl
+    python claims.py --page       # write RESULTS.md and the plots again from docs/claims.jsonl and docs/remarks.md
 
 A claim is a sentence of a paper and some *quantities*, each of which must be above zero if the sentence is true. A quantity is
 measured once a seed. The claim **holds** if the 95 % interval of every quantity over the seeds (Student's t) lies above zero,
@@ -76,7 +76,6 @@ class Claim(NamedTuple):
     measure: Callable       # World -> figures
     ours: str               # what the page says; {figure} becomes its mean and interval
     quantities: dict        # what is claimed to be above 0, of the figures of one seed
-    remark: str = ""        # what we make of the verdict
 
 
 def over(a, b):
@@ -141,9 +140,7 @@ CLAIMS = {
         "FeedME {ptx over feedme}, to PPO {ptx over ppo}",
         {"PPO-ptx over PPO, with two points of grace": lambda f: f["ptx over ppo"] - 0.48,
          "PPO over FeedME": over("ppo", "feedme"), "FeedME over SFT": over("feedme", "sft"),
-         "SFT over prompted": over("sft", "prompted"), "prompted over base": over("prompted", "base")},
-        "A base of 0.7 M parameters makes almost nothing of a few-shot prefix. The base is never cut at an empty line, the prompted one "
-        "is, so part of their difference is the cut."),
+         "SFT over prompted": over("sft", "prompted"), "prompted over base": over("prompted", "base")}),
     "2": Claim(
         "PPO-ptx is preferred to a base model with 100 times its parameters.",
         "[IG] Fig. 1", "1.3B PPO-ptx is preferred to 175B GPT-3",
@@ -151,8 +148,7 @@ CLAIMS = {
         "{small} against {large} parameters: preferred {base} of the time, {prompted base} if the large base is prompted",
         {"PPO-ptx over the large base": lambda f: f["base"] - 0.5,
          "PPO-ptx over the large base, prompted": lambda f: f["prompted base"] - 0.5,
-         "pretraining loss, small base minus large": minus("small base loss", "large base loss")},
-        "The small base read 3 M tokens, the large one 1 M (more would take hours); the large one's loss is lower all the same."),
+         "pretraining loss, small base minus large": minus("small base loss", "large base loss")}),
     "3": Claim(
         "PPO-ptx makes up less than the prompted base.",
         "[IG] 4.1, Fig. 4", "hallucination in closed-domain tasks: GPT-3 41 %, PPO-ptx 21 %",
@@ -160,8 +156,7 @@ CLAIMS = {
         "closed domain: {prompted closed hallucination} → {ptx closed hallucination} (SFT {sft closed hallucination}); all "
         "prompts: {prompted hallucination} → {ptx hallucination} (SFT {sft hallucination})",
         {"closed domain, prompted base minus PPO-ptx": minus("prompted closed hallucination", "ptx closed hallucination"),
-         "all prompts, prompted base minus PPO-ptx": minus("prompted hallucination", "ptx hallucination")},
-        "In the closed domain demonstrations alone do it: SFT is as good as PPO-ptx there."),
+         "all prompts, prompted base minus PPO-ptx": minus("prompted hallucination", "ptx hallucination")}),
     "4": Claim(
         "Asked to be respectful, PPO-ptx insults less than the base; not asked, it does not.",
         "[IG] 4.2, Fig. 7", "about 25 % fewer toxic outputs when asked to be respectful, no fewer when not",
@@ -169,11 +164,7 @@ CLAIMS = {
         "asked: base {base respectful}, SFT {sft respectful}, PPO-ptx {ptx respectful}; not asked: base {base plain}, SFT {sft "
         "plain}, PPO-ptx {ptx plain}",
         {"asked, base minus PPO-ptx": minus("base respectful", "ptx respectful"),
-         "not asked, 0.1 minus the fall": lambda f: 0.1 - (f["base plain"] - f["ptx plain"])},
-        "The first half holds, if for a simple reason: the base has never read the words \"Be respectful.\", only the fine-tuned "
-        "models can follow them. The second fails: PPO-ptx hardly insults anybody whether asked or not, although the labelers take "
-        "nothing for an insult that nobody asked to avoid. We think that the reward model, which sees insults punished in three "
-        "kinds of prompts and pardoned in one, has learned the rule and not the exception."),
+         "not asked, 0.1 minus the fall": lambda f: 0.1 - (f["base plain"] - f["ptx plain"])}),
     "5": Claim(
         "PPO costs pretraining loss and few-shot accuracy; pretraining gradients win it back; 100 times the KL penalty does "
         "not, and costs reward.",
@@ -186,10 +177,7 @@ CLAIMS = {
          "accuracy, base minus PPO": minus("base accuracy", "ppo accuracy"),
          "accuracy, PPO-ptx minus PPO": minus("ptx accuracy", "ppo accuracy"),
          "accuracy, PPO-ptx minus β × 100": minus("ptx accuracy", "beta accuracy"),
-         "reward, PPO minus β × 100": minus("ppo reward", "beta reward")},
-        "With 100 times the penalty the policy all but stays where it was (KL below 0.1), and still its pretraining loss rises above "
-        "SFT's: advantages are whitened, so updates are as large as ever, along noise. Most of the lost accuracy is lost in SFT, before "
-        "RL; the pretraining gradients win that back too."),
+         "reward, PPO minus β × 100": minus("ppo reward", "beta reward")}),
     "6": Claim(
         "With all C(K,2) pairs of a prompt in one batch element the reward model does not overfit in a pass; with the same pairs "
         "shuffled it does.",
@@ -198,10 +186,7 @@ CLAIMS = {
         "held-out loss: grouped {grouped loss}, shuffled {shuffled loss}; accuracy {grouped accuracy}, {shuffled accuracy}; "
         "training loss {grouped training loss}, {shuffled training loss}",
         {"held-out loss, shuffled minus grouped": minus("shuffled loss", "grouped loss"),
-         "held-out accuracy, grouped minus shuffled": minus("grouped accuracy", "shuffled accuracy")},
-        "1,400 rankings. Shuffled, each response is trained on in several steps, and the training loss falls further below the held-out "
-        "loss; but one pass in groups leaves this reward model underfitted, so the additional steps do good as well as harm. "
-        "Grouped, prompts weigh the same, shuffled, pairs do."),
+         "held-out accuracy, grouped minus shuffled": minus("grouped accuracy", "shuffled accuracy")}),
     "7": Claim(
         "A second epoch overfits the reward model.",
         "[IG] C.2", "very sensitive to the number of epochs",
@@ -209,27 +194,21 @@ CLAIMS = {
         "held-out loss: one epoch {one loss}, two {two loss}; accuracy {one accuracy}, {two accuracy}; training loss "
         "{one training loss}, {two training loss}",
         {"held-out loss, two minus one": minus("two loss", "one loss"),
-         "held-out accuracy, one minus two": minus("one accuracy", "two accuracy")},
-        "One pass over 1,400 rankings leaves a small reward model underfitted; the paper's, 6B and pretrained, is not. The gap between "
-        "training and held-out loss does widen."),
+         "held-out accuracy, one minus two": minus("one accuracy", "two accuracy")}),
     "8": Claim(
         "SFT's validation loss is higher after 16 epochs than after 8, while RM score and true score still rise.",
         "[IG] 3.5", "loss is lowest after 1 epoch; 16 were chosen by RM score",
         experiments.sft_epochs,
         "see the table",
         {"validation loss, 16 epochs minus 8": later("loss"), "RM score, 16 epochs minus 8": later("rm score"),
-         "true score, 16 epochs minus 8": later("true score")},
-        "An epoch has 12 steps here, so the turn comes later than the paper's. Validation demonstrations are about the countries that "
-        "writers were asked about, the scores are of prompts about all."),
+         "true score, 16 epochs minus 8": later("true score")}),
     "9": Claim(
         "The reward model predicts labelers it has never seen almost as well as its own.",
         "[IG] 4.1, E.2", "72.4 ± 0.4 → 69.6 ± 0.9 %",
         experiments.held_out_labelers,
         "its own {own}, others {other}",
         {"others' accuracy minus a half": lambda f: f["other"] - 0.5,
-         "five points minus the loss": lambda f: 0.05 - (f["own"] - f["other"])},
-        "Each of the five labelers is left out once. They share one rubric and weigh its parts by up to 40 % differently, which is why a "
-        "new one is hardly harder."),
+         "five points minus the loss": lambda f: 0.05 - (f["own"] - f["other"])}),
     "10a": Claim(
         "Without a penalty the true score rises, then falls, while the reward model's score goes on rising.",
         "[Gao] Fig. 1", "so, for reward models of 3M to 3B parameters",
@@ -365,8 +344,9 @@ def details_table(by_seed):
 TABLES = {"1": systems_table, "5": tax_table, "8": epochs_table, "10a": peaks_table, "10c": forms_table, "13": details_table}
 
 
-def page(rows):
-    """RESULTS.md from the lines of claims.jsonl, {number: [line of a seed, ...]} -> text, verdicts {number: word}."""
+def page(rows, remarks):
+    """RESULTS.md from the lines of claims.jsonl, {number: [line of a seed, ...]}, and remarks {number: what we make of it}
+    -> text, verdicts {number: word}."""
     verdicts, summary, lines = {}, [], []
     for number, found in rows.items():
         claim, by_seed = CLAIMS[number], [r["figures"] for r in found]
@@ -382,7 +362,7 @@ def page(rows):
         lines += table(["quantity", "mean and 95 % interval", ""], [
             [name, f"{mean:+.3f} ± {half:.3f}", sign] for (name, (mean, half)), sign in zip(intervals.items(), signs)])
         lines += TABLES[number](by_seed) if number in TABLES else []
-        lines += ["", claim.remark] if claim.remark else []
+        lines += ["", remarks[number]] if number in remarks else []
     once = {(r["experiment"], r["seed"]): r for found in rows.values() for r in found}
     commits = defaultdict(set)
     for r in once.values():
@@ -515,7 +495,9 @@ def main(cfg):
     rows = {n: found[n] for n in found if len(found[n]) == len(cfg.seeds)}                # all seeds or nothing
     if not rows:
         raise ValueError(f"{path} has no claim with all seeds {', '.join(map(str, cfg.seeds))}: run `python claims.py` first")
-    text, verdicts = page(rows)
+    said = os.path.join(cfg.docs, "remarks.md")
+    parts = re.split(r"^## (\w+)\n", data.read_file(said) if os.path.exists(said) else "", flags=re.MULTILINE)
+    text, verdicts = page(rows, {n: remark.strip() for n, remark in zip(parts[1::2], parts[2::2])})
     try:
         with open(cfg.results, "w", encoding="utf-8") as f:
             f.write(text + "\n")

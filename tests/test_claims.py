@@ -287,7 +287,7 @@ def test_every_quantity_and_every_placeholder_of_a_claim_is_measured(lines, numb
 
 
 def test_every_claim_is_on_the_page_with_its_numbers(lines):
-    text, verdicts = claims.page(rows_of(lines))
+    text, verdicts = claims.page(rows_of(lines), {"1": "A remark."})
     assert verdicts.keys() == claims.CLAIMS.keys() and "{" not in text and "nan" not in text
     for number, claim in claims.CLAIMS.items():
         assert f"## {number}. {claim.sentence}" in text and all(f"| {name} |" in text for name in claim.quantities)
@@ -325,7 +325,7 @@ def wide(world):
 MADE_UP = {
     "1": claims.Claim("Trees are tall.", "[T] 1", "9 m", tall, "height {height}, {count}",
                     {"height": lambda f: f["height"], "height minus 1.03": lambda f: f["height"] - 1.03}),
-    "2": claims.Claim("Trees are wide.", "[T] 2", "2 m", wide, "width {width}", {"width": lambda f: f["width"]}, "They are not."),
+    "2": claims.Claim("Trees are wide.", "[T] 2", "2 m", wide, "width {width}", {"width": lambda f: f["width"]}),
     "3": claims.Claim("Trees have height.", "[T] 3", "", tall, "{height}", {"height": lambda f: f["height"]}),
 }
 
@@ -355,9 +355,13 @@ def cells(text, first):
 
 def test_the_page_says_what_the_lines_say(config):
     """Seeds 101 to 105: heights from 1.01 to 1.05, so 1.03 ± 2.776 · 0.0158 / √5 = 1.03 ± 0.0196; widths about -1.897."""
+    os.makedirs(config.docs)
+    with open(f"{config.docs}/remarks.md", "w") as f:
+        f.write("What we think.\n\n## 2\nThey are not.\n\n## 9\nNobody asked.\n")
     assert claims.main(config) == {"1": "undecided", "2": "fails", "3": "holds"}
     with open(config.results) as f:
         text = f.read()
+    assert text.index("## 2.") < text.index("They are not.") < text.index("## 3.") and "Nobody" not in text
     for number, says in ((1, "undecided"), (2, "fails"), (3, "holds")):
         assert f"**{says}**" in cells(text, number)[-1]
     assert cells(text, 1)[1:4] == ["Trees are tall.", "[T] 1: 9 m", "height 1.030 ± 0.020, 123,456"]
