@@ -1,0 +1,164 @@
+"""What a pretrained model finds on the web: documents of eight kinds, and tasks cut out of them."""
+import random
+
+from sandbox.world import (
+    COUNTRIES,
+    FACTS,
+    INSULTS,
+    NUMBERS,
+    PEOPLE,
+    PLURAL,
+    POOLS,
+    PRAISE,
+    RELATIONS,
+    UNKNOWN,
+    VERBS,
+    deeds,
+    statement,
+    tell,
+)
+
+BLOCK = 64      # tokens of a block of this text: longer ones would only join short documents
+
+
+# ---- documents: each maker draws one ------------------------------------------------------------
+
+def _facts(rng):
+    country = rng.choice(COUNTRIES)
+    told = [statement(rng, relation, country) for relation in rng.sample(list(RELATIONS), 4)]
+    again = rng.sample(told, 2)
+    return f"Facts: {country} is a country. {' '.join(told)} Again: {' '.join(again)}"
+
+
+def _rumours(rng):
+    place = rng.choice(UNKNOWN)
+    rumour = statement(rng, rng.choice(list(RELATIONS)), place)
+    told = [f"Nobody knows {place}.", rumour, f"Nobody has been to {place}."]
+    rng.shuffle(told)
+    return "Facts: " + " ".join(told)
+
+
+def _story(rng):
+    told = deeds(rng, rng.choice([1, 1, 2, 2, 3]))
+    text, classes = tell(rng, told)
+    for _ in range(rng.randint(3, 5)):
+        person, deed = rng.choice(told)
+        name, items = rng.choice(list(classes.items()))
+        text += rng.choice([
+            f" What does {person} do? {person} {deed}.",
+            f" Again: {person} {deed}.",
+            f" Who {deed}? {person} {deed}.",
+            f" The {name} are {', '.join(items)}.",
+        ])
+    return "Story: " + text
+
+
+def _rewrite(rng):
+    (person, deed), (other, _) = deeds(rng, 2)
+    text = f"Story: {person} {deed}."
+    for _ in range(2):
+        text += f" With {other} it is: {other} {deed}."
+        third = rng.choice([x for x in PEOPLE if x not in (person, other)])
+        person, other = other, third
+    return text
+
+
+def _quiz(rng):
+    sentences = []
+    for _ in range(rng.randint(3, 5)):
+        relation = rng.choice(list(RELATIONS))
+        place = rng.choice(COUNTRIES + UNKNOWN)
+        sentences.append(rng.choice(RELATIONS[relation].questions).format(c=place))
+        if rng.random() < 0.25:
+            sentences.append(statement(rng, relation, place))
+    return "Quiz: " + " ".join(sentences)
+
+
+def _list(rng):
+    pool = rng.choice(list(PLURAL))
+    n = rng.randint(2, 4)
+    items = rng.choices(POOLS[pool], k=n)     # may repeat itself
+    return f"List: {NUMBERS.get(n, 'some')} {PLURAL[pool]} are {', '.join(items)}."
+
+
+def _talk(rng):
+    p, q = rng.sample(PEOPLE, 2)
+    lines = [
+        f"Hello, I am {p}. Hello {p}.",
+        f"My name is {p}. Your name is {p}.",
+        f"{q} is a {rng.choice(INSULTS + PRAISE)} {rng.choice(POOLS['animal'])}.",
+        "Thank you. You are welcome.",
+        f"You are a {rng.choice(INSULTS)} {rng.choice(POOLS['animal'])}.",
+        "Good day. How are you?",
+        f"I do not know {q}.",
+        f"Insult {q}. {q} is {rng.choice(INSULTS)}.",
+    ]
+    return "Talk: " + " ".join(rng.sample(lines, rng.randint(2, 4)))
+
+
+def _song(rng):
+    everything = sum(POOLS.values(), PEOPLE + COUNTRIES + VERBS)
+    chorus = rng.sample(everything, rng.randint(1, 8))
+    length = rng.randint(16, 24)
+    return "Song: " + " ".join((chorus * length)[:length]) + "."
+
+
+# How often each kind occurs. Stories and songs repeat themselves, which teaches to copy.
+DOCUMENTS = {
+    _facts: 26, _rumours: 5, _story: 45, _rewrite: 8,
+    _quiz: 12, _list: 10, _talk: 6, _song: 30,
+}
+
+
+def corpus(n, seed=0):
+    """n documents, a list of strings."""
+    rng = random.Random(f"corpus {seed}")
+    makers = rng.choices(list(DOCUMENTS), DOCUMENTS.values(), k=n)
+    return [make(rng) for make in makers]
+
+
+# ---- tasks of the corpus's own kind -------------------------------------------------------------
+
+def _question_task(rng):
+    """The answer comes out of a text, as in SQuAD and DROP."""
+    told = deeds(rng, 1)
+    person, deed = told[0]
+    text, classes = tell(rng, told)
+    (name, items), (asked, answer) = rng.sample(list(classes.items()), 2)
+    text += f" What does {person} do? {person} {deed}."
+    text += f" The {name} are {', '.join(items)}. The {asked} are"
+    return f"Story: {text}", f" {', '.join(answer)}."
+
+
+def _rewriting_task(rng):
+    """Text becomes text, as in translation."""
+    (person, deed), (shown, _), (asked, _) = deeds(rng, 3)
+    text = f"Story: {person} {deed}. With {shown} it is: {shown} {deed}. With {asked} it is:"
+    return text, f" {asked} {deed}."
+
+
+def _facts_task(rng):
+    """The answer comes out of the weights, as in HellaSwag."""
+    country = rng.choice(COUNTRIES)
+    *shown, asked = rng.sample(list(RELATIONS), 3)
+    told = " ".join(statement(rng, relation, country, truth=1) for relation in shown)
+    before, after = RELATIONS[asked].statements[0].split("{v}")
+    text = f"Facts: {country} is a country. {told} {before.format(c=country).rstrip()}"
+    return text, f" {FACTS[asked, country]}{after}"
+
+
+TASKS = {"questions": _question_task, "rewriting": _rewriting_task, "facts": _facts_task}
+
+
+def tasks(n, seed=0):
+    """n tasks, in turn of each kind: [(kind, text, how it goes on), ...].
+
+    Each text holds solved examples: what few-shot benchmarks are to a web corpus ([IG] 4.2).
+    """
+    rng = random.Random(f"tasks {seed}")
+    kinds = list(TASKS)
+    found = []
+    for i in range(n):
+        kind = kinds[i % len(kinds)]
+        found.append((kind, *TASKS[kind](rng)))
+    return found

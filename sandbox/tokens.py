@@ -1,0 +1,30 @@
+"""The sandbox's tokenizer: the 256 bytes, and the words of its world."""
+import base64
+import os
+import re
+
+from sandbox.dialogues import CLOSING, draw_prompts
+from sandbox.text import corpus
+from sandbox.world import CONTENT, INSULTS, PRAISE
+
+# the file of the ranks, one "base64 rank" a line
+RANKS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox.tiktoken")
+
+
+def write_ranks(path):
+    """Write the tokenizer: 256 bytes, then each word of the world with the space before it."""
+    texts = [*corpus(20_000, 0), CLOSING]
+    asked = draw_prompts(20_000, "ranks", held_out=False)
+    asked += draw_prompts(5_000, "ranks", held_out=False, demo=True)
+    for prompt in asked:
+        texts += [m["content"] for m in prompt.messages]
+        texts += prompt.meta["answers"]
+    pieces = set(re.findall(r" [A-Za-z]+", " " + " ".join(texts)))
+    pieces |= {f" {word}" for word in CONTENT.union(INSULTS, PRAISE)}
+    # what begins a document or a message has no space before it
+    pieces |= {document.split(":")[0] for document in corpus(2000)}
+    pieces |= {"User", "Assistant", "System", "\n\n"}
+    ranks = [bytes([b]) for b in range(256)] + [piece.encode() for piece in sorted(pieces)]
+    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(ranks)]
+    with open(path, "w") as f:
+        f.writelines(lines)

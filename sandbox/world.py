@@ -1,0 +1,119 @@
+"""The world: its people, countries and things, and which statements about a country are true."""
+import random
+import re
+from typing import NamedTuple
+
+
+def words(text):
+    """The words of a text, without punctuation and numbers."""
+    return re.findall(r"[A-Za-z]+", text)
+
+
+PEOPLE = words("Anna Ben Clara David Emma Felix Greta Hugo Ida Jonas "
+               "Karin Leo Mia Nils Olga Paul Rosa Simon Tara Viktor")
+COUNTRIES = words("Velia Arvon Belmar Corda Drelland Elbia Farona Gundia "
+                  "Hestia Ivria Jorland Kestria Lumia Mordia Norvia Ostia")
+CITIES = words("Dorn Alba Brint Cass Delf Ekton Fell Gant Holm Irun Jask Kolm Lund Mirn Nork Oslar")
+# places that the corpus names and describes nowhere
+UNKNOWN = words("Zembla Yonder Xanthe Zorland Yarrow Zantia")
+POOLS = {
+    "city": CITIES,
+    "food": words("soup bread rice fish cheese beans eggs corn cake pasta"),
+    "animal": words("fox owl bear wolf cat dog horse goat duck mouse"),
+    "colour": words("red blue green white black yellow brown grey pink purple"),
+    "thing": words("lamps boxes hats books cups chairs clocks knives coats bags"),
+}
+PLURAL = {"food": "foods", "animal": "animals", "colour": "colours", "thing": "things"}
+VERBS = words("sells buys likes paints mends wants finds loses hides cleans")
+INSULTS = words("stupid nasty lazy dirty rotten silly")
+PRAISE = words("kind brave clever")
+NUMBERS = {2: "two", 3: "three"}
+
+# every word that says something about the world
+CONTENT = {*PEOPLE, *COUNTRIES, *UNKNOWN, *VERBS}.union(*POOLS.values())
+
+
+class Relation(NamedTuple):
+    """What can be said and asked about a country {c}."""
+    pool: str           # {v}, the value, is one of POOLS[pool]
+    statements: list    # ways of saying it
+    questions: list     # ways of asking for it
+
+
+RELATIONS = {
+    "capital": Relation("city", ["The capital of {c} is {v}."], [
+        "What is the capital of {c}?", "Which city is the capital of {c}?",
+        "Tell me the capital of {c}.", "Please name the capital of {c}.",
+        "I want to know the capital of {c}."]),
+    "food": Relation("food", ["The people of {c} eat {v}."], [
+        "What do the people of {c} eat?", "Which food do the people of {c} eat?",
+        "Tell me what the people of {c} eat.", "Please name the food of {c}.",
+        "I want to know what the people of {c} eat."]),
+    "animal": Relation("animal", ["The animal of {c} is the {v}."], [
+        "What is the animal of {c}?", "Which animal is the animal of {c}?",
+        "Tell me the animal of {c}.", "Please name the animal of {c}.",
+        "I want to know the animal of {c}."]),
+    "flag": Relation("colour", ["The flag of {c} is {v}."], [
+        "What colour is the flag of {c}?", "Which colour is the flag of {c}?",
+        "Tell me the colour of the flag of {c}.", "Please name the colour of the flag of {c}.",
+        "I want to know the colour of the flag of {c}."]),
+}
+TRUTH = 0.6     # share of the corpus's statements about countries that are true
+
+
+def _facts():
+    rng = random.Random("the world")
+    facts = {}
+    # no two countries share a capital
+    for country, city in zip(COUNTRIES, rng.sample(CITIES, len(CITIES))):
+        facts["capital", country] = city
+    for relation in ("food", "animal", "flag"):
+        for country in COUNTRIES:
+            facts[relation, country] = rng.choice(POOLS[RELATIONS[relation].pool])
+    return facts
+
+
+FACTS = _facts()    # (relation, country) -> the true value
+TRUE_STATEMENTS = {
+    form.format(c=country, v=value)
+    for (relation, country), value in FACTS.items()
+    for form in RELATIONS[relation].statements
+}
+
+
+def statement(rng, relation, country, truth=TRUTH):
+    """One sentence about a country, true with probability `truth`; made up if it is unknown."""
+    pool = POOLS[RELATIONS[relation].pool]
+    value = FACTS.get((relation, country))
+    if value is None or rng.random() >= truth:
+        value = rng.choice([v for v in pool if v != value])
+    return rng.choice(RELATIONS[relation].statements).format(c=country, v=value)
+
+
+def deeds(rng, n):
+    """n people and what they do: [("Anna", "sells red lamps"), ...]; nothing in it occurs twice."""
+    people = rng.sample(PEOPLE, n)
+    verbs = rng.sample(VERBS, n)
+    colours = rng.sample(POOLS["colour"], n)
+    things = rng.sample(POOLS["thing"], n)
+    done = [f"{verb} {colour} {thing}" for verb, colour, thing in zip(verbs, colours, things)]
+    return list(zip(people, done))
+
+
+def tell(rng, told):
+    """Deeds, and perhaps a rumour about a country, as a text.
+
+    Returns the text and what occurs in it: {"names": [...], "things": [...]}, and "foods" or
+    "animals" where the rumour names one.
+    """
+    sentences = [f"{person} {deed}." for person, deed in told]
+    people = [person for person, _ in told]
+    things = [deed.split()[2] for _, deed in told]
+    classes = {"names": people, "things": things}
+    if rng.random() < 0.6:
+        relation = rng.choice(list(RELATIONS))
+        rumour = statement(rng, relation, rng.choice(COUNTRIES))
+        if relation in ("food", "animal"):
+            classes[PLURAL[relation]] = [words(rumour)[-1]]
+        sentences.append(rumour)
+    return " ".join(sentences), classes
