@@ -1,0 +1,159 @@
+"""The door: what a stage trains on comes in here, from files or from the sandbox, and models too.
+
+No stage knows the sandbox. It names its files; where there are none, it gets the sandbox's own:
+
+    load("demonstrations", ("dolly.jsonl",), counts, flag="--data")
+    load("demonstrations", (), counts, flag="--data", enc=enc, n=400, seed=0)
+"""
+from typing import NamedTuple
+
+from torch import Tensor
+
+import sandbox
+from data import pack
+from interop import records
+from interop.formats import files_in, read_records
+from interop.gpt2 import read_model
+
+READERS = {
+    "texts": records.texts,
+    "demonstrations": records.demonstrations,
+    "prompts": records.prompts,
+    "held-out prompts": records.prompts,
+    "rankings": records.rankings,
+}
+MADE = {   # the kinds of checkpoints, as messages call them
+    "gpt": "a language model (from pretrain.py, sft.py or ppo.py)",
+    "scorer": "a reward model (from reward.py)",
+}
+
+
+# ---- records ------------------------------------------------------------------------------------
+
+def load(kind, files, counts, *, flag, enc=None, columns="", n=0, seed=0):
+    """The records of `files`, or, if there are none, n of the sandbox's own of that seed -> a list.
+
+    kind      "texts", "demonstrations", "prompts", "held-out prompts" (of the sandbox those that
+              no stage trains on), or "rankings" (the sandbox has none of its own)
+    files     names of files, for "texts" also of folders
+    counts    a Counter of what is read and what is skipped
+    flag      what the user would name the files with, e.g. "--data"
+    enc       the model's tokenizer: the sandbox's own are refused to a model with another one
+    columns   "prompt=question,response=answer" gives fields the names that are known
+    Raises ValueError.
+    """
+    if not files:
+        return _of_sandbox(kind, flag, enc, n, seed)
+    if kind == "texts":
+        files = files_in(files)
+    reader, found = READERS[kind], read_records(files, counts, columns)
+    if reader is records.prompts:
+        found = _with_checked_keys(found)
+    return reader(found, counts)
+
+
+def _of_sandbox(kind, flag, enc, n, seed):
+    """n of the sandbox's own. Raises ValueError if they do not suit the tokenizer."""
+    if enc is not None and not _is_sandbox(enc):
+        raise ValueError(
+            f"{flag} is missing: the sandbox's own {kind} are for models that were pretrained in it"
+        )
+    if kind == "texts":
+        return sandbox.corpus(n, seed)
+    if kind == "demonstrations":
+        return sandbox.demonstrations(n, seed)
+    if kind == "prompts":
+        return sandbox.prompts(n, seed)
+    if kind == "held-out prompts":
+        return sandbox.eval_prompts(n, seed)
+    raise ValueError(f"{flag} is missing: the sandbox has no {kind} of its own")
+
+
+def _is_sandbox(enc):
+    return enc.name == "sandbox"
+
+
+def _with_checked_keys(found):
+    """The records; a "meta" among them must be an answer key that the sandbox's judge can read."""
+    for where, r in found:
+        if r.get("meta"):
+            sandbox.check_answer_key(r["meta"], where)
+        yield where, r
+
+
+class Text(NamedTuple):
+    tokens: Tensor      # (tokens,)  documents one after the other, each followed by EOS
+    block: int          # tokens of a block that is trained on
+
+
+def load_text(files, counts, enc, block, *, flag, n, seed, columns="") -> Text:
+    """Documents, as load("texts", ...) finds them, packed into one long tensor of tokens.
+
+    block: tokens, at most the model's context. The sandbox's documents are short, and its base
+    model was trained on blocks of sandbox.BLOCK: longer ones are not made of them.
+    Raises ValueError if there is not one whole block.
+    """
+    docs = load("texts", files, counts, flag=flag, enc=enc, columns=columns, n=n, seed=seed)
+    if not files:
+        block = min(block, sandbox.BLOCK)
+    return Text(pack(docs, enc, block, " ".join(files)), block)
+
+
+def hold_out_labelers(rankings, named, enc):
+    """(in_group, outsiders): outsiders are the rankings by the labelers `named` ([IG] 4.1).
+
+    If none are named, it is sandbox.HELD_OUT_LABELER for rankings of the sandbox: those with its
+    tokenizer, all by its labelers. Of anyone else's rankings nothing is held out unasked.
+    """
+    named = set(named)
+    simulated = _is_sandbox(enc) and all(r.labeler in sandbox.LABELERS for r in rankings)
+    if not named and simulated:
+        named = {sandbox.HELD_OUT_LABELER}
+    in_group = [r for r in rankings if r.labeler not in named]
+    outsiders = [r for r in rankings if r.labeler in named]
+    return in_group, outsiders
+
+
+def true_scores(prompts, texts):
+    """The sandbox's judge on a response to each prompt -> list of floats, or None if a prompt has
+    no answer key to judge it by."""
+    if not all(p.meta for p in prompts):
+        return None
+    return [float(sandbox.judge(p, text).score) for p, text in zip(prompts, texts)]
+
+
+# ---- models -------------------------------------------------------------------------------------
+
+def load_model(path, cls, tokenizer=None, device="cpu", dropout=0.0, context=0):
+    """Load a checkpoint, a GPT-2's folder or a published GPT-2 -> (model, checkpoint).
+
+    cls         model.GPT or model.Scorer: the class says which kind it is and what its config is
+    tokenizer   {name, hash} of another model, which must be this one's too
+    context     the fewest tokens that it must be able to read
+    Raises ValueError if the file is of the other kind or does not suit.
+    """
+    checkpoint = read_model(path)
+    kind, config, theirs = checkpoint["kind"], checkpoint["config"], checkpoint["tokenizer"]
+    if kind != cls.kind:
+        raise ValueError(
+            f"{path} is {MADE.get(kind, kind)}; here {MADE.get(cls.kind, cls.kind)} is needed"
+        )
+    if tokenizer is not None:
+        hashes = {theirs["hash"], tokenizer["hash"]}
+        if "" not in hashes and len(hashes) > 1:       # "": not known yet, as of a GPT-2's folder
+            raise ValueError(
+                f"{path} was trained with the tokenizer {theirs['name']}, the other model with "
+                f"{tokenizer['name']}: both must share one tokenizer, so train one of them again"
+            )
+    if config.get("block_size", 0) < context:
+        raise ValueError(
+            f"{path} reads {config['block_size']} tokens, the other model up to {context}: "
+            f"use models with one context"
+        )
+    try:
+        model = cls(cls.config_class(**{**config, "dropout": dropout}))
+        model.load_state_dict(checkpoint["weights"])
+    except (TypeError, RuntimeError) as e:
+        reason = str(e).splitlines()[0]
+        raise ValueError(f"{path} holds weights that do not fit its own config: {reason}") from e
+    return model.to(device), checkpoint

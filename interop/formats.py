@@ -1,0 +1,511 @@
+"""Public data as it is published -> canonical records (records.py), as JSON objects.
+
+A file is JSON lines, a JSON array, CSV with a `prompt` column or plain text, gzipped or not; its
+content decides, never its name. A record's fields say which format it is. Whoever adds a format
+writes one reader and its line in FORMATS.
+
+A reader is a generator: it takes a published record and yields canonical JSON records. What is
+left out it yields as a Skip, which says why; raised, a Skip leaves out the rest of the record too.
+"""
+import csv
+import glob
+import io
+import json
+import os
+import random
+import re
+from collections import Counter
+from itertools import combinations
+
+from data import ROLES
+from interop.records import read_file
+
+# The only turn marks of HH: "Human:" within a line is text.
+TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+REPLY = "\n\nAssistant:"
+SPEAKERS = {   # who speaks, by any name that is not one of ROLES already
+    "human": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "developer": "system",
+}
+
+
+class Skip(Exception):
+    """What is left out; the message is the reason, as it is counted."""
+
+
+# ---- pieces of records --------------------------------------------------------------------------
+
+def turns(value, role="user"):
+    """A string, a message or a list of messages, in anyone's spelling, -> canonical messages.
+
+    A string is said by `role`, unless it is a dialogue with the turn marks of HH.
+    """
+    if isinstance(value, str):
+        return dialogue(value) if has_marks(value) else [{"role": role, "content": value}]
+    messages = []
+    for m in value if isinstance(value, list) else [value]:
+        speaker = m.get("role", m.get("from"))
+        speaker = SPEAKERS.get(speaker, speaker)
+        content = m.get("content", m.get("value"))
+        if speaker not in ROLES or not isinstance(content, str):
+            raise Skip("records skipped: a message of another role than system, user, assistant, "
+                       "or not a text")
+        messages.append({"role": speaker, "content": content})
+    return messages
+
+
+def has_marks(text):
+    """Whether it is a dialogue as HH writes them."""
+    return text.startswith("\n\nHuman:") or text.startswith("Human:") and REPLY in text
+
+
+def dialogue(text):
+    """"\\n\\nHuman: Hi\\n\\nAssistant: Hello" -> messages.
+
+    A last turn of the assistant without a word, the cue to answer, is none.
+    """
+    parts = TURN.split(text)                     # ["", "Human", " Hi", "Assistant", " Hello"]
+    messages = []
+    for speaker, content in zip(parts[1::2], parts[2::2]):
+        role = SPEAKERS.get(speaker.lower(), "assistant")
+        messages.append({"role": role, "content": content.strip()})
+    cue = {"role": "assistant", "content": ""}
+    if messages and messages[-1] == cue:
+        messages.pop()
+    return messages
+
+
+def prompt_of(r):
+    """The prompt of a record, by any of its names, with the input or context that belongs to it,
+    the system's message and the turns before."""
+    if "conversations" in r:
+        prompt = turns(r["conversations"])
+    else:
+        prompt = turns(r.get("prompt", r.get("instruction", r.get("question"))))
+        more = r.get("input", r.get("context"))
+        if isinstance(more, str) and more.strip():
+            last = prompt[-1]
+            prompt[-1] = last | {"content": f"{last['content']}\n\n{more}"}
+    before = turns(r["system"], "system") if r.get("system") else []
+    for asked, reply in r.get("history") or ():
+        before += turns(asked)
+        before += turns(reply, "assistant")
+    return before + prompt
+
+
+def pair(prompt, better, worse):
+    """The ranking of two responses, one of them chosen."""
+    if isinstance(better, str) and not better.strip():
+        raise Skip("pairs skipped: the chosen reply is empty")
+    return {"prompt": prompt, "responses": [better, worse], "comparisons": [[0, 1]]}
+
+
+def ranked(prompt, answers):
+    """The ranking of (response, rank) pairs."""
+    if len(answers) < 2:
+        raise Skip("rankings skipped: fewer than two responses")
+    responses, ranks = map(list, zip(*answers))
+    return {"prompt": prompt, "responses": responses, "ranks": ranks}
+
+
+# ---- readers: one a format ----------------------------------------------------------------------
+
+def canonical(r):
+    """A record as records.py has them. Its prompt may have the turn marks of HH, or, named by
+    --columns, parts in other fields."""
+    parts = {"input", "context", "system", "history"} & r.keys()
+    if has_marks(str(r.get("prompt"))) or "prompt" in r and parts:
+        r = r | {"prompt": prompt_of(r)}
+    yield r
+
+
+def hh(r):
+    """Anthropic HH-RLHF: two whole dialogues. The prompt ends at the last turn of the assistant
+    that begins in both, since a reply may hold turn marks of its own."""
+    common = os.path.commonprefix([r["chosen"], r["rejected"]])
+    end = common.rfind(REPLY)
+    if end < 0:
+        raise Skip("pairs skipped: the two sides share no prompt")
+    start = end + len(REPLY)
+    better, worse = r["chosen"][start:].strip(), r["rejected"][start:].strip()
+    yield pair(dialogue(common[:end]), better, worse)
+
+
+def preference(r):
+    """TRL's pairs with or without "prompt", strings or messages; Alpaca's and ShareGPT's with
+    "chosen" and "rejected"."""
+    if r.get("score_chosen") is not None and r["score_chosen"] == r.get("score_rejected"):
+        raise Skip("pairs skipped: both sides have one score")
+    better, worse = r["chosen"], r["rejected"]
+    asked = {"prompt", "instruction", "question", "conversations"} & r.keys()
+    prompt = prompt_of(r) if asked else []
+    if isinstance(better, (list, dict)) and isinstance(worse, (list, dict)):
+        yield _last_replies(prompt, turns(better), turns(worse))
+    elif not asked and isinstance(better, str) and isinstance(worse, str):
+        yield _split_prompt(better, worse)
+    else:
+        yield pair(prompt, better, worse)
+
+
+def _last_replies(prompt, better, worse):
+    """A pair of two dialogues that differ in the last reply and may repeat the prompt."""
+    *before, better = better
+    *before_worse, worse = worse
+    replies = better["role"] == worse["role"] == "assistant"
+    if before != before_worse or not replies:
+        raise Skip("pairs skipped: the two sides differ in more than the last reply")
+    heard = [m["content"].strip() for m in before]
+    if all(m["content"].strip() in heard for m in prompt):
+        prompt = before
+    else:
+        prompt = prompt + before
+    return pair(prompt, better["content"], worse["content"])
+
+
+def _split_prompt(better, worse):
+    """A pair of two strings: the prompt is what both begin with, in whole words."""
+    common = os.path.commonprefix([better, worse])
+    words = re.match(r".*\s|", common, re.DOTALL)[0]
+    if not words.strip():
+        raise Skip("pairs skipped: the two sides share no prompt")
+    return pair(turns(words), better[len(words):], worse[len(words):])
+
+
+def openai_preference(r):
+    """The preference data of OpenAI's fine-tuning API."""
+    better = turns(r["preferred_output"])[-1]
+    worse = turns(r["non_preferred_output"])[-1]
+    yield pair(turns(r["input"]["messages"]), better["content"], worse["content"])
+
+
+def summarize_from_feedback(r):
+    """OpenAI's comparisons of summaries ([S20] arXiv 2009.01325): Reddit posts or news articles,
+    and who judged."""
+    info, choice = r["info"], r["choice"]
+    if info.get("post"):
+        post = f"SUBREDDIT: r/{info['subreddit']}\n\nTITLE: {info['title']}\n\nPOST: {info['post']}"
+    else:
+        post = f"TITLE: {info['title']}\n\nARTICLE: {info['article']}"
+    better = r["summaries"][choice]["text"].strip()
+    worse = r["summaries"][1 - choice]["text"].strip()
+    ranking = pair(turns(f"{post}\n\nTL;DR:"), better, worse)
+    yield ranking | {"labeler": str(r.get("worker", ""))}
+
+
+def qa_feedback(r):
+    """FineGrainedRLHF's QA-Feedback: four predictions, six judged pairs, 1 the first is better,
+    2 the second, 0 neither. The judgements may be circular: they stay pairs."""
+    parts = []
+    for title, *sentences in r["passages"]:
+        text = " ".join(sentences)
+        parts.append(text if text.startswith(title) else f"{title} {text}")
+    prompt = "\n\n".join([*parts, r["question"]])
+    responses = [r[f"prediction {k}"] for k in (1, 2, 3, 4)]
+    comparisons = []
+    for (i, j), judged in zip(combinations(range(4), 2), r["preference"]):
+        if judged:
+            comparisons.append([i, j] if judged == 1 else [j, i])
+    yield {"prompt": prompt, "responses": responses, "comparisons": comparisons}
+
+
+def nectar(r):
+    """Berkeley's Nectar: seven answers, rank 1 is best; the prompt is a dialogue with the marks
+    of HH."""
+    yield ranked(turns(r["prompt"]), [(a["answer"], a["rank"]) for a in r["answers"]])
+
+
+def ultrafeedback(r):
+    """OpenBMB's UltraFeedback: four completions, ordered by the mean of their four ratings (their
+    overall_score has errors)."""
+    answers = []
+    for c in r["completions"]:
+        score = c.get("fine-grained_score")
+        answers.append((c["response"], None if score is None else -score))
+    yield ranked(turns(r["instruction"]), answers)
+
+
+def oasst_tree(r):
+    """OpenAssistant's trees: each set of ranked replies, to the thread above it; rank 0 is best,
+    and ranks may have gaps."""
+    yield from _oasst_thread(r["prompt"], [], usable=True)
+
+
+def _oasst_thread(message, path, usable):
+    """The rankings of the replies to `message` and of all below. path: the messages above;
+    usable: whether none of those was deleted or spam."""
+    usable = usable and _is_good(message)
+    if not usable:
+        yield Skip("messages left out: deleted or spam, or an answer to one")
+    path = [*path, *turns({"role": message["role"], "content": message["text"]})]
+    replies = message.get("replies") or []
+    judged = []
+    for m in replies:
+        if m.get("rank") is not None and m["role"] in ("assistant", "gpt"):
+            judged.append(m)
+    good = [m for m in judged if usable and _is_good(m)]
+    if len(good) >= 2:
+        # the file has the best first, which must not be a hint
+        good = random.Random(message["text"]).sample(good, len(good))
+        yield ranked(path, [(m["text"], m["rank"]) for m in good])
+    elif replies and replies[0]["role"] == "assistant":
+        why = "deleted or spam" if len(judged) >= 2 else "fewer than two are ranked"
+        yield Skip(f"sets of replies skipped: {why}")
+    for m in replies:
+        yield from _oasst_thread(m, path, usable)
+
+
+def _is_good(message):
+    """Neither deleted nor found to be spam; a message that nobody reviewed is good."""
+    return not message.get("deleted") and message.get("review_result") is not False
+
+
+def oasst_messages(records, counts):
+    """OpenAssistant's flat messages -> the trees they stand for. Raises ValueError."""
+    messages = {}
+    for where, m in records:
+        if "message_id" not in m:
+            raise ValueError(f"{where}: is not a message of OASST, as those before it: "
+                             f'"message_id" is missing')
+        messages[m["message_id"]] = m | {"replies": []}
+    counts["OASST messages"] += len(messages)
+    trees = []
+    for (where, _), m in zip(records, messages.values()):
+        parent = m.get("parent_id")
+        if parent in messages:
+            messages[parent]["replies"].append(m)
+        elif parent is None:
+            trees.append((where, {"prompt": m}))
+        else:
+            counts["messages left out: orphans, whose parent is not in the file"] += 1
+    return trees
+
+
+def chat(r):
+    """Chat messages or ShareGPT's conversations; "label": false marks a bad reply."""
+    messages = turns(r["messages"]) if "messages" in r else prompt_of(r)
+    if not messages:
+        raise Skip("records skipped: no messages")
+    yield r | {"messages": messages}
+
+
+def instruction(r):
+    """Alpaca, Dolly, question and answer, prompt and completion: who asks and who answers, by any
+    of their names."""
+    response = r.get("response", r.get("completion", r.get("output", r.get("answer"))))
+    if isinstance(response, list):
+        last = turns(response)[-1]
+        response = last["content"] if last["role"] == "assistant" else ""
+    if isinstance(response, str) and not response.strip():
+        raise Skip("records skipped: the response is empty")
+    yield {"prompt": prompt_of(r), "response": response, "label": r.get("label")}
+
+
+def self_instruct(r):
+    """The seed tasks of self-instruct: instances of one instruction."""
+    for instance in r["instances"]:
+        try:
+            yield from instruction({"instruction": r["instruction"]} | instance)
+        except Skip as e:
+            yield e
+
+
+def first_turn(r):
+    """MT-Bench: the first turn is a prompt; what follows answers a reply that is not there."""
+    yield {"prompt": r["turns"][0], "use_case": r.get("category", "")}
+    for _ in r["turns"][1:]:
+        yield Skip("later turns left out: they follow a reply that is not there")
+
+
+def has(*fields):
+    return lambda r: all(f in r for f in fields)
+
+
+def is_tree(r):
+    return isinstance(r.get("prompt"), dict) and "text" in r["prompt"]
+
+
+def is_hh(r):
+    sides = (str(r.get("chosen")), str(r.get("rejected")))
+    return "prompt" not in r and all(map(has_marks, sides))
+
+
+FORMATS = (
+    # what a file is called, how a record is told, and its reader; the first that fits is taken
+    ("OASST trees", is_tree, oasst_tree),
+    ("rankings", has("prompt", "responses"), canonical),
+    ("QA-Feedback", has("question", "passages", "preference"), qa_feedback),
+    ("Nectar", has("prompt", "answers"), nectar),
+    ("UltraFeedback", has("instruction", "completions"), ultrafeedback),
+    ("summarize-from-feedback", has("info", "summaries", "choice"), summarize_from_feedback),
+    ("OpenAI preference", has("input", "preferred_output", "non_preferred_output"),
+     openai_preference),
+    ("HH pairs", is_hh, hh),
+    ("preference pairs", has("chosen", "rejected"), preference),
+    ("self-instruct tasks", has("instruction", "instances"), self_instruct),
+    ("chat messages", has("messages"), chat),
+    ("ShareGPT", has("conversations"), chat),
+    ("demonstrations", has("prompt", "response"), canonical),
+    ("Alpaca", has("instruction", "output"), instruction),
+    ("Dolly", has("instruction", "response"), instruction),
+    ("prompts and completions", has("prompt", "completion"), instruction),
+    ("questions and answers", has("question", "answer"), instruction),
+    ("turns", has("turns"), first_turn),
+    ("prompts", has("prompt"), canonical),
+    ("texts", has("text"), canonical),
+)
+
+
+# ---- files --------------------------------------------------------------------------------------
+
+def read_records(paths, counts: Counter, columns=""):
+    """Yield (where, canonical JSON record) of one file or several, in any format.
+
+    counts    gets what the records are taken for and what is skipped
+    columns   "prompt=question,response=answer" gives fields the names that are known
+    Raises ValueError.
+    """
+    renamed = _parse_columns(columns)
+    for path in [paths] if isinstance(paths, str) else paths:
+        rows = [(where, _named(r, renamed, where)) for where, r in read_rows(path, renamed)]
+        if not rows:
+            raise ValueError(f"{path} holds no record")
+        _, first = rows[0]
+        if {"message_id", "role", "text"} <= first.keys():
+            rows = oasst_messages(rows, counts)
+        for where, r in rows:
+            yield from _read_record(where, r, counts)
+
+
+def _read_record(where, r, counts):
+    """Yield (where, canonical record) for each that is in a published one."""
+    name, reader = _format_of(where, r)
+    counts[f"read as {name}"] += 1
+    try:
+        for x in reader(r):
+            if isinstance(x, Skip):
+                counts[str(x)] += 1
+            else:
+                yield where, x
+    except Skip as e:
+        counts[str(e)] += 1
+    except (KeyError, TypeError, AttributeError, IndexError) as e:
+        raise ValueError(f"{where}: has the fields of {name} but not their form "
+                         f"({type(e).__name__}: {e})") from e
+
+
+def _format_of(where, r):
+    """-> (name, reader). Raises ValueError if no format fits."""
+    for name, fits, reader in FORMATS:
+        if fits(r):
+            return name, reader
+    fields = ", ".join(r) or "(none)"
+    raise ValueError(f"{where}: no format has the fields {fields}; say which is which, e.g. "
+                     f"--columns prompt=question,response=answer")
+
+
+def _parse_columns(columns):
+    """"prompt=question,response=answer" -> {"question": "prompt", "answer": "response"}."""
+    renamed = {}
+    for part in columns.split(","):
+        if not part:
+            continue
+        known, _, yours = part.partition("=")
+        if not known or not yours or "=" in yours:
+            raise ValueError(f"--columns {columns}: write known=yours, "
+                             f"e.g. --columns prompt=question,response=answer")
+        renamed[yours] = known
+    return renamed
+
+
+def _named(r, renamed, where):
+    """A row as a dict, its fields renamed. Raises ValueError."""
+    if type(r) is not dict:
+        raise ValueError(f"{where}: a record is a JSON object, got a {type(r).__name__}")
+    if None in r:                                # where the reader of CSV puts what is too much
+        raise ValueError(f"{where}: has more fields than the first line: put a field with a comma "
+                         f"in quotation marks")
+    missing = renamed.keys() - r.keys()
+    if missing:
+        raise ValueError(f"{where}: --columns names a field {min(missing)}; "
+                         f"the record has {', '.join(r)}")
+    # a field that has the known name already gives way to the renamed one
+    kept = {k: v for k, v in r.items() if k not in renamed.values()}
+    return {renamed.get(k, k): v for k, v in kept.items()}
+
+
+def read_rows(path, renamed):
+    """Yield (where, row) of a file: a JSON value, the dict of a CSV line, or {"text": ...} for a
+    file of plain text. renamed: {a field's name: the known name}."""
+    text = read_file(path)
+    if re.match(r'\s*\[\s*([{"]|\]\s*$)', text):             # [{  ["  [] : a text may begin "[1]"
+        yield from _json_array(path, text)
+    elif re.match(r'\s*\{\s*["}]', text):
+        yield from _json_lines(path, text)
+    elif _is_table(text, renamed):
+        csv.field_size_limit(1 << 30)
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        for row in reader:
+            yield f"{path}, line {reader.line_num}", row
+    elif text.strip():
+        yield path, {"text": text}
+
+
+def _json_lines(path, text):
+    """One JSON value a line; str.splitlines would also cut at U+2028."""
+    for n, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield f"{path}, line {n}", json.loads(line)
+        except json.JSONDecodeError as e:
+            raise ValueError(f"{path}, line {n}: not JSON ({e.msg} at column {e.colno}); "
+                             f"write one object a line") from e
+
+
+def _json_array(path, text):
+    """Element by element, so that each has its line. A string is a prompt."""
+    decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
+    at = between.match(text, text.index("[") + 1).end()
+    line, counted = 1, 0                         # the line of text[counted]
+    while text[at:at + 1] != "]":
+        line += text.count("\n", counted, at)
+        counted = at
+        try:
+            row, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as e:
+            raise ValueError(f"{path}, line {e.lineno}: not JSON ({e.msg} at column {e.colno}); "
+                             f"was the file cut short?") from e
+        yield f"{path}, line {line}", {"prompt": row} if isinstance(row, str) else row
+        at = between.match(text, at).end()
+    if text[at + 1:].strip():
+        line = 1 + text.count("\n", 0, at)
+        raise ValueError(f"{path}, line {line}: the array ends and something follows: "
+                         f"write one array")
+
+
+def _is_table(text, renamed):
+    """Whether the first line is the header of a CSV table: it has a `prompt`, or several plain
+    names of which one is known."""
+    first_line = text.partition("\n")[0][:10_000]
+    header = next(csv.reader([first_line]), [])
+    names = [renamed.get(name, name) for name in header]
+    if "prompt" in names:
+        return True
+    known = {"text", "instruction", "question", "chosen", "messages"} & set(names)
+    plain = all(name.isidentifier() for name in names)
+    return len(names) > 1 and plain and bool(known)
+
+
+def files_in(paths):
+    """One path or several, folders replaced by the files in them, hidden ones left out."""
+    found = []
+    for path in [paths] if isinstance(paths, str) else paths:
+        if os.path.isdir(path):
+            inside = glob.glob(f"{glob.escape(path)}/**", recursive=True)
+            found += [file for file in sorted(inside) if not os.path.isdir(file)]
+        else:
+            found.append(path)
+    return tuple(found)

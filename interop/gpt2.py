@@ -1,0 +1,241 @@
+"""GPT-2's weights, in and out: the folders that Hugging Face's transformers reads and writes.
+
+    read_model("gpt2")                 # downloaded once, into torch.hub's cache
+    read_model("folder")               # config.json and model.safetensors or pytorch_model.bin
+    read_model("ppo.pt")               # a checkpoint of ours
+    export("ppo.pt", "folder")         # python model.py export ppo.pt folder
+
+The names of our weights are theirs but for a prefix, ".mlp." and the order of the axes of matrices:
+theirs are (in, out). Wherever a checkpoint can be named, so can such a folder.
+"""
+import json
+import os
+import re
+import urllib.request
+
+import torch
+
+from interop.tokenizers import CHARACTER, EOS, tokenizer_files, write_tokenizer
+from plumbing.files import read_checkpoint
+
+PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+HUB = "https://huggingface.co"
+DOWNLOADED = ("config.json", "vocab.json", "merges.txt", "pytorch_model.bin")
+NAMES = {   # our names of a model's sizes, and theirs
+    "vocab_size": "vocab_size",
+    "block_size": "n_positions",
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+}
+KNOWN = {   # what a config may say of the architecture; where it is silent, it means the first
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+}
+MATRIX = re.compile(r"c_\w+\.weight$")                     # theirs are stored transposed
+CAUSAL_MASK = re.compile(r"\.attn\.(masked_)?bias$")       # buffers that old versions wrote
+
+
+# ---- which files a name stands for --------------------------------------------------------------
+
+def model_files(path):
+    """The files that a checkpoint, a GPT-2's folder or the name of a published GPT-2 stands for:
+    (FILE,) or (config, weights, *tokenizer), or () of an empty name. Raises ValueError."""
+    if path in PUBLISHED and not os.path.exists(path):
+        path = _download(path)
+    if not os.path.isdir(path):
+        return (path,) if path else ()
+    config = os.path.join(path, "config.json")
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        weights = os.path.join(path, name)
+        if os.path.isfile(weights) and os.path.isfile(config):
+            return config, weights, *tokenizer_files(path)
+    raise ValueError(
+        f"{path} is a folder without a GPT-2 in it: it must hold config.json and either "
+        f"model.safetensors or pytorch_model.bin"
+    )
+
+
+def _download(name):
+    """The folder of a published GPT-2 in torch.hub's cache; what is missing there is fetched.
+    Raises ValueError."""
+    folder = os.path.join(torch.hub.get_dir(), "checkpoints", name)
+    for file in DOWNLOADED:
+        try:
+            os.makedirs(folder, exist_ok=True)
+            if not os.path.exists(os.path.join(folder, file)):
+                _fetch(f"{HUB}/{name}/resolve/main/{file}", os.path.join(folder, file))
+        except OSError as e:
+            raise ValueError(
+                f"{name} could not be downloaded ({e}); without a network, put {file} of "
+                f"{HUB}/{name} into {folder}, or name a folder that has the model"
+            ) from e
+    return folder
+
+
+def _fetch(url, target):
+    """Download a file under another name and rename it once it is whole."""
+    part = f"{target}.{os.getpid()}.part"                  # several processes may fetch it at once
+    torch.hub.download_url_to_file(url, part)
+    # torch.hub takes a connection that broke for the end of the file
+    with urllib.request.urlopen(url) as response:
+        if os.path.getsize(part) != int(response.headers["Content-Length"]):
+            raise OSError("the connection broke")
+    os.replace(part, target)
+
+
+# ---- in -----------------------------------------------------------------------------------------
+
+def read_model(path):
+    """A checkpoint {kind, config, weights, tokenizer, meta}: the one that these scripts wrote, or
+    what a GPT-2's folder or name amounts to. Raises ValueError."""
+    files = model_files(path)
+    if len(files) > 1:
+        return _read_gpt2(*files[:2])
+    return read_checkpoint(path)
+
+
+def _read_gpt2(config_file, weights_file):
+    """GPT2LMHeadModel, or GPT2ForSequenceClassification with one label, -> a checkpoint."""
+    config = _read_config(config_file)
+    weights = _read_weights(weights_file)
+    kind = "gpt"
+    if "score.weight" in weights:
+        kind = "scorer"
+        head = weights.pop("score.weight")
+        weights = {f"trunk.{name}": w for name, w in weights.items()}
+        weights |= {"head.weight": head, "head.bias": torch.zeros(len(head))}
+    folder = os.path.dirname(config_file)
+    tokenizer = folder if tokenizer_files(folder) else "gpt2"
+    return {
+        "kind": kind,
+        "config": config,
+        "weights": weights,
+        "meta": {"stage": "pretrain"},
+        "tokenizer": {"name": tokenizer, "hash": ""},      # "": not known before it is read
+    }
+
+
+def _read_config(path):
+    """config.json -> the fields of model.GPTConfig as a dict. Raises ValueError."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            theirs = json.load(f)
+        config = {ours: theirs[name] for ours, name in NAMES.items()}
+        if not all(isinstance(x, int) and x > 0 for x in config.values()):
+            raise ValueError("its sizes do not fit together")
+        if config["n_embd"] % config["n_head"]:
+            raise ValueError("its sizes do not fit together")
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(
+            f"{path} is not the config of a GPT-2 ({type(e).__name__}: {e})"
+        ) from e
+    for key, known in KNOWN.items():
+        if theirs.get(key, known[0]) not in known:
+            raise ValueError(
+                f"{path} has {key} {theirs[key]}; only GPT-2's own {known[0]} is known here"
+            )
+    return config | {"dropout": 0.0}
+
+
+def _read_weights(path):
+    """A file of GPT-2's weights -> {our name: float32 tensor}. Raises ValueError."""
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+            theirs = load_file(path)
+        else:
+            theirs = torch.load(path, map_location="cpu", weights_only=True)
+        weights = {}
+        for name, w in theirs.items():
+            if not CAUSAL_MASK.search(name):
+                name = name.removeprefix("transformer.").replace(".mlp.", ".")
+                w = w.float()
+                weights[name] = w.t().contiguous() if MATRIX.search(name) else w
+        embedding = weights["wte.weight"]
+        tied = torch.equal(weights.pop("lm_head.weight", embedding), embedding)
+    except ImportError as e:
+        raise ValueError(f"{path} needs a package: pip install safetensors") from e
+    except Exception as e:   # a damaged file makes the readers raise almost anything
+        raise ValueError(
+            f"{path} is not a readable file of GPT-2's weights; fetch it again"
+        ) from e
+    if not tied:
+        raise ValueError(
+            f"{path} has an unembedding of its own; GPT-2's, and the one here, is its embedding"
+        )
+    return weights
+
+
+# ---- out ----------------------------------------------------------------------------------------
+
+def export(path, folder):
+    """Write a checkpoint as a folder for transformers: GPT2LMHeadModel, or of a scorer
+    GPT2ForSequenceClassification, whose score is that of the last token.
+
+    Returns whether the folder has a tokenizer. Raises ValueError.
+    """
+    checkpoint = read_model(path)
+    same = os.path.realpath(path) == os.path.realpath(folder)
+    if same or os.path.exists(os.path.join(folder, "model.safetensors")):
+        raise ValueError(f"{folder} holds another model: name a new folder")
+    weights = _their_weights(checkpoint)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        vocab = write_tokenizer(checkpoint["tokenizer"]["name"], folder)
+        torch.save(weights, os.path.join(folder, "pytorch_model.bin"))
+        with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as f:
+            json.dump(_their_config(checkpoint, vocab), f, indent=1)
+    except (OSError, RuntimeError) as e:
+        raise ValueError(
+            f"cannot write into {folder} ({e}): free some space or name another folder"
+        ) from e
+    return bool(vocab)
+
+
+def _their_weights(checkpoint):
+    """-> {their name: tensor}."""
+    weights = dict(checkpoint["weights"])
+    scorer = checkpoint["kind"] == "scorer"
+    if scorer:
+        # Their head has no bias b. To add b to ln_f's output along the head's direction w does
+        # the same: (x + b w / |w|^2) . w = x . w + b.
+        w, b = weights["head.weight"], weights.pop("head.bias")
+        shift = (b * w / (w @ w.t())).squeeze(0)
+        weights["trunk.ln_f.bias"] = weights["trunk.ln_f.bias"] + shift
+        weights["score.weight"] = weights.pop("head.weight")
+    theirs = {}
+    for name, w in weights.items():
+        name = name.removeprefix("trunk.")
+        name = re.sub(r"(h\.\d+)\.c_", r"\1.mlp.c_", name)
+        if name != "score.weight":
+            name = f"transformer.{name}"
+        theirs[name] = w.t().contiguous() if MATRIX.search(name) else w
+    if not scorer:
+        theirs["lm_head.weight"] = theirs["transformer.wte.weight"]
+    return theirs
+
+
+def _their_config(checkpoint, vocab):
+    """What config.json holds."""
+    ours = checkpoint["config"]
+    scorer = checkpoint["kind"] == "scorer"
+    eos = vocab.get(EOS, ours["vocab_size"] - 1)
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2ForSequenceClassification" if scorer else "GPT2LMHeadModel"],
+        "n_positions": ours["block_size"],
+        "vocab_size": ours["vocab_size"],
+        "n_layer": ours["n_layer"],
+        "n_head": ours["n_head"],
+        "n_embd": ours["n_embd"],
+        "activation_function": "gelu_new",
+        "bos_token_id": eos,
+        "eos_token_id": eos,
+        "num_labels": 1,
+        # a classifier reads the last token that is no pad: not the end of text, with which a
+        # reply ends, but byte 0
+        "pad_token_id": vocab.get(CHARACTER[0]),
+    }

@@ -1,0 +1,282 @@
+"""Canonical records: JSON objects of files, checked and turned into the records of data.py.
+
+A record is a JSON object, one a line; a prompt is a string or a list of {"role", "content"}:
+
+    demonstration   {"prompt": ..., "response": "..."}
+                    or {"messages": [...]}, the assistant's last
+    ranking         {"prompt": ..., "responses": ["...", ...], "ranks": [1, 2, 2, null]}
+                    1 is best, equal is a tie, null was not ranked
+                    or "comparisons": [[0, 2], ...], 0 was judged better than 2
+                    or "ratings": [7, 3, ...], 7 is best
+    prompt          {"prompt": ...}
+    text            {"text": "..."}, or a file of plain text
+
+formats.py turns what others publish into these. Each function here that returns a list takes pairs
+(where, record), where `where` is "FILE, line N", for the messages of errors.
+"""
+import gzip
+import os
+import zlib
+from collections import Counter
+
+from data import ROLES, Demonstration, Prompt, Ranking, report
+
+PARQUET = b"PAR1"                 # the first bytes of such files
+GZIP = b"\x1f\x8b"
+BEST_RATING = 7
+
+
+# ---- files --------------------------------------------------------------------------------------
+
+def read_file(path):
+    """The text of a UTF-8 file, gzipped or not.
+
+    Raises ValueError naming the file, and the line and byte that is not UTF-8.
+    """
+    if not os.path.isfile(path):
+        why = "is a folder: name its files" if os.path.isdir(path) else "does not exist"
+        raise ValueError(f"{path} {why}")
+    with open(path, "rb") as f:
+        raw = f.read()
+    if raw.startswith(PARQUET):
+        raise ValueError(
+            f"{path} is Parquet; with pandas: pandas.read_parquet('{path}').to_json('x.jsonl', "
+            f"orient='records', lines=True)"
+        )
+    if raw.startswith(GZIP):
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as e:
+            raise ValueError(f"{path} is a damaged gzip file ({e}): fetch it again") from e
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as e:
+        line = raw[:e.start].count(b"\n") + 1
+        raise ValueError(
+            f"{path}, line {line}: byte {e.start} is not UTF-8; convert it, "
+            f"e.g. iconv -f latin1 -t utf-8"
+        ) from e
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+# ---- parts of a record --------------------------------------------------------------------------
+
+def as_messages(value, where):
+    """A prompt, a string or messages, -> messages. Raises ValueError if it is neither."""
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    if not isinstance(value, list) or not value or not all(map(_is_message, value)):
+        raise ValueError(
+            f'{where}: "prompt" must be a string or a list of '
+            f'{{"role": system|user|assistant, "content": text}}'
+        )
+    if not any(m["content"].strip() for m in value):
+        raise ValueError(f"{where}: the prompt is empty")
+    return [{"role": m["role"], "content": m["content"]} for m in value]
+
+
+def _is_message(m):
+    """Whether m is {"role": one of ROLES, "content": a string}."""
+    if not isinstance(m, dict):
+        return False
+    # list(): a role that is itself a list is no key that a dict could look up
+    return m.get("role") in list(ROLES) and isinstance(m.get("content"), str)
+
+
+def as_response(value, where):
+    """A reply, if it is a string that says something. Raises ValueError otherwise."""
+    if type(value) is not str:
+        raise ValueError(f"{where}: a response must be a string, got {type(value).__name__}")
+    if not value.strip():
+        raise ValueError(
+            f"{where}: the response is empty; remove the record or write what should be answered"
+        )
+    return value
+
+
+def _field(record, name, where):
+    """record[name]. Raises ValueError saying which fields there are."""
+    if name not in record:
+        fields = ", ".join(record) or "no fields"
+        raise ValueError(f'{where}: "{name}" is missing; the record has {fields}')
+    return record[name]
+
+
+def to_ranking(where, r) -> Ranking:
+    """A JSON record -> Ranking. Ties make no pair, and neither do equal responses, so that `pairs`
+    may be empty. Raises ValueError."""
+    responses = _field(r, "responses", where)
+    if not isinstance(responses, list) or len(responses) < 2:
+        raise ValueError(f'{where}: "responses" must be a list of at least two')
+    for response in responses:
+        if not isinstance(response, str):
+            as_response(response, where)       # raises; an empty string may well be ranked
+    if "comparisons" in r:
+        judged = _compared(where, r["comparisons"], len(responses))
+    else:
+        judged = _ordered(where, r, len(responses))
+    pairs = [(i, j) for i, j in judged if responses[i].strip() != responses[j].strip()]
+    messages = as_messages(_field(r, "prompt", where), where)
+    labeler, use_case = str(r.get("labeler", "")), str(r.get("use_case", ""))
+    return Ranking(messages, responses, pairs, labeler, use_case)
+
+
+def _compared(where, pairs, K):
+    """"comparisons" -> [[better, worse], ...], checked."""
+    def is_pair(p):
+        if not isinstance(p, list) or len(p) != 2:
+            return False
+        return all(isinstance(i, int) and 0 <= i < K for i in p)
+
+    if not isinstance(pairs, list) or not all(map(is_pair, pairs)):
+        raise ValueError(
+            f'{where}: "comparisons" must be a list of [better, worse] with indices '
+            f"from 0 to {K - 1}"
+        )
+    return pairs
+
+
+def _ordered(where, r, K):
+    """"ranks", less is better, or "ratings", more is better, -> [(better, worse), ...]."""
+    rated = "ratings" in r and "ranks" not in r
+    name = "ratings" if rated else "ranks"
+
+    def is_number(x):
+        if not isinstance(x, (int, float)):
+            return x is None
+        return not rated or 1 <= x <= BEST_RATING
+
+    values = _field(r, name, where)
+    if not isinstance(values, list) or len(values) != K or not all(map(is_number, values)):
+        limits = f" from 1 to {BEST_RATING}" if rated else ""
+        raise ValueError(
+            f'{where}: "{name}" must hold a number{limits} or null for each of the {K}'
+        )
+    pairs = []
+    for i, mine in enumerate(values):
+        for j, other in enumerate(values):
+            if mine is None or other is None:
+                continue
+            better = mine > other if rated else mine < other
+            if better:
+                pairs.append((i, j))
+    return pairs
+
+
+# ---- records of each kind -----------------------------------------------------------------------
+
+def demonstrations(records, counts: Counter) -> list[Demonstration]:
+    """(where, JSON record) pairs -> what is in them, checked; what is skipped is counted.
+
+    Of a ranking the response that nothing beats is taken, of ratings all that got a 7.
+    Raises ValueError, and so do the next three.
+    """
+    found = []
+    for where, r in records:
+        _refuse_text(where, r, "demonstrations")
+        if str(r.get("label", "")).lower() in ("false", "0"):
+            counts["records skipped: their reply is labelled bad"] += 1
+            continue
+        if {"responses", "ratings"} <= r.keys() and not {"comparisons", "ranks"} & r.keys():
+            found += _rated_best(where, r, counts)
+            continue
+        if "responses" in r:
+            r = _best_of_ranking(where, r, counts)
+        if r is not None:
+            found += _demonstration(where, r, counts)
+    return _some(found, "demonstration", counts)
+
+
+def _rated_best(where, r, counts):
+    """The samples that were rated 7 of 7, which is what FeedME is trained on."""
+    responses = to_ranking(where, r).responses
+    good = [x for x, rating in zip(responses, r["ratings"]) if rating == BEST_RATING and x.strip()]
+    counts["samples rated 7 of 7"] += len(good)
+    asked = as_messages(r["prompt"], where)
+    return [Demonstration([*asked, {"role": "assistant", "content": x}]) for x in good]
+
+
+def _best_of_ranking(where, r, counts):
+    """A ranking -> a record of the first response that nothing beats and that beats another."""
+    pairs = to_ranking(where, r).pairs
+    best = {i for i, _ in pairs} - {j for _, j in pairs}
+    if not best:
+        counts["rankings skipped: no response is best"] += 1
+        return None
+    counts["rankings whose best response is a demonstration"] += 1
+    return {"prompt": r["prompt"], "response": r["responses"][min(best)]}
+
+
+def _demonstration(where, r, counts):
+    """A record with messages, or with prompt and response, -> a list of one, or of none."""
+    if "messages" in r:
+        messages = as_messages(r["messages"], where)
+        end = 0                                # behind the last reply that says something
+        for i, m in enumerate(messages):
+            if m["role"] == "assistant" and m["content"].strip():
+                end = i + 1
+        counts["messages left out: they have no reply"] += len(messages) - end
+        messages = messages[:end]
+        if not messages:
+            return []
+    else:
+        messages = as_messages(_field(r, "prompt", where), where)
+        reply = as_response(_field(r, "response", where), where)
+        messages.append({"role": "assistant", "content": reply})
+    return [Demonstration(messages, str(r.get("use_case", "")))]
+
+
+def prompts(records, counts: Counter) -> list[Prompt]:
+    """Prompts; of a record with a response, what it answers. "meta" is kept unread."""
+    found = []
+    for where, r in records:
+        _refuse_text(where, r, "prompts")
+        said = r["messages"] if "messages" in r else _field(r, "prompt", where)
+        messages = as_messages(said, where)
+        if messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+        if messages:
+            found.append(Prompt(messages, str(r.get("use_case", "")), r.get("meta", {})))
+        else:
+            counts["records skipped: nothing comes before the reply"] += 1
+    return _some(found, "prompt", counts)
+
+
+def rankings(records, counts: Counter) -> list[Ranking]:
+    """Rankings with at least one pair that is no tie."""
+    found = []
+    for where, r in records:
+        _refuse_text(where, r, "rankings")
+        ranking = to_ranking(where, r)
+        K = len(ranking.responses)
+        undecided = K * (K - 1) // 2 - len(ranking.pairs)
+        counts["comparisons"] += len(ranking.pairs)
+        counts["pairs without a preference"] += max(0, undecided)
+        if ranking.pairs:
+            found.append(ranking)
+        else:
+            counts["prompts skipped: all responses tied"] += 1
+    return _some(found, "ranking with two responses of different rank", counts)
+
+
+def texts(records, counts: Counter) -> list[str]:
+    """Documents, for pretraining."""
+    found = []
+    for where, r in records:
+        text = _field(r, "text", where)
+        if type(text) is not str:
+            raise ValueError(f'{where}: "text" must be a string')
+        found.append(text)
+    counts["documents"] += len(found)
+    return _some(found, "text", counts)
+
+
+def _refuse_text(where, r, wanted):
+    if r.keys() == {"text"}:
+        raise ValueError(f"{where}: this is text, for pretrain.py; here {wanted} are needed")
+
+
+def _some(found, what, counts):
+    if not found:
+        raise ValueError(f"the data holds no {what}; {report(counts)}")
+    return found
