@@ -3,7 +3,7 @@
     python sample.py ppo.pt --prompt "What is the capital of Velia?"
     python sample.py ppo.pt --chat
     python sample.py sft.pt --prompt "Name three animals." --rm rm.pt --best-of 16
-    python sample.py base.pt --raw --prompt "Facts: Velia is"          # no chat template: continue the text itself
+    python sample.py base.pt --raw --prompt "Facts: Velia is"    # no template: continue the text
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 """
@@ -12,22 +12,24 @@ from dataclasses import dataclass
 
 import torch
 
-import cli
 import data
-import sandbox
-from model import generate, load_model
-from train import get_device
+import generate
+import interop
+from model import GPT, Scorer
+from plumbing import cli
+from plumbing.processes import get_device
 
 
 @dataclass(frozen=True)
 class Config:
     model: tuple[str, ...] = ()     # the model to talk to, made by pretrain.py, sft.py or ppo.py
-    prompt: str = ""                # what to say to it; none: one prompt of each of the sandbox's use cases
+    prompt: str = ""                # what to say to it; none: one prompt of each of the sandbox's
+                                    # use cases
     chat: bool = False              # a conversation in the terminal; an empty line ends it
     raw: bool = False               # continue the prompt as plain text, without the chat template
     n: int = 1                      # responses to each prompt
     rm: str = ""                    # the reward model that scores the responses, made by reward.py
-    best_of: int = 0                # sample this many and show the one that --rm scores highest
+    best_of: int = 0                # sample this many, show the one that --rm scores highest
     temperature: float = 1.0        # 0 is greedy ([IG] F shows samples at 1)
     top_k: int = 0                  # keep the k likeliest tokens, 0 for all
     top_p: float = 1.0              # keep the likeliest tokens of this probability together
@@ -40,22 +42,30 @@ PRESETS = {"sandbox": {}}
 
 
 def respond(model, rm, enc, prompt_ids, cfg, seed=0):
-    """Sample max(n, best_of) responses to one prompt. -> [(response text, score or None)], best first if scored."""
-    device = next(model.parameters()).device
-    ids, total = generate(model, *data.pad([prompt_ids], device=device), cfg.max_new, enc.eot_token, n=max(cfg.n, cfg.best_of),
-                          temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p, seed=seed)
-    texts = [enc.decode([t for t in row[len(prompt_ids):end] if t != enc.eot_token]).strip("\n" if cfg.raw else None)
-             for row, end in zip(ids.tolist(), total.tolist())]
+    """Sample max(n, best_of) responses to one prompt.
+
+    Returns [(response text, score or None), ...], best first if a reward model scores them.
+    """
+    samples = generate.sample(
+        model, [prompt_ids], cfg.max_new, enc.eot_token, n=max(cfg.n, cfg.best_of),
+        temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p, seed=seed)
+    texts = []
+    for response in samples.responses:
+        if cfg.raw:     # the space that the text goes on with belongs to it
+            tokens = [t for t in response if t != enc.eot_token]
+            texts.append(enc.decode(tokens).strip("\n"))
+        else:
+            texts.append(data.decode_response(enc, response))
     if rm is None:
-        return [(t, None) for t in texts]
+        return [(text, None) for text in texts]
     with torch.no_grad():
-        scores = rm.score(ids, total).tolist()
-    ranked = sorted(zip(texts, scores), key=lambda x: -x[1])
+        scores = rm.score(samples.ids, samples.length).tolist()
+    ranked = sorted(zip(texts, scores), key=lambda scored: -scored[1])
     return ranked[:cfg.n] if cfg.best_of else ranked
 
 
 def chat(model, rm, enc, cfg, room):
-    """Read lines, answer them, remember the conversation; what no longer fits is forgotten from the front."""
+    """Read lines, answer them, remember what was said; what no longer fits is forgotten first."""
     messages = []
     while True:
         try:
@@ -71,32 +81,48 @@ def chat(model, rm, enc, cfg, room):
         messages.append({"role": "assistant", "content": reply})
 
 
+def show(model, rm, enc, cfg, room, prompt):
+    """Print the responses to one prompt, with their scores where there is a reward model."""
+    if cfg.raw:
+        ids = enc.encode_ordinary(cfg.prompt)[-room:]
+    else:
+        [ids] = data.encode_prompts([prompt], enc, room, Counter())
+    if not cfg.prompt:
+        print(" | ".join(m["content"] for m in prompt.messages))
+    for text, score in respond(model, rm, enc, ids, cfg, cfg.seed):
+        print(text if score is None else f"{score:+.2f}  {text}")
+
+
 def main(cfg):
     if len(cfg.model) != 1:
-        raise ValueError("name one model to talk to, e.g. `python sample.py ppo.pt --chat`; `make` trains one")
-    if bool(cfg.best_of) > bool(cfg.rm):
-        raise ValueError("--best-of needs --rm FILE: the reward model that says which response is best")
-    device = get_device(cfg)
-    model, checkpoint = load_model(cfg.model[0], "gpt", device=device)
-    context = model.cfg.block_size
-    rm = load_model(cfg.rm, "scorer", checkpoint["tokenizer"], device, context=context)[0].eval() if cfg.rm else None
-    enc, room = data.tokenizer_of(checkpoint), context - cfg.max_new
+        raise ValueError("name one model to talk to, e.g. `python sample.py ppo.pt --chat`; "
+                         "`make` trains one")
+    if cfg.best_of and not cfg.rm:
+        raise ValueError("--best-of needs --rm FILE: the reward model that says which response "
+                         "is best")
+    if cfg.raw and not (cfg.prompt or cfg.chat):
+        raise ValueError("--raw needs a --prompt to continue")
     if cfg.top_k < 0 or cfg.temperature < 0 or cfg.n < 1 or cfg.max_new < 1:
-        raise ValueError("--top-k and --temperature must be at least 0, --n and --max-new at least 1")
+        raise ValueError("--top-k and --temperature must be at least 0, "
+                         "--n and --max-new at least 1")
+    device = get_device(cfg)
+    model, checkpoint = interop.load_model(cfg.model[0], GPT, device=device)
+    enc = interop.tokenizer_of(checkpoint)
+    context = model.cfg.block_size
+    rm = None
+    if cfg.rm:
+        rm, _ = interop.load_model(cfg.rm, Scorer, checkpoint["tokenizer"], device, context=context)
+        rm.eval()
     if cfg.chat:
-        return chat(model, rm, enc, cfg, room)
+        return chat(model, rm, enc, cfg, context - cfg.max_new)
     if cfg.prompt:
         prompts = [data.Prompt([{"role": "user", "content": cfg.prompt}])]
     else:
-        prompts = list({p.use_case: p for p in sandbox.eval_prompts(200, cfg.seed)}.values())
-    for p in prompts:
-        [ids] = [enc.encode_ordinary(cfg.prompt)[-room:]] if cfg.raw else data.encode_prompts([p], enc, room, Counter())
-        if not ids:
-            raise ValueError("--raw needs a --prompt to continue")
-        if not cfg.prompt:
-            print(" | ".join(m["content"] for m in p.messages))
-        for text, score in respond(model, rm, enc, ids, cfg, cfg.seed):
-            print(("" if score is None else f"{score:+.2f}  ") + text)
+        drawn = interop.load("held-out prompts", (), Counter(), flag="--prompt", n=200,
+                             seed=cfg.seed)
+        prompts = list({p.use_case: p for p in drawn}.values())
+    for prompt in prompts:
+        show(model, rm, enc, cfg, context - cfg.max_new, prompt)
 
 
 if __name__ == "__main__":
