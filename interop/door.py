@@ -4,6 +4,8 @@ No stage knows the sandbox. It names its files; where there are none, it gets th
 
     load("demonstrations", ("dolly.jsonl",), counts, flag="--data")
     load("demonstrations", (), counts, flag="--data", enc=enc, n=400, seed=0)
+
+[IG] Ouyang et al. 2022, arXiv 2203.02155
 """
 from typing import NamedTuple
 
@@ -22,6 +24,12 @@ READERS = {
     "held-out prompts": records.prompts,
     "rankings": records.rankings,
 }
+SANDBOX = {   # what the sandbox has of its own: functions of (n, seed)
+    "texts": sandbox.corpus,
+    "demonstrations": sandbox.demonstrations,
+    "prompts": sandbox.prompts,
+    "held-out prompts": sandbox.eval_prompts,
+}
 MADE = {   # the kinds of checkpoints, as messages call them
     "gpt": "a language model (from pretrain.py, sft.py or ppo.py)",
     "scorer": "a reward model (from reward.py)",
@@ -31,67 +39,52 @@ MADE = {   # the kinds of checkpoints, as messages call them
 # ---- records ------------------------------------------------------------------------------------
 
 def load(kind, files, counts, *, flag, enc=None, columns="", n=0, seed=0):
-    """The records of `files`, or, if there are none, n of the sandbox's own of that seed -> a list.
+    """The records of `files`; if there are none, n of the sandbox's own of that seed. -> a list
 
     kind      "texts", "demonstrations", "prompts", "held-out prompts" (of the sandbox those that
-              no stage trains on), or "rankings" (the sandbox has none of its own)
+              no stage trains on), "rankings" (the sandbox has none of its own)
     files     names of files, for "texts" also of folders
     counts    a Counter of what is read and what is skipped
     flag      what the user would name the files with, e.g. "--data"
-    enc       the model's tokenizer: the sandbox's own are refused to a model with another one
+    enc       the model's tokenizer: to a model with another one the sandbox's own are refused
     columns   "prompt=question,response=answer" gives fields the names that are known
+
     Raises ValueError.
     """
-    if not files:
-        return _of_sandbox(kind, flag, enc, n, seed)
-    if kind == "texts":
-        files = files_in(files)
-    reader, found = READERS[kind], read_records(files, counts, columns)
-    if reader is records.prompts:
-        found = _with_checked_keys(found)
-    return reader(found, counts)
-
-
-def _of_sandbox(kind, flag, enc, n, seed):
-    """n of the sandbox's own. Raises ValueError if they do not suit the tokenizer."""
+    if files:
+        if kind == "texts":
+            files = files_in(files)
+        found = _with_checked_keys(read_records(files, counts, columns))
+        return READERS[kind](found, counts)
     if enc is not None and not _is_sandbox(enc):
-        raise ValueError(
-            f"{flag} is missing: the sandbox's own {kind} are for models that were pretrained in it"
-        )
-    if kind == "texts":
-        return sandbox.corpus(n, seed)
-    if kind == "demonstrations":
-        return sandbox.demonstrations(n, seed)
-    if kind == "prompts":
-        return sandbox.prompts(n, seed)
-    if kind == "held-out prompts":
-        return sandbox.eval_prompts(n, seed)
-    raise ValueError(f"{flag} is missing: the sandbox has no {kind} of its own")
+        raise ValueError(f"{flag} is missing: the sandbox's own {kind} are for models that were "
+                         f"pretrained in it")
+    if kind not in SANDBOX:
+        raise ValueError(f"{flag} is missing: the sandbox has no {kind} of its own")
+    return SANDBOX[kind](n, seed)
+
+
+def _with_checked_keys(found):
+    """The records; a "meta" among them must be an answer key that the sandbox's judge can read."""
+    for where, r in found:
+        sandbox.check_answer_key(r.get("meta"), where)
+        yield where, r
 
 
 def _is_sandbox(enc):
     return enc.name == "sandbox"
 
 
-def _with_checked_keys(found):
-    """The records; a "meta" among them must be an answer key that the sandbox's judge can read."""
-    for where, r in found:
-        if r.get("meta"):
-            sandbox.check_answer_key(r["meta"], where)
-        yield where, r
-
-
 class Text(NamedTuple):
     tokens: Tensor      # (tokens,)  documents one after the other, each followed by EOS
-    block: int          # tokens of a block that is trained on
+    block: int          # tokens of a block of it
 
 
 def load_text(files, counts, enc, block, *, flag, n, seed, columns="") -> Text:
-    """Documents, as load("texts", ...) finds them, packed into one long tensor of tokens.
+    """The documents of load("texts", ...), packed into one long tensor of tokens.
 
-    block: tokens, at most the model's context. The sandbox's documents are short, and its base
-    model was trained on blocks of sandbox.BLOCK: longer ones are not made of them.
-    Raises ValueError if there is not one whole block.
+    block: tokens, at most the model's context. Of the sandbox's text at most sandbox.BLOCK: its
+    documents are short, and its base model was trained on such blocks. Raises ValueError.
     """
     docs = load("texts", files, counts, flag=flag, enc=enc, columns=columns, n=n, seed=seed)
     if not files:
@@ -102,21 +95,22 @@ def load_text(files, counts, enc, block, *, flag, n, seed, columns="") -> Text:
 def hold_out_labelers(rankings, named, enc):
     """(in_group, outsiders): outsiders are the rankings by the labelers `named` ([IG] 4.1).
 
-    If none are named, it is sandbox.HELD_OUT_LABELER for rankings of the sandbox: those with its
-    tokenizer, all by its labelers. Of anyone else's rankings nothing is held out unasked.
+    If none are named, it is sandbox.HELD_OUT_LABELER for the sandbox's rankings: those with its
+    tokenizer, all by its labelers. Of anyone else's nothing is held out unasked.
     """
-    named = set(named)
-    simulated = _is_sandbox(enc) and all(r.labeler in sandbox.LABELERS for r in rankings)
-    if not named and simulated:
-        named = {sandbox.HELD_OUT_LABELER}
+    of_sandbox = _is_sandbox(enc) and all(r.labeler in sandbox.LABELERS for r in rankings)
+    if of_sandbox and not named:
+        named = (sandbox.HELD_OUT_LABELER,)
     in_group = [r for r in rankings if r.labeler not in named]
     outsiders = [r for r in rankings if r.labeler in named]
     return in_group, outsiders
 
 
 def true_scores(prompts, texts):
-    """The sandbox's judge on a response to each prompt -> list of floats, or None if a prompt has
-    no answer key to judge it by."""
+    """The score that the sandbox's judge gives to the response to each prompt -> list of floats.
+
+    None if a prompt has no answer key to judge by.
+    """
     if not all(p.meta for p in prompts):
         return None
     return [float(sandbox.judge(p, text).score) for p, text in zip(prompts, texts)]
@@ -127,29 +121,25 @@ def true_scores(prompts, texts):
 def load_model(path, cls, tokenizer=None, device="cpu", dropout=0.0, context=0):
     """Load a checkpoint, a GPT-2's folder or a published GPT-2 -> (model, checkpoint).
 
-    cls         model.GPT or model.Scorer: the class says which kind it is and what its config is
+    cls         model.GPT or model.Scorer: it declares its kind and its config_class
     tokenizer   {name, hash} of another model, which must be this one's too
     context     the fewest tokens that it must be able to read
-    Raises ValueError if the file is of the other kind or does not suit.
+
+    Raises ValueError if the file is of another kind or does not suit.
     """
     checkpoint = read_model(path)
-    kind, config, theirs = checkpoint["kind"], checkpoint["config"], checkpoint["tokenizer"]
+    kind, config, own = checkpoint["kind"], checkpoint["config"], checkpoint["tokenizer"]
     if kind != cls.kind:
-        raise ValueError(
-            f"{path} is {MADE.get(kind, kind)}; here {MADE.get(cls.kind, cls.kind)} is needed"
-        )
-    if tokenizer is not None:
-        hashes = {theirs["hash"], tokenizer["hash"]}
-        if "" not in hashes and len(hashes) > 1:       # "": not known yet, as of a GPT-2's folder
-            raise ValueError(
-                f"{path} was trained with the tokenizer {theirs['name']}, the other model with "
-                f"{tokenizer['name']}: both must share one tokenizer, so train one of them again"
-            )
+        needed = MADE.get(cls.kind, cls.kind)
+        raise ValueError(f"{path} is {MADE.get(kind, kind)}; here {needed} is needed")
+    hashes = {own["hash"], tokenizer["hash"] if tokenizer else ""}
+    if len(hashes) == 2 and "" not in hashes:              # "": a hash that is not known yet
+        raise ValueError(f"{path} was trained with the tokenizer {own['name']}, the other model "
+                         f"with {tokenizer['name']}: both must share one tokenizer, so train one "
+                         f"of them again")
     if config.get("block_size", 0) < context:
-        raise ValueError(
-            f"{path} reads {config['block_size']} tokens, the other model up to {context}: "
-            f"use models with one context"
-        )
+        raise ValueError(f"{path} reads {config['block_size']} tokens, the other model up to "
+                         f"{context}: use models with one context")
     try:
         model = cls(cls.config_class(**{**config, "dropout": dropout}))
         model.load_state_dict(checkpoint["weights"])

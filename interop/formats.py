@@ -23,11 +23,8 @@ from interop.records import read_file
 # The only turn marks of HH: "Human:" within a line is text.
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 REPLY = "\n\nAssistant:"
-SPEAKERS = {   # who speaks, by any name that is not one of ROLES already
-    "human": "user",
-    "prompter": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
+SPEAKERS = {   # who speaks, by other names than those of ROLES
+    "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant",
     "developer": "system",
 }
 
@@ -72,8 +69,7 @@ def dialogue(text):
     for speaker, content in zip(parts[1::2], parts[2::2]):
         role = SPEAKERS.get(speaker.lower(), "assistant")
         messages.append({"role": role, "content": content.strip()})
-    cue = {"role": "assistant", "content": ""}
-    if messages and messages[-1] == cue:
+    if messages and messages[-1] == {"role": "assistant", "content": ""}:
         messages.pop()
     return messages
 
@@ -87,8 +83,7 @@ def prompt_of(r):
         prompt = turns(r.get("prompt", r.get("instruction", r.get("question"))))
         more = r.get("input", r.get("context"))
         if isinstance(more, str) and more.strip():
-            last = prompt[-1]
-            prompt[-1] = last | {"content": f"{last['content']}\n\n{more}"}
+            prompt[-1] = prompt[-1] | {"content": f"{prompt[-1]['content']}\n\n{more}"}
     before = turns(r["system"], "system") if r.get("system") else []
     for asked, reply in r.get("history") or ():
         before += turns(asked)
@@ -158,10 +153,8 @@ def _last_replies(prompt, better, worse):
     if before != before_worse or not replies:
         raise Skip("pairs skipped: the two sides differ in more than the last reply")
     heard = [m["content"].strip() for m in before]
-    if all(m["content"].strip() in heard for m in prompt):
-        prompt = before
-    else:
-        prompt = prompt + before
+    repeated = all(m["content"].strip() in heard for m in prompt)
+    prompt = before if repeated else prompt + before
     return pair(prompt, better["content"], worse["content"])
 
 
@@ -241,10 +234,7 @@ def _oasst_thread(message, path, usable):
         yield Skip("messages left out: deleted or spam, or an answer to one")
     path = [*path, *turns({"role": message["role"], "content": message["text"]})]
     replies = message.get("replies") or []
-    judged = []
-    for m in replies:
-        if m.get("rank") is not None and m["role"] in ("assistant", "gpt"):
-            judged.append(m)
+    judged = [m for m in replies if m.get("rank") is not None and m["role"] in ("assistant", "gpt")]
     good = [m for m in judged if usable and _is_good(m)]
     if len(good) >= 2:
         # the file has the best first, which must not be a hint
@@ -492,11 +482,9 @@ def _is_table(text, renamed):
     first_line = text.partition("\n")[0][:10_000]
     header = next(csv.reader([first_line]), [])
     names = [renamed.get(name, name) for name in header]
-    if "prompt" in names:
-        return True
     known = {"text", "instruction", "question", "chosen", "messages"} & set(names)
-    plain = all(name.isidentifier() for name in names)
-    return len(names) > 1 and plain and bool(known)
+    plain = len(names) > 1 and all(name.isidentifier() for name in names)
+    return "prompt" in names or plain and bool(known)
 
 
 def files_in(paths):

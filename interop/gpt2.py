@@ -52,10 +52,8 @@ def model_files(path):
         weights = os.path.join(path, name)
         if os.path.isfile(weights) and os.path.isfile(config):
             return config, weights, *tokenizer_files(path)
-    raise ValueError(
-        f"{path} is a folder without a GPT-2 in it: it must hold config.json and either "
-        f"model.safetensors or pytorch_model.bin"
-    )
+    raise ValueError(f"{path} is a folder without a GPT-2 in it: it must hold config.json and "
+                     f"either model.safetensors or pytorch_model.bin")
 
 
 def _download(name):
@@ -68,10 +66,9 @@ def _download(name):
             if not os.path.exists(os.path.join(folder, file)):
                 _fetch(f"{HUB}/{name}/resolve/main/{file}", os.path.join(folder, file))
         except OSError as e:
-            raise ValueError(
-                f"{name} could not be downloaded ({e}); without a network, put {file} of "
-                f"{HUB}/{name} into {folder}, or name a folder that has the model"
-            ) from e
+            raise ValueError(f"{name} could not be downloaded ({e}); without a network, put "
+                             f"{file} of {HUB}/{name} into {folder}, or name a folder that has "
+                             f"the model") from e
     return folder
 
 
@@ -108,14 +105,10 @@ def _read_gpt2(config_file, weights_file):
         weights = {f"trunk.{name}": w for name, w in weights.items()}
         weights |= {"head.weight": head, "head.bias": torch.zeros(len(head))}
     folder = os.path.dirname(config_file)
-    tokenizer = folder if tokenizer_files(folder) else "gpt2"
-    return {
-        "kind": kind,
-        "config": config,
-        "weights": weights,
-        "meta": {"stage": "pretrain"},
-        "tokenizer": {"name": tokenizer, "hash": ""},      # "": not known before it is read
-    }
+    name = folder if tokenizer_files(folder) else "gpt2"
+    tokenizer = {"name": name, "hash": ""}       # "": not known before it is read
+    return {"kind": kind, "config": config, "weights": weights, "tokenizer": tokenizer,
+            "meta": {"stage": "pretrain"}}
 
 
 def _read_config(path):
@@ -124,19 +117,15 @@ def _read_config(path):
         with open(path, encoding="utf-8") as f:
             theirs = json.load(f)
         config = {ours: theirs[name] for ours, name in NAMES.items()}
-        if not all(isinstance(x, int) and x > 0 for x in config.values()):
-            raise ValueError("its sizes do not fit together")
-        if config["n_embd"] % config["n_head"]:
+        numbers = all(isinstance(x, int) and x > 0 for x in config.values())
+        if not numbers or config["n_embd"] % config["n_head"]:
             raise ValueError("its sizes do not fit together")
     except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(
-            f"{path} is not the config of a GPT-2 ({type(e).__name__}: {e})"
-        ) from e
+        raise ValueError(f"{path} is not the config of a GPT-2 ({type(e).__name__}: {e})") from e
     for key, known in KNOWN.items():
         if theirs.get(key, known[0]) not in known:
-            raise ValueError(
-                f"{path} has {key} {theirs[key]}; only GPT-2's own {known[0]} is known here"
-            )
+            raise ValueError(f"{path} has {key} {theirs[key]}; only GPT-2's own {known[0]} is "
+                             f"known here")
     return config | {"dropout": 0.0}
 
 
@@ -159,13 +148,11 @@ def _read_weights(path):
     except ImportError as e:
         raise ValueError(f"{path} needs a package: pip install safetensors") from e
     except Exception as e:   # a damaged file makes the readers raise almost anything
-        raise ValueError(
-            f"{path} is not a readable file of GPT-2's weights; fetch it again"
-        ) from e
+        raise ValueError(f"{path} is not a readable file of GPT-2's weights; "
+                         f"fetch it again") from e
     if not tied:
-        raise ValueError(
-            f"{path} has an unembedding of its own; GPT-2's, and the one here, is its embedding"
-        )
+        raise ValueError(f"{path} has an unembedding of its own; GPT-2's, and the one here, is "
+                         f"its embedding")
     return weights
 
 
@@ -189,9 +176,8 @@ def export(path, folder):
         with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as f:
             json.dump(_their_config(checkpoint, vocab), f, indent=1)
     except (OSError, RuntimeError) as e:
-        raise ValueError(
-            f"cannot write into {folder} ({e}): free some space or name another folder"
-        ) from e
+        raise ValueError(f"cannot write into {folder} ({e}): free some space or name another "
+                         f"folder") from e
     return bool(vocab)
 
 

@@ -15,9 +15,7 @@ from interop.gpt2 import export
 
 GIB = 2**30
 SIZES = {   # the sandbox's own, GPT-2's smallest, two policies of [IG] that one machine can train
-    "sandbox": {
-        "n_layer": 3, "n_head": 4, "n_embd": 128, "block_size": 128, "vocab_size": 460,
-    },
+    "sandbox": {"n_layer": 3, "n_head": 4, "n_embd": 128, "block_size": 128, "vocab_size": 460},
     "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024},
     "paper-1.3b": {"n_layer": 24, "n_head": 16, "n_embd": 2048, "block_size": 2048},
     "paper-6b": {"n_layer": 32, "n_head": 32, "n_embd": 4096, "block_size": 2048},
@@ -85,8 +83,7 @@ def memory(size, gpus=1, shard=False, bf16=True, recompute=False, microbatch=1, 
 def parse():
     """The command line -> argparse's namespace."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command")
     plan = commands.add_parser("plan", help="the memory that each stage needs on each GPU")
     plan.add_argument("--preset", choices=list(SIZES), required=True)
@@ -95,8 +92,7 @@ def parse():
                       help="rows of one forward, each of a whole context")
     plan.add_argument("--sampled", type=int, default=8, help="rows that a rollout samples together")
     out = commands.add_parser(
-        "export", help="a checkpoint as a folder that Hugging Face's transformers reads"
-    )
+        "export", help="a checkpoint as a folder that Hugging Face's transformers reads")
     out.add_argument("checkpoint")
     out.add_argument("folder")
     return parser.parse_args()

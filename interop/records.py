@@ -39,10 +39,8 @@ def read_file(path):
     with open(path, "rb") as f:
         raw = f.read()
     if raw.startswith(PARQUET):
-        raise ValueError(
-            f"{path} is Parquet; with pandas: pandas.read_parquet('{path}').to_json('x.jsonl', "
-            f"orient='records', lines=True)"
-        )
+        raise ValueError(f"{path} is Parquet; with pandas: pandas.read_parquet('{path}')"
+                         f".to_json('x.jsonl', orient='records', lines=True)")
     if raw.startswith(GZIP):
         try:
             raw = gzip.decompress(raw)
@@ -52,10 +50,8 @@ def read_file(path):
         text = raw.decode()
     except UnicodeDecodeError as e:
         line = raw[:e.start].count(b"\n") + 1
-        raise ValueError(
-            f"{path}, line {line}: byte {e.start} is not UTF-8; convert it, "
-            f"e.g. iconv -f latin1 -t utf-8"
-        ) from e
+        raise ValueError(f"{path}, line {line}: byte {e.start} is not UTF-8; convert it, "
+                         f"e.g. iconv -f latin1 -t utf-8") from e
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
@@ -66,10 +62,8 @@ def as_messages(value, where):
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list) or not value or not all(map(_is_message, value)):
-        raise ValueError(
-            f'{where}: "prompt" must be a string or a list of '
-            f'{{"role": system|user|assistant, "content": text}}'
-        )
+        raise ValueError(f'{where}: "prompt" must be a string or a list of '
+                         f'{{"role": system|user|assistant, "content": text}}')
     if not any(m["content"].strip() for m in value):
         raise ValueError(f"{where}: the prompt is empty")
     return [{"role": m["role"], "content": m["content"]} for m in value]
@@ -88,9 +82,8 @@ def as_response(value, where):
     if type(value) is not str:
         raise ValueError(f"{where}: a response must be a string, got {type(value).__name__}")
     if not value.strip():
-        raise ValueError(
-            f"{where}: the response is empty; remove the record or write what should be answered"
-        )
+        raise ValueError(f"{where}: the response is empty; remove the record or write what "
+                         f"should be answered")
     return value
 
 
@@ -129,10 +122,8 @@ def _compared(where, pairs, K):
         return all(isinstance(i, int) and 0 <= i < K for i in p)
 
     if not isinstance(pairs, list) or not all(map(is_pair, pairs)):
-        raise ValueError(
-            f'{where}: "comparisons" must be a list of [better, worse] with indices '
-            f"from 0 to {K - 1}"
-        )
+        raise ValueError(f'{where}: "comparisons" must be a list of [better, worse] with indices '
+                         f"from 0 to {K - 1}")
     return pairs
 
 
@@ -149,18 +140,11 @@ def _ordered(where, r, K):
     values = _field(r, name, where)
     if not isinstance(values, list) or len(values) != K or not all(map(is_number, values)):
         limits = f" from 1 to {BEST_RATING}" if rated else ""
-        raise ValueError(
-            f'{where}: "{name}" must hold a number{limits} or null for each of the {K}'
-        )
-    pairs = []
-    for i, mine in enumerate(values):
-        for j, other in enumerate(values):
-            if mine is None or other is None:
-                continue
-            better = mine > other if rated else mine < other
-            if better:
-                pairs.append((i, j))
-    return pairs
+        raise ValueError(f'{where}: "{name}" must hold a number{limits} or null '
+                         f"for each of the {K}")
+    judged = [k for k, x in enumerate(values) if x is not None]
+    sign = -1 if rated else 1                  # sign * value: less is better
+    return [(i, j) for i in judged for j in judged if sign * values[i] < sign * values[j]]
 
 
 # ---- records of each kind -----------------------------------------------------------------------

@@ -74,8 +74,7 @@ def show_responses(ranking):
 def main():
     """`python data.py FILE ...`. A bad file ends in one sentence and exit code 2."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--columns", default="", metavar="KNOWN=YOURS",
                         help="fields, e.g. prompt=question,response=answer")

@@ -46,15 +46,12 @@ def get_tokenizer(name: str) -> tiktoken.Encoding:
         enc = tiktoken.get_encoding(name)
     except ValueError as e:
         known = ", ".join(tiktoken.list_encoding_names())
-        raise ValueError(
-            f"no tokenizer is called {name}: use sandbox, {known} "
-            f"or a file of ranks that ends in .tiktoken"
-        ) from e
+        raise ValueError(f"no tokenizer is called {name}: use sandbox, {known} or a file of ranks "
+                         f"that ends in .tiktoken") from e
     except Exception as e:   # tiktoken downloads the ranks with whatever `requests` raises
-        raise ValueError(
-            f"the ranks of {name} could not be downloaded ({type(e).__name__}): without a "
-            f"network, pass a file of ranks, --tokenizer FILE.tiktoken"
-        ) from e
+        raise ValueError(f"the ranks of {name} could not be downloaded ({type(e).__name__}): "
+                         f"without a network, pass a file of ranks, "
+                         f"--tokenizer FILE.tiktoken") from e
     if name in ("gpt2", "r50k_base"):
         # tiktoken's versions write GPT-2's pattern in several ways; one tokenizer needs one hash
         return _tokenizer(name, enc._mergeable_ranks, GPT2_PATTERN, enc.eot_token)
@@ -63,12 +60,9 @@ def get_tokenizer(name: str) -> tiktoken.Encoding:
 
 def _tokenizer(name, ranks, pattern, eos=None):
     """ranks: {bytes: number}. eos: the number of the end of text; by default the next one."""
+    special_tokens = {EOS: len(ranks) if eos is None else eos}
     return tiktoken.Encoding(
-        name,
-        pat_str=pattern,
-        mergeable_ranks=ranks,
-        special_tokens={EOS: len(ranks) if eos is None else eos},
-    )
+        name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens)
 
 
 def read_ranks(path):
@@ -83,9 +77,8 @@ def read_ranks(path):
         if not ranks:
             raise ValueError("it is empty")
     except (OSError, ValueError) as e:
-        raise ValueError(
-            f"{path} is not a readable file of tiktoken ranks (one 'base64 rank' a line)"
-        ) from e
+        raise ValueError(f"{path} is not a readable file of tiktoken ranks "
+                         f"(one 'base64 rank' a line)") from e
     return ranks
 
 
@@ -113,21 +106,15 @@ def tokenizer_of(checkpoint, same_as=None) -> tiktoken.Encoding:
     enc = get_tokenizer(name)
     vocab_size = checkpoint["config"]["vocab_size"]
     if enc.n_vocab > vocab_size:
-        raise ValueError(
-            f"the tokenizer {enc.name} has {enc.n_vocab:,} tokens, more than the model's "
-            f"{vocab_size:,}: they do not belong together"
-        )
+        raise ValueError(f"the tokenizer {enc.name} has {enc.n_vocab:,} tokens, more than the "
+                         f"model's {vocab_size:,}: they do not belong together")
     enc_hash = tokenizer_id(enc)["hash"]
-    # "": a model that others trained, which does not say
-    if known_hash not in ("", enc_hash):
-        raise ValueError(
-            f"the tokenizer {enc.name} has changed since this model was trained: "
-            f"restore its ranks or train again"
-        )
+    if known_hash not in ("", enc_hash):         # "": a model that others trained does not say
+        raise ValueError(f"the tokenizer {enc.name} has changed since this model was trained: "
+                         f"restore its ranks or train again")
     if same_as and enc_hash != tokenizer_id(same_as)["hash"]:
-        raise ValueError(
-            f"one model has the tokenizer {enc.name}, another {same_as.name}: all must share one"
-        )
+        raise ValueError(f"one model has the tokenizer {enc.name}, another {same_as.name}: "
+                         f"all must share one")
     return enc
 
 
@@ -154,10 +141,8 @@ def _tokenizer_in(folder):
             if token != EOS:
                 ranks[bytes(BYTE[character] for character in token)] = rank
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(
-            f"{folder} has no tokenizer of GPT-2's kind (vocab.json and merges.txt, "
-            f"or tokenizer.json)"
-        ) from e
+        raise ValueError(f"{folder} has no tokenizer of GPT-2's kind (vocab.json and merges.txt, "
+                         f"or tokenizer.json)") from e
     return _tokenizer(folder, ranks, GPT2_PATTERN, vocab.get(EOS))
 
 
