@@ -4,9 +4,11 @@
     model, checkpoint = interop.load_model("sft.pt", GPT)
     enc = interop.tokenizer_of(checkpoint)
 """
-# ruff: noqa: F401 (what others use)
+# ruff: noqa: F401, I001 (what others use, in few lines)
 from interop import gpt2, plan, show
-from interop.door import Text, hold_out_labelers, load, load_model, load_text, true_scores
+from interop.door import (
+    Text, hold_out_labelers, load, load_corpus, load_model, load_text, true_scores,
+)
 from interop.formats import files_in, read_records
 from interop.gpt2 import model_files, read_model
 from interop.records import read_file

@@ -7,6 +7,7 @@ No stage knows the sandbox. It names its files; where there are none, it gets th
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 """
+import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -30,6 +31,7 @@ SANDBOX = {   # what the sandbox has of its own: functions of (n, seed)
     "prompts": sandbox.prompts,
     "held-out prompts": sandbox.eval_prompts,
 }
+HELD_OUT_DOCUMENTS = 2000     # of the sandbox
 MADE = {   # the kinds of checkpoints, as messages call them
     "gpt": "a language model (from pretrain.py, sft.py or ppo.py)",
     "scorer": "a reward model (from reward.py)",
@@ -90,6 +92,25 @@ def load_text(files, counts, enc, block, *, flag, n, seed, columns="") -> Text:
     if not files:
         block = min(block, sandbox.BLOCK)
     return Text(pack(docs, enc, block, " ".join(files)), block)
+
+
+def load_corpus(files, counts, enc, block, *, n, seed, columns=""):
+    """(tokens, held_out): what a model is pretrained on, two long tensors of tokens.
+
+    Of files the last 2 % are held out; the sandbox writes documents for it. Raises ValueError if
+    one of the two has no whole block.
+    """
+    docs = load("texts", files, counts, flag="--data", columns=columns, n=n, seed=seed)
+    tokens = pack(docs, enc)
+    if files:
+        start = len(tokens) - math.ceil(len(tokens) / 50)
+        tokens, held_out = tokens[:start], tokens[start:]
+    else:
+        held_out = pack(sandbox.corpus(HELD_OUT_DOCUMENTS, "held out"), enc)
+    if min(len(tokens), len(held_out)) < block:
+        raise ValueError(f"{' '.join(files) or 'the corpus'} has {len(tokens):,} tokens, too few "
+                         f"for a block of {block}: add text or lower --block")
+    return tokens, held_out
 
 
 def hold_out_labelers(rankings, named, enc):
