@@ -1,0 +1,1 @@
+"""How well it works: statistics, answers and reports, the papers' claims, the speed."""

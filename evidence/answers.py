@@ -1,0 +1,309 @@
+"""Systems, what they answer to held-out prompts, and what is measured of each answer.
+
+Legend: N prompts, n samples of each. [IG] Ouyang et al. 2022, arXiv 2203.02155
+"""
+import os
+import random
+import re
+from collections import Counter
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import data
+import generate
+import interop
+import sandbox
+from evidence.statistics import best_of_n_kl
+from model import GPT, Scorer
+from train import step_seed
+
+PREFIXES = 8            # few-shot prefixes that compete; not in [IG]
+TEXT_BLOCK = 64         # tokens; the alignment tax is measured on blocks of this length, whatever
+                        # the text, so that the losses of all models and texts compare
+TEXT_BLOCKS = 512       # at most so many of them
+
+
+# ---- systems ------------------------------------------------------------------------------------
+
+class System(NamedTuple):
+    path: str               # the checkpoint
+    prompted: bool = False  # reads demonstrations before each prompt
+    best_of: int = 1        # samples of which the reward model picks one; 1: the sample as it is
+
+
+def system_of(spec):
+    """"bon16:sft.pt" -> System("sft.pt", best_of=16). Raises ValueError."""
+    if spec and (":" not in spec or os.path.exists(spec)):
+        return System(os.path.normpath(spec))
+    how, _, path = spec.rpartition(":")
+    samples = re.fullmatch(r"bon(\d+)", how)
+    if path and how == "prompted":
+        return System(os.path.normpath(path), prompted=True)
+    if path and samples and int(samples[1]) > 1:
+        return System(os.path.normpath(path), best_of=int(samples[1]))
+    raise ValueError(f"{spec} is no system: give CHECKPOINT, prompted:CHECKPOINT or "
+                     f"bonN:CHECKPOINT, N at least 2")
+
+
+def systems_of(specs, rm="", baseline=""):
+    """("sft.pt", "prompted:base.pt", "bon16:sft.pt") -> [System, ...]. `rm` is the path of the
+    reward model, `baseline` one of the specs; "" for none. Raises ValueError."""
+    if not specs:
+        raise ValueError("name the checkpoints to compare, e.g. `python evaluate.py base.pt "
+                         "sft.pt ppo.pt --rm rm.pt`")
+    if baseline and baseline not in specs:
+        raise ValueError(f"--baseline {baseline} is not among the systems: {', '.join(specs)}")
+    found = []
+    for spec in specs:
+        system = system_of(spec)
+        if not rm and (system.prompted or system.best_of > 1):
+            raise ValueError(f"{spec} needs a reward model that chooses: pass --rm rm.pt")
+        found.append(system)
+    if len(set(found)) < len(found):
+        raise ValueError(f"a system is named twice: {' '.join(specs)}")
+    return found
+
+
+def names_of(systems):
+    """["base", "prompted base", "sft best of 16", ...]; with their folders if two checkpoints
+    have one name."""
+    paths = {s.path for s in systems}
+    files = Counter(os.path.basename(path) for path in paths)
+    names = []
+    for system in systems:
+        file = os.path.basename(system.path)
+        name = system.path if files[file] > 1 else file
+        name = name.removesuffix(".pt")
+        if system.prompted:
+            name = f"prompted {name}"
+        if system.best_of > 1:
+            name = f"{name} best of {system.best_of}"
+        names.append(name)
+    return names
+
+
+class Models(NamedTuple):
+    gpts: dict              # path -> GPT
+    stage: dict             # path -> the stage that made it
+    rm: Scorer | None
+    enc: object             # the tokenizer, which all share
+    context: int            # the longest context of a GPT; the reward model's is as long
+
+
+def load_models(systems, rm, device):
+    """The checkpoints of the systems, each once, and the reward model at path `rm` ("": none).
+    Raises ValueError if they do not fit each other."""
+    gpts, stage, tokenizer, enc = {}, {}, None, None
+    for system in systems:
+        if system.path in gpts:
+            continue
+        gpt, checkpoint = interop.load_model(system.path, GPT, tokenizer, device)
+        tokenizer = checkpoint["tokenizer"]
+        enc = interop.tokenizer_of(checkpoint, same_as=enc)
+        gpts[system.path] = gpt.eval()
+        stage[system.path] = checkpoint["meta"]["stage"]
+    context = max(gpt.cfg.block_size for gpt in gpts.values())
+    scorer = None
+    if rm:
+        scorer, _ = interop.load_model(rm, Scorer, tokenizer, device, context=context)
+        scorer.eval()
+    return Models(gpts, stage, scorer, enc, context)
+
+
+def baseline_of(wanted, specs, systems, models):
+    """Which of the systems the others are compared with: the one of the spec `wanted`; "": the
+    first that sft.py made, or the first. Raises ValueError if it cannot read what others read."""
+    plain = [k for k, s in enumerate(systems) if not s.prompted and s.best_of == 1]
+    made_by_sft = [k for k in plain if models.stage[systems[k].path] == "sft"]
+    baseline = made_by_sft[0] if made_by_sft else 0
+    if wanted:
+        baseline = specs.index(wanted)
+    if models.gpts[systems[baseline].path].cfg.block_size < models.context:
+        raise ValueError(f"{specs[baseline]} has a shorter context than the {models.context} "
+                         f"tokens of another system: name a baseline that can read them all, "
+                         f"with --baseline")
+    return baseline
+
+
+# ---- sampling: what a system answers ------------------------------------------------------------
+
+class Response(NamedTuple):
+    """One sample in the three forms in which it is read."""
+    ids: list           # by the model: as it was sampled, EOS included if it came
+    scored: list        # by the reward model
+    text: str           # by the judge
+
+
+def first_paragraph(enc, ids):
+    """Sampled ids up to the first empty line, that included."""
+    for t in range(len(ids)):
+        # two tokens at a time: an empty line is one token or two
+        if "\n\n" in enc.decode(ids[max(0, t - 1):t + 1]):
+            return ids[:t + 1]
+    return ids
+
+
+def as_response(enc, ids, max_new, prompted=False):
+    """Sampled ids -> Response.
+
+    A base model that is prompted does not end its answer but goes on with "User:". The first empty
+    line ends it ([IG] D: the first line); to the reward model, which knows no such end, it is EOS.
+    """
+    if prompted:
+        ids = first_paragraph(enc, ids)
+    text = enc.decode([t for t in ids if t != enc.eot_token])
+    scored = ids
+    if prompted and "\n\n" in text:
+        scored = data.encode_response(enc, text)[:max_new]
+    return Response(ids, scored, text.strip())
+
+
+def choose(rm, asked, responses):
+    """Of the n responses to each prompt, the one that the reward model scores highest.
+
+    asked: N encoded prompts; responses: N * n, those to a prompt side by side; without a reward
+    model the scores are 0. -> N Responses, their scores (N,)
+    """
+    n = len(responses) // len(asked)
+    if rm is None:
+        return responses[::n], torch.zeros(len(asked))
+    rows = [asked[i // n] + r.scored for i, r in enumerate(responses)]
+    device = next(rm.parameters()).device
+    scores = rm.score(*data.pad(rows, device=device)).view(-1, n)     # (N, n)
+    best = scores.argmax(1)                                          # (N,)
+    chosen = [responses[i * n + k] for i, k in enumerate(best.tolist())]
+    return chosen, scores.gather(1, best[:, None]).squeeze(1)
+
+
+# ---- measuring ----------------------------------------------------------------------------------
+
+class Answers(NamedTuple):
+    prompts: list       # the text of each prompt
+    cases: list         # its use case
+    texts: list         # one response for each prompt
+    score: np.ndarray   # (N,) the judge's
+    judged: list        # sandbox.Judgement, or None where the prompt has no answer key
+    rm_score: np.ndarray | None
+    kl: np.ndarray      # (N,) nats, of the whole response: log pi - log pi_baseline, whose mean is
+                        # the KL; of a best of n the bound that `answer` explains
+    length: np.ndarray  # (N,) tokens, EOS included
+    ended: np.ndarray   # (N,) bool
+
+
+def response_logp(model, prompts, responses):
+    """log pi(response | prompt), summed over its tokens: lists of N lists of ids -> (N,)."""
+    device = next(model.parameters()).device
+    rows = [p + r for p, r in zip(prompts, responses)]
+    ids, length = data.pad(rows, device=device)
+    start = torch.tensor([len(p) for p in prompts], device=device)
+    mask = data.action_mask(start, length, ids.shape[1])
+    return model.logp(ids, mask)[0].sum(1)
+
+
+def as_answers(enc, prompts, responses, rm_score, kl):
+    """What was said, judged: N Prompts, N Responses, tensors (N,) or None -> Answers."""
+    texts = [r.text for r in responses]
+    judged = [sandbox.judge(p, t) if p.meta else None for p, t in zip(prompts, texts)]
+    if all(judged):
+        score = np.array([j.score for j in judged])
+    else:
+        score = np.zeros(len(texts)) if rm_score is None else rm_score
+    said = [str(p.messages) for p in prompts]
+    cases = [p.use_case for p in prompts]
+    length = np.array([float(len(r.ids)) for r in responses])
+    ended = np.array([r.scored[-1] == enc.eot_token for r in responses])
+    return Answers(said, cases, texts, score, judged, rm_score, kl, length, ended)
+
+
+@torch.no_grad()
+def answer(model, baseline, rm, enc, prompts, temperature, cfg, best_of=1, shots=()):
+    """Sample `best_of` responses to each prompt, keep the one that `rm` scores highest, and
+    measure it -> Answers. cfg holds max_new, batch and seed.
+
+    `shots` are messages that `model` reads before each prompt; the reward model and the baseline
+    read the prompt alone. The KL of a best of n is a bound: log best/pi_baseline is log best/pi,
+    at most best_of_n_kl on average, and log pi/pi_baseline, which is measured on what was kept.
+    """
+    room = model.cfg.block_size - cfg.max_new
+    counts = Counter()
+    told = [replace(p, messages=[*shots, *p.messages]) for p in prompts]
+    asked = data.encode_prompts(prompts, enc, room, Counter())
+    read = data.encode_prompts(told, enc, room, counts)
+    if counts["prompts cut from the left"]:
+        print(data.report(counts))
+
+    kept, scores, kls = [], [], []
+    for n, rows in enumerate(data.chunks(range(len(prompts)), max(1, cfg.batch // best_of))):
+        asked_here = [asked[i] for i in rows]
+        read_here = [read[i] for i in rows]
+        samples = generate.sample(model, read_here, cfg.max_new, enc.eot_token, n=best_of,
+                                  temperature=temperature, seed=step_seed(cfg.seed, n))
+        responses = [as_response(enc, ids, cfg.max_new, prompted=bool(shots))
+                     for ids in samples.responses]
+        chosen, score = choose(rm, asked_here, responses)
+        said = [r.ids for r in chosen]
+        kl = response_logp(model, read_here, said) - response_logp(baseline, asked_here, said)
+        kept += chosen
+        scores.append(score)
+        kls.append(kl + best_of_n_kl(best_of))
+    rm_score = torch.cat(scores).double().cpu().numpy() if rm else None
+    kl = torch.cat(kls).double().cpu().numpy()
+    return as_answers(enc, prompts, kept, rm_score, kl)
+
+
+@torch.no_grad()
+def text_loss(model, tokens, device):
+    """Cross-entropy of held-out pretraining text (packed, 1-D), nats a token: what alignment costs
+    elsewhere ([IG] 4.2)."""
+    blocks = data.cut_blocks(tokens, min(TEXT_BLOCK, model.cfg.block_size))[:TEXT_BLOCKS]
+    losses = []
+    for rows in blocks.split(64):
+        batch = data.text_batch(rows, device)
+        losses.append(model.loss(*batch) * len(rows))
+    return (sum(losses) / len(blocks)).item()
+
+
+# ---- few-shot prefixes --------------------------------------------------------------------------
+
+def draw_prefixes(enc, demos, room, seed):
+    """At most PREFIXES prefixes, lists of messages: one to three demonstrations each, of at most
+    `room` tokens together."""
+    rng = random.Random(f"prefixes {seed}")
+    demos = [d for d in demos if len(d.messages) > 1]        # a reply to nothing shows nothing
+    fitting = []
+    for n in rng.choices((1, 2, 3), k=8 * PREFIXES):
+        drawn = rng.sample(demos, min(n, len(demos)))
+        shots = [m for d in drawn for m in d.messages]
+        if shots and len(data.encode_dialogue(enc, shots)[0]) <= room:
+            fitting.append(shots)
+    return fitting[:PREFIXES]
+
+
+def find_prefix(model, rm, enc, trials, demos, cfg, also=()):
+    """The messages to put before each prompt: the winner of a competition that the reward model
+    judges ([IG] 3.5, B).
+
+    Prefixes are tried on the prompts `trials`, which should be training prompts, if they leave
+    room for the longest of them and of the prompts `also` and its response. Raises ValueError if
+    none does.
+    """
+    room = model.cfg.block_size - cfg.max_new - len(enc.encode_ordinary("\n\n"))
+    asked = data.encode_prompts([*trials, *also], enc, room, Counter())
+    longest = max(len(ids) for ids in asked)
+    prefixes = draw_prefixes(enc, demos, room - longest, cfg.seed)
+    if not prefixes:
+        raise ValueError(f"no demonstration leaves room for the longest prompt ({longest} tokens) "
+                         f"and --max-new {cfg.max_new} in a context of {model.cfg.block_size}: "
+                         f"pass shorter --demos or --prompts, or lower --max-new")
+    scores = []
+    for shots in prefixes:
+        answers = answer(model, model, rm, enc, trials, 1.0, cfg, shots=shots)
+        scores.append(answers.rm_score.mean())
+    best = int(np.argmax(scores))
+    said = " | ".join(m["content"] for m in prefixes[best])
+    print(f"prefix {best + 1} of {len(scores)} won: RM score {scores[best]:.3f}, the worst "
+          f"{min(scores):.3f}, on {len(trials)} training prompts: {said}")
+    return prefixes[best]

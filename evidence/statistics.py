@@ -1,0 +1,160 @@
+"""Win rates, ratings and their intervals: numpy arrays in, numbers out.
+
+Legend: N answers, S systems, F features.
+"""
+import math
+
+import numpy as np
+
+# Student's t: 95 % of the distribution of a mean of n values lie within this many standard errors
+STUDENT_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+CI = [0.025, 0.975]     # the quantiles between which 95 % lie
+ELO = 400 / math.log(10)            # 400 points more are odds of ten to one
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x)), without overflow."""
+    return 0.5 + 0.5 * np.tanh(x / 2)
+
+
+# ---- win rates ----------------------------------------------------------------------------------
+
+def beats(ours, theirs):
+    """1 where `ours` beats `theirs`, 1/2 where they tie, 0 elsewhere; arrays that broadcast."""
+    return (ours > theirs) + 0.5 * (ours == theirs)
+
+
+def win_rate(ours, theirs):
+    """How often `ours` beats `theirs` (N,), ties half."""
+    return float(np.mean(beats(ours, theirs)))
+
+
+def bootstrap(ours, theirs, prompts, seed=0, resamples=2000):
+    """95 % interval of the win rate (N,), resampling distinct `prompts` (N,) with all the answers
+    to each: two answers to one prompt are not two independent draws."""
+    _, owner = np.unique(prompts, return_inverse=True)
+    won = np.bincount(owner, beats(ours, theirs))            # (distinct prompts,)
+    answers = np.bincount(owner)
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(0, len(won), (resamples, len(won)))
+    rates = won[drawn].sum(1) / answers[drawn].sum(1)        # (resamples,)
+    return [float(x) for x in np.quantile(rates, CI)]
+
+
+def interval(values):
+    """Mean over the first axis of values (seeds, ...), and the half-width of its 95 % interval
+    (Student's t); infinite for one seed."""
+    values = np.asarray(values, float)
+    n = len(values)
+    if n > 1:
+        half = STUDENT_T.get(n, 2.2) * values.std(0, ddof=1) / n ** 0.5
+    else:
+        half = np.full(values.shape[1:], np.inf)
+    return values.mean(0), half[()]                          # [()]: a number, not an array of one
+
+
+# ---- best of n ----------------------------------------------------------------------------------
+
+def best_of_n(proxy, gold, n):
+    """Expected gold score of the sample with the highest proxy score among n, estimated from
+    N >= n samples of each prompt: proxy, gold (prompts, N) -> a number. Raises ValueError.
+
+    It is the mean over all subsets of n (Nakano et al. 2021, arXiv 2112.09332; pass@k of Chen et
+    al. 2021 is the same sum): with gold in ascending order of proxy,
+    sum_i C(i-1, n-1) / C(N, n) gold_(i), because sample i is the best of the C(i-1, n-1) subsets
+    whose others lie below it. Samples that tie in proxy share their gold.
+    """
+    N = proxy.shape[1]
+    if not 1 <= n <= N:
+        raise ValueError(f"the best of {n} cannot be estimated from {N} samples of a prompt: "
+                         f"n is 1 to {N}")
+    subsets = math.comb(N, n)                                # integers of any size: exact ratios
+    weight = np.array([math.comb(i, n - 1) / subsets for i in range(N)])
+    total = 0.0
+    for p, g in zip(proxy, gold):
+        # proxy 3 1 3 -> group 1 0 1: ascending, and one number for samples that tie
+        _, group = np.unique(p, return_inverse=True)
+        shared = np.bincount(group, g) / np.bincount(group)  # mean gold of each group
+        total += weight @ shared[np.sort(group)]
+    return float(total / len(proxy))
+
+
+def best_of_n_kl(n):
+    """KL of best-of-n from what it samples from, nats: log n - (n-1)/n (Stiennon et al. 2020, G.3).
+
+    Exact where scores never tie and no response is likely to come twice; otherwise an upper bound
+    (Beirami et al. 2024, arXiv 2401.01879).
+    """
+    return np.log(n) - (n - 1) / n
+
+
+# ---- ratings ------------------------------------------------------------------------------------
+
+def logistic(x, won, games, ridge=1e-9):
+    """The w (F,) that maximises the likelihood of P(win) = sigmoid(x w), by Newton's method.
+
+    x (M, F); `won` (M,) of `games` (M,) were won. The penalty ridge/2 |w|^2 keeps w finite where
+    wins and losses can be separated.
+    """
+    w = np.zeros(x.shape[1])
+    for _ in range(200):
+        p = sigmoid(x @ w)
+        curvature = games * p * (1 - p)
+        hessian = x.T @ (x * curvature[:, None]) + ridge * np.eye(len(w))
+        gradient = x.T @ (won - games * p) - ridge * w
+        step = np.linalg.solve(hessian, gradient)
+        # far from the maximum a whole step may overshoot: no weight moves by more than 1
+        w += step / np.abs(step).max(initial=1)
+        if np.abs(step).max(initial=0) < 1e-10:
+            break
+    return w
+
+
+def bradley_terry(wins, tie=1.0):
+    """wins (S, S), how often i beat j -> log-strengths (S,) of mean 0.
+
+    P(i beats j) = sigmoid(s_i - s_j), maximum likelihood. `tie` ties are added to each pair, which
+    keeps a system that wins everything finite; 0 for the plain estimate.
+    """
+    i, j = np.triu_indices(len(wins), 1)
+    each = np.eye(len(wins))
+    pairs = each[i] - each[j]                                # (pairs, S): 1 at i, -1 at j
+    won = wins[i, j] + tie / 2
+    games = won + wins[j, i] + tie / 2
+    # only differences of strengths count, so the first one stays 0 until the mean is taken out
+    s = np.append(0, logistic(pairs[:, 1:], won, games))
+    return s - s.mean()
+
+
+def ratings(scores, prompts, baseline, seed=0, resamples=500):
+    """Scores (S, N) of S systems -> win rates (S, S), row over column; Elo (S,), that of system
+    `baseline` 0; its 95 % interval (S, 2).
+
+    Elo is Bradley-Terry's strength in units of ln(10)/400. The interval resamples distinct
+    `prompts` (N,), as `bootstrap` does.
+    """
+    won = beats(scores[:, None], scores[None])               # (S, S, N)
+    _, owner = np.unique(prompts, return_inverse=True)
+    distinct = owner.max() + 1
+    by_prompt = np.zeros((distinct, *won.shape[:2]))         # (distinct prompts, S, S)
+    np.add.at(by_prompt, owner, won.transpose(2, 0, 1))
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(0, distinct, (resamples, distinct))
+    draws = [np.arange(distinct), *drawn]                    # first all prompts, each once
+    strengths = np.array([bradley_terry(by_prompt[rows].sum(0)) for rows in draws])
+    elo = ELO * (strengths - strengths[:, [baseline]])       # (1 + resamples, S)
+    return won.mean(2), elo[0], np.quantile(elo[1:], CI, axis=0).T
+
+
+def length_controlled(ours, theirs, our_length, their_length):
+    """The win rate (N,) that is left at equal length (N,): Dubois et al. 2024, arXiv 2404.04475.
+
+    P(win) = sigmoid(a + b tanh(d / std d)), d the difference in length; the answer is sigmoid(a).
+    AlpacaEval 2's term for how hard a prompt is is left out. Where d is the same everywhere,
+    length cannot be told from the rest: the plain win rate.
+    """
+    d = np.asarray(our_length, float) - their_length
+    longer = np.tanh(d / d.std()) if d.std() > 0 else np.zeros(len(d))
+    x = np.stack([np.ones(len(d)), longer], 1)               # (N, 2)
+    a, _ = logistic(x, beats(ours, theirs), np.ones(len(d)), ridge=1e-6)
+    return float(sigmoid(a))
