@@ -1,6 +1,7 @@
-"""Labelling: ranks from ratings, K responses for each prompt, and records that the reward model can read."""
+"""Labelling: ranks from ratings, K responses for each prompt, records for the reward model."""
 
 import json
+import random
 from collections import Counter
 from dataclasses import replace
 
@@ -8,13 +9,15 @@ import pytest
 import torch
 
 import data
-import formats
+import generate
+import interop
 import label
 import sandbox
 import sft as fine_tuning
-from model import GPT, GPTConfig, Scorer, generate, save_checkpoint
+from model import GPT, GPTConfig, Scorer
+from plumbing.files import save_checkpoint, write_jsonl
 
-ENC = data.get_tokenizer("sandbox")
+ENC = interop.get_tokenizer("sandbox")
 
 
 def talkative(seed=0):
@@ -29,7 +32,7 @@ def talkative(seed=0):
 @pytest.fixture(scope="module")
 def sft(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("label") / "sft.pt")
-    save_checkpoint(path, talkative(), data.tokenizer_id(ENC), {"stage": "sft"})
+    save_checkpoint(path, talkative(), interop.tokenizer_id(ENC), {"stage": "sft"})
     return path
 
 
@@ -67,26 +70,19 @@ def test_every_prompt_gets_as_many_responses_as_asked_for():
     cfg = label.Config(max_new=4, batch=3)
     found = label.sample_responses([talkative()], ENC, prompts, k, cfg)
     assert [len(r) for r in found] == k
-    assert all(
-        isinstance(r, str) and sandbox.CLOSING not in r and data.EOS not in r for rs in found for r in rs
-    )
+    assert all(isinstance(r, str) and "<|endoftext|>" not in r for rs in found for r in rs)
     assert found == label.sample_responses([talkative()], ENC, prompts, k, cfg)
     assert found != label.sample_responses([talkative()], ENC, prompts, k, replace(cfg, seed=1))
 
 
 def test_responses_belong_to_their_prompt_and_come_from_every_model():
-    """Greedy, so that the reply to each prompt can be made alone; the two models are asked in turn."""
+    """Greedy, so that each reply can be made alone; the two models are asked in turn."""
     models, prompts = [talkative(0), talkative(1)], sandbox.prompts(9)
     alone = []
     for p in prompts:
         ids = data.encode_prompt(ENC, p.messages)
-        rows = [generate(m, *data.pad([ids]), 6, ENC.eot_token, temperature=0) for m in models]
-        alone.append(
-            [
-                ENC.decode([t for t in row[0, len(ids) : end[0]].tolist() if t != ENC.eot_token]).strip()
-                for row, end in rows
-            ]
-        )
+        said = [generate.sample(m, [ids], 6, ENC.eot_token, temperature=0) for m in models]
+        alone.append([data.decode_response(ENC, x.responses[0]) for x in said])
     assert len({a for a, _ in alone}) > 2 and all(a != b for a, b in alone)
     cfg = label.Config(temperatures=(0.0,), max_new=6, batch=4)
     found = label.sample_responses(models, ENC, prompts, [4] * 9, cfg)
@@ -106,7 +102,6 @@ def test_rankings_have_a_labeler_and_a_rank_for_each_response(config):
         assert set(r["ranks"]) == set(range(1, max(r["ranks"]) + 1))
     assert {len(r["responses"]) for r in records} == {2, 3, 4, 5}
     assert {r["labeler"] for r in records} == set(sandbox.LABELERS)
-    assert data.as_messages(records[0]["prompt"], "") == records[0]["prompt"]
 
 
 def test_labelling_twice_writes_the_same_bytes(config, tmp_path):
@@ -127,14 +122,16 @@ def test_two_labelers_rank_the_same_responses_of_a_prompt_that_overlaps(config, 
     assert len(by_outputs) == 14 and all(len(names) == labelers for names in by_outputs.values())
 
 
-def test_ranks_order_the_responses_as_the_labeler_rates_them(config, monkeypatch):
-    monkeypatch.setattr(
-        sandbox, "rate", lambda labeler, prompt, responses, rng: list(range(1, len(responses) + 1))
-    )
+def test_ranks_are_those_of_the_ratings(config):
+    """The same labelers with the same errors write both."""
     label.main(config)
-    assert all(r["ranks"] == list(range(len(r["ranks"]), 0, -1)) for r in written(config.out))
-    rankings = data.rankings(formats.read_records(config.out, Counter()), Counter())
-    assert all(better > worse for r in rankings for better, worse in r.pairs)
+    ranked = written(config.out)
+    rankings = interop.load("rankings", (config.out,), Counter(), flag="--data")
+    label.main(replace(config, rate=True))
+    rated = written(config.out)
+    assert [label.ranks_of(r.pop("ratings")) for r in rated] == [r.pop("ranks") for r in ranked]
+    assert rated == ranked
+    assert 0 < len(rankings) <= len(ranked)
 
 
 def test_rate_writes_ratings_from_1_to_7(config):
@@ -145,43 +142,64 @@ def test_rate_writes_ratings_from_1_to_7(config):
     assert seen <= set(range(1, 8)) and len(seen) > 3
 
 
-def test_what_is_rated_7_trains_a_model(config, tmp_path, monkeypatch):
+def test_what_is_rated_7_trains_a_model(config, tmp_path, capsys):
     """label.py --rate, then sft.py --rated."""
     label.main(replace(config, rate=True, n=40, seed=1))
-    best = [(r["prompt"][-1]["content"], x) for r in written(config.out) for x, rating in zip(r["responses"], r["ratings"])
-            if rating == 7 and x]
-    read, real = [], data.split
-
-    def watched(records, *rest):
-        read.extend((r.messages[-2]["content"], r.messages[-1]["content"]) for r in records)
-        return real(records, *rest)
-    monkeypatch.setattr(data, "split", watched)
-    cfg = fine_tuning.Config(init=config.init[0], rated=(config.out,), out=str(tmp_path / "feedme.pt"), demonstrations=12,
-                             epochs=1, batch=8, max_new=4, ptx_mix=0.0, device="cpu", precision="fp32")
-    metrics = fine_tuning.main(cfg)
-    assert len(best) > 4 and read[12:] == best and metrics["held_out_loss"] > 0
+    best = []
+    for r in written(config.out):
+        said = zip(r["responses"], r["ratings"])
+        best += [(r["prompt"], x) for x, rating in said if rating == 7 and x]
+    read = interop.load("demonstrations", (config.out,), Counter(), flag="--rated")
+    assert len(best) > 4
+    assert [(d.messages[:-1], d.messages[-1]["content"]) for d in read] == best
+    cfg = fine_tuning.Config(
+        init=config.init[0],
+        rated=(config.out,),
+        out=str(tmp_path / "feedme.pt"),
+        demonstrations=12,
+        epochs=1,
+        max_new=4,
+        ptx_mix=0.0,
+        device="cpu",
+        precision="fp32",
+    )
+    assert fine_tuning.main(cfg)["held_out_loss"] > 0
+    assert f"{len(best)} samples rated 7 of 7" in capsys.readouterr().out
     assert len(torch.load(cfg.out)["meta"]["inputs"]["rated"]) == 1
 
 
-def test_swap_mixes_in_what_answers_other_prompts(config, monkeypatch):
-    def numbered(models, enc, prompts, k, cfg):
-        return [[f"reply to {i}"] * k_i for i, k_i in enumerate(k)]
+def test_swap_mixes_in_what_answers_other_prompts():
+    responses = [[f"reply to {i}"] * (2 + i % 4) for i in range(200)]
 
-    monkeypatch.setattr(label, "sample_responses", numbered)
-
-    def strangers(swap):
-        label.main(replace(config, n=200, swap=swap, overlap=0.0))
-        own = [r == f"reply to {i}" for i, rec in enumerate(written(config.out)) for r in rec["responses"]]
+    def strangers(share):
+        swapped = label.swap_some(responses, share, random.Random(0))
+        assert [len(x) for x in swapped] == [len(x) for x in responses]
+        own = [r == f"reply to {i}" for i, of_prompt in enumerate(swapped) for r in of_prompt]
         return 1 - sum(own) / len(own)
 
     assert strangers(0.0) == 0
     assert strangers(0.5) == pytest.approx(0.5, abs=0.08)
 
 
+def test_swap_none_keeps_what_was_sampled(config):
+    """A model that answers greedily says one thing to a prompt; --swap 1 gives it another's."""
+    greedy = replace(config, temperatures=(0.0,), overlap=0.0)
+    label.main(replace(greedy, swap=0.0))
+    own = [set(r["responses"]) for r in written(config.out)]
+    label.main(replace(greedy, swap=1.0))
+    swapped = [set(r["responses"]) for r in written(config.out)]
+    assert all(len(x) == 1 for x in own) and len(set.union(*own)) > 2
+    assert any(len(x) > 1 for x in swapped) and set.union(*swapped) <= set.union(*own)
+
+
 def test_prompts_of_a_file_are_labelled_by_their_meta(config, tmp_path):
     path = str(tmp_path / "prompts.jsonl")
-    data.write_jsonl(
-        path, [{"prompt": p.messages, "use_case": p.use_case, "meta": p.meta} for p in sandbox.prompts(5, 9)]
+    write_jsonl(
+        path,
+        [
+            {"prompt": p.messages, "use_case": p.use_case, "meta": p.meta}
+            for p in sandbox.prompts(5, 9)
+        ],
     )
     label.main(replace(config, prompts=(path,), overlap=0.0))
     assert [r["prompt"] for r in written(config.out)] == [p.messages for p in sandbox.prompts(5, 9)]
@@ -205,9 +223,9 @@ def test_refusals_say_what_to_change(config, change, message):
 
 def test_prompts_without_an_answer_key_and_reward_models_are_refused(config, tmp_path):
     path, rm = str(tmp_path / "prompts.jsonl"), str(tmp_path / "rm.pt")
-    data.write_jsonl(path, [{"prompt": "Who are you?"}])
+    write_jsonl(path, [{"prompt": "Who are you?"}])
     with pytest.raises(ValueError, match="meta"):
         label.main(replace(config, prompts=(path,)))
-    save_checkpoint(rm, Scorer(GPTConfig(ENC.n_vocab, 64, 1, 2, 16)), data.tokenizer_id(ENC), {})
+    save_checkpoint(rm, Scorer(GPTConfig(ENC.n_vocab, 64, 1, 2, 16)), interop.tokenizer_id(ENC), {})
     with pytest.raises(ValueError, match="reward model"):
         label.main(replace(config, init=(rm,)))
