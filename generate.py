@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 import data
 from model import GPT
@@ -258,3 +259,22 @@ def sample(model: GPT, prompts, max_new, eos, n=1, **how) -> Samples:
     for i, (row, end) in enumerate(zip(ids.tolist(), length.tolist())):
         responses.append(row[len(prompts[i // n]):end])
     return Samples(ids, length, responses)
+
+
+@torch.no_grad()
+def answer(model, rm, prompts, enc, max_new, seed, at_once=0, mine=lambda chunks: chunks):
+    """Sample an answer to each prompt, a list of ids, and show three -> rm's scores, [] without rm.
+
+    at_once: prompts sampled together, 0 for all; mine(chunks) keeps those of this process.
+    """
+    scores = []
+    for rows in mine(data.chunks(range(len(prompts)), at_once)):
+        asked = [prompts[i] for i in rows]
+        samples = sample(model, asked, max_new, enc.eot_token, seed=seed,
+                         draws=(list(rows), len(prompts)))
+        if rm is not None:
+            scores += rm.score(samples.ids, samples.length).tolist()
+        for i in range(min(3, len(rows)) if rows[0] == 0 else 0):
+            text = enc.decode(asked[i] + samples.responses[i]).replace("\n\n", " | ")
+            tqdm.write(text if rm is None else f"{scores[i]:+.2f}  {text}")
+    return scores

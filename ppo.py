@@ -1,23 +1,25 @@
-"""Stage 3: reinforcement learning from the reward model: token-level PPO with a value function, a KL penalty at every
-token and pretraining gradients mixed in (PPO-ptx).
+"""8/8  Stage 3: reinforcement learning from the reward model. Token-level PPO with a value function,
+a KL penalty at every token and pretraining gradients mixed in (PPO-ptx).
 
-The environment is a bandit: a prompt comes, the policy writes a response, the reward model scores it, the end.
+The environment is a bandit: a prompt comes, the policy writes a response, the reward model scores it.
 
     python ppo.py --init sft.pt --rm rm.pt --out ppo.pt          # PPO-ptx, the paper's "InstructGPT"
     python ppo.py --init sft.pt --rm rm.pt --ptx-coef 0 --out ppo-plain.pt
 
-What the log should show: kl 0, ratio 1 and clip_fraction 0 at the start; score and kl rising together; approx_kl below
-0.05 and clip_fraction below 0.3; explained_variance rising; eos_rate near 1; ptx_loss flat.
+What the log should show: kl 0, ratio 1 and clip_fraction 0 at the start; score and kl rising together;
+approx_kl below 0.05 and clip_fraction below 0.3; explained_variance rising; eos_rate near 1; ptx_loss
+flat.
 
-DEVIATION [IG] C.4: the sandbox's preset has its own rates, and for its short run rollouts of 256, beta 0.1, gamma 3 on a
-quarter of a block an episode, and an average over 50 steps (EMA 0.98); the other presets keep the paper's values.
+DEVIATION [IG] C.4: the sandbox's preset has its own rates, and for its short run rollouts of 256, beta
+0.1, gamma 3 on a quarter of a block an episode, and an average over 50 steps (EMA 0.98); the other
+presets keep the paper's values.
 DEVIATION [IG] C.2: the reward model has the policy's size; the paper uses one of 6B for every policy.
 
-[IG] Ouyang et al. 2022, arXiv 2203.02155   [S20] Stiennon et al. 2020, arXiv 2009.01325   [Z19] Ziegler et al. 2019,
-arXiv 1909.08593   [PPO] arXiv 1707.06347   [GAE] arXiv 1506.02438   [N] Huang et al., The N Implementation Details of
-RLHF with PPO   [KL] Schulman, Approximating KL Divergence
+[IG] Ouyang et al. 2022, arXiv 2203.02155   [S20] Stiennon et al. 2020, arXiv 2009.01325
+[Z19] Ziegler et al. 2019, arXiv 1909.08593   [PPO] arXiv 1707.06347   [GAE] arXiv 1506.02438
+[N] Huang et al., The N Implementation Details of RLHF with PPO
+[KL] Schulman, Approximating KL Divergence
 """
-import math
 import os
 import time
 from collections import Counter
@@ -28,75 +30,90 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import cli
 import data
-import formats
-import sandbox
-import train
-from model import Scorer, checkpoint_files, frozen_copy, generate, load_model, read_checkpoint, save_checkpoint
-from train import Network, TrainConfig
+import interop
+from generate import answer, generate
+from model import GPT, Scorer, frozen_copy
+from plumbing import cli, files, processes
+from train import Network, TrainConfig, step_seed, train
 
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
     init: str = ""                  # the policy to start from and to stay near, made by sft.py
     rm: str = ""                    # the reward model, made by reward.py
-    value_init: str = "rm"          # what the value function starts from: rm ([IG] C.4), or random: nothing
+    value_init: str = "rm"          # what the value function starts from: rm ([IG] C.4), or random
     out: str = "ppo.pt"             # the checkpoint to write
-    prompts: tuple[str, ...] = ()   # prompts, files in any format of formats.py; none: the sandbox's
-    columns: str = ""               # names of the fields of --prompts, where they differ: prompt=question
+    prompts: tuple[str, ...] = ()   # prompts, files in any known format; none: the sandbox's
+    columns: str = ""               # names of the fields of --prompts, where they differ:
+                                    # prompt=question
     ptx: tuple[str, ...] = ()       # pretraining text, files; none: the sandbox's corpus
-    demos: tuple[str, ...] = ()     # demonstrations whose mean score must be 0; none: the sandbox's, if its prompts are used
     iterations: int = 100           # rollouts; [IG] C.4: 500
     rollout: int = 256              # episodes of one rollout; [IG] C.4: 512
     minibatch: int = 64             # episodes of one optimizer step ([IG] C.4)
-    sample_batch: int = 0           # episodes that a process samples together, 0 for all it has; changes memory, not the samples
+    sample_batch: int = 0           # episodes that a process samples together, 0 for all it has;
+                                    # changes memory, not the samples
     epochs: int = 1                 # passes over one rollout ([IG] C.4)
     max_new: int = 32               # longest response, tokens; [IG] C: 1000
-    kl_coef: float = 0.02           # beta of [IG] Eq. 2: the penalty at each token for leaving the reference policy; [IG]: 0.02
-    kl_target: float = 0.0          # if > 0, kl_coef adapts to keep the KL of an episode here, nats ([Z19] 2.2)
+    kl_coef: float = 0.02           # beta of [IG] Eq. 2: the penalty at each token for leaving the
+                                    # reference policy; [IG]: 0.02
+    kl_target: float = 0.0          # if > 0, kl_coef adapts to keep an episode's KL here, nats
+                                    # ([Z19] 2.2)
     kl_horizon: int = 10_000        # episodes over which kl_coef adapts ([Z19])
-    kl_budget: float = 0.0          # if > 0, the run ends when the KL of an episode exceeds it, nats; not in [IG]
-    ptx_coef: float = 27.8          # gamma of [IG] Eq. 2, on the mean loss of a pretraining token; 0 is plain PPO; [IG]: 27.8
+    kl_budget: float = 0.0          # if > 0, the run ends when an episode's KL exceeds it, nats; not
+                                    # in [IG]
+    ptx_coef: float = 27.8          # gamma of [IG] Eq. 2, on the mean loss of a pretraining token; 0
+                                    # is plain PPO; [IG]: 27.8
     ptx_ratio: float = 8.0          # pretraining blocks for each episode; [IG] C.4: 8
     gamma: float = 1.0              # no discount ([IG] C.4)
     lam: float = 0.95               # lambda of GAE; not in [IG]: [S20], [Z19]
     clip: float = 0.2               # of the probability ratio ([IG] C.4)
     value_clip: float = 0.2         # of the change of a value, 0 for none; not in [IG]: [Z19]
-    vf_coef: float = 1.0            # weight of the value loss; its network is separate, so Adam all but undoes it
-    whiten: bool = True             # advantages to mean 0 and variance 1 over a minibatch's tokens; not in [IG]: [N]
-    eos_penalty: float = 1.0        # taken from the score of a response that does not end; not in [IG]: [S20]
-    lr: float = 1e-5                # peak, policy; [IG] E.9 scans 2.55e-6 .. 2.55e-5, and without ptx it diverged above 8.05e-6
+    vf_coef: float = 1.0            # weight of the value loss; its network is separate, so Adam all
+                                    # but undoes it
+    whiten: bool = True             # advantages to mean 0 and variance 1 over a minibatch's tokens;
+                                    # not in [IG]: [N]
+    eos_penalty: float = 1.0        # taken from the score of a response that does not end; not in
+                                    # [IG]: [S20]
+    lr: float = 1e-5                # peak, policy; [IG] E.9 scans 2.55e-6 .. 2.55e-5, and without
+                                    # ptx it diverged above 8.05e-6
     value_lr: float = 9e-6          # peak, value function ([IG] C.4)
     schedule: str = "constant"      # constant after the warm-up ([IG] C.4)
     warmup: int = 10                # iterations from 1/10 of the peak ([IG] C.4)
-    ema: float = 0.992              # decay per step of the averaged policy, which is the result; [IG] C.4: 0.992, of what is open
+    ema: float = 0.992              # decay per step of the averaged policy, which is the result;
+                                    # [IG] C.4: 0.992, of what is open
 
 
+LARGE = {"rollout": 512, "max_new": 1000, "iterations": 500}
 PRESETS = {
-    "sandbox": {"lr": 3e-4, "value_lr": 1e-3, "ptx_coef": 3.0, "ptx_ratio": 0.25, "kl_coef": 0.1, "ema": 0.98, "iterations": 80,
-                "microbatch": 16},
+    "sandbox": {
+        "lr": 3e-4, "value_lr": 1e-3, "ptx_coef": 3.0, "ptx_ratio": 0.25, "kl_coef": 0.1,
+        "ema": 0.98, "iterations": 80, "microbatch": 16},
     "gpt2": {"iterations": 200, "rollout": 512, "max_new": 128, "microbatch": 16},
-    "paper-1.3b": {"iterations": 500, "rollout": 512, "max_new": 1000, "microbatch": 4, "sample_batch": 16},
-    "paper-6b": {"iterations": 500, "rollout": 512, "max_new": 1000, "microbatch": 1, "sample_batch": 8},
+    "paper-1.3b": LARGE | {"microbatch": 4, "sample_batch": 16},
+    "paper-6b": LARGE | {"microbatch": 1, "sample_batch": 8},
 }
+ASKED = 64          # prompts that are answered at an evaluation
 
 
-# ---- the equations, in the action frame (data.py): tensors (B, T-1), column t is the choice of ids[:, t+1] ------
+# ---- the equations: tensors (B, T-1) in the action frame (data.py), column t chooses ids[:, t+1] --
 
 def token_rewards(score, logp, ref_logp, mask, total_len, kl_coef):
-    """r_t = -beta (log pi - log pi_ref), plus the score (B,) at the action that ended the response. [IG] Eq. 2"""
+    """r_t = -beta (log pi - log pi_ref), plus the score (B,) at the action that ended the response.
+
+    The KL penalty of [IG] Eq. 2, spread over the tokens."""
     rewards = -kl_coef * (logp - ref_logp) * mask                          # (B, T-1)
     return rewards.scatter_add(1, total_len[:, None] - 2, score[:, None])
 
 
 def gae(rewards, values, mask, gamma, lam):
-    """A_t = sum_k (gamma lambda)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t, V = 0 after the end. [GAE] Eq. 16
+    """A_t = sum_k (gamma lambda)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t. [GAE] Eq. 16
 
-    The true entries of each row of `mask` stand side by side. Returns advantages and returns = advantages + values.
+    V is 0 after the end. The true entries of each row of `mask` stand side by side. Returns
+    advantages and returns = advantages + values.
     """
     advantages = torch.zeros_like(rewards)
-    later = torch.zeros_like(rewards[:, 0])
+    later = torch.zeros_like(rewards[:, 0])                                # (B,)
     next_value = torch.zeros_like(later)
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
@@ -114,18 +131,23 @@ def whiten(x, mask):
 
 
 def policy_loss(logp, old_logp, adv, mask, clip):
-    """-min(ratio A, clip(ratio, 1-eps, 1+eps) A), mean over actions. [PPO] Eq. 7. Returns loss, stats."""
+    """-min(ratio A, clip(ratio, 1-eps, 1+eps) A), mean over actions. [PPO] Eq. 7. -> loss, stats"""
     ratio = (logp - old_logp).exp()
-    unclipped, clipped = ratio * adv, ratio.clamp(1 - clip, 1 + clip) * adv
+    unclipped = ratio * adv
+    clipped = ratio.clamp(1 - clip, 1 + clip) * adv
     loss = -data.masked_mean(torch.minimum(unclipped, clipped), mask)
     with torch.no_grad():
-        stats = {"ratio": data.masked_mean(ratio, mask), "approx_kl": data.masked_mean(ratio - 1 - (logp - old_logp), mask),
-                     "clip_fraction": data.masked_mean(((ratio - 1).abs() > clip).float(), mask)}
+        outside = ((ratio - 1).abs() > clip).float()
+        stats = {"ratio": data.masked_mean(ratio, mask),
+                 "approx_kl": data.masked_mean(ratio - 1 - (logp - old_logp), mask),
+                 "clip_fraction": data.masked_mean(outside, mask)}
     return loss, stats
 
 
 def value_loss(values, old_values, returns, mask, clip):
-    """max of the squared errors of V and of V clipped to old V +- clip, halved, mean over actions. [Z19]; not in [IG]"""
+    """max of the squared errors of V and of V clipped to old V +- clip, halved, mean over actions.
+
+    [Z19]; not in [IG]"""
     error = (values - returns) ** 2
     if clip:
         clipped = old_values + (values - old_values).clamp(-clip, clip)
@@ -134,31 +156,28 @@ def value_loss(values, old_values, returns, mask, clip):
 
 
 def kl_estimates(logp, ref_logp, mask):
-    """KL(pi || pi_ref) of each episode from its own sample: k1 = sum log pi/pi_ref, k3 = sum (r - 1 - log r) with
-    r = pi_ref/pi. Both are unbiased, k3 is never negative. [KL]. Returns (B,), (B,)."""
+    """KL(pi || pi_ref) of each episode from its own sample -> k1 (B,), k3 (B,), nats.
+
+    k1 = sum log pi/pi_ref, k3 = sum (r - 1 - log r) with r = pi_ref/pi. Both are unbiased, k3 is
+    never negative. [KL]"""
     log_r = (ref_logp - logp) * mask
     return -log_r.sum(1), ((log_r.exp() - 1 - log_r) * mask).sum(1)
 
 
 def adapt_kl(kl_coef, kl, target, episodes, horizon):
-    """The proportional controller of [Z19] 2.2: beta (1 + clip(kl / target - 1, -0.2, 0.2) episodes / horizon)."""
-    return kl_coef * (1 + min(max(kl / target - 1, -0.2), 0.2) * episodes / horizon)
+    """beta (1 + clip(kl / target - 1, -0.2, 0.2) episodes / horizon): the controller of [Z19] 2.2."""
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * episodes / horizon)
 
 
 def explained_variance(values, returns, mask):
-    """1 - Var(returns - values) / Var(returns): 1 is a perfect value function, 0 one that says the mean."""
+    """1 - Var(returns - values) / Var(returns): 1 is perfect, 0 is to say the mean."""
     def variance(x):
         return data.masked_mean((x - data.masked_mean(x, mask)) ** 2, mask)
     return 1 - variance(returns - values) / variance(returns).clamp(min=1e-8)
 
 
-def text_loss(policy, batch):
-    """Mean cross-entropy of a pretraining token, the second expectation of [IG] Eq. 2. The paper does not say whether
-    log pi(x) is summed or averaged over x; a mean keeps gamma independent of the length of a block."""
-    return policy.loss(*batch)
-
-
-# ---- what touches models ----------------------------------------------------------------------------------------
+# ---- a rollout ---------------------------------------------------------------------------------
 
 class Rollout(NamedTuple):
     ids: Tensor         # (B, T)    prompt + response, right-padded
@@ -172,211 +191,299 @@ class Rollout(NamedTuple):
     def rows(self, rows):
         """Some rows, without the columns that none of them uses."""
         T = int(self.total[rows].max())
-        return Rollout(self.ids[rows, :T], *(x[rows, :T - 1] for x in self[1:-1]), self.total[rows])
+        per_token = [x[rows, :T - 1] for x in self[1:-1]]
+        return Rollout(self.ids[rows, :T], *per_token, self.total[rows])
+
+
+class Models(NamedTuple):
+    policy: GPT         # trained
+    value: Scorer       # trained
+    reference: GPT      # frozen: the policy at the start
+    rm: Scorer          # frozen
+
+
+def sample_responses(policy, prompts, cfg, eos, seed):
+    """A response to each of data.Padded prompts, at temperature 1, nothing filtered -> ids (B, T),
+    total (B,)."""
+    sampler, B = processes.whole(policy), len(prompts.ids)
+
+    def of_rows(rows):
+        return generate(sampler, prompts.ids[rows], prompts.length[rows], cfg.max_new, eos, seed=seed,
+                        compile=cfg.compile, draws=(rows, B))
+
+    ids, total = processes.in_shares(of_rows, B, cfg.sample_batch)
+    return ids[:, :int(total.max())], total
+
+
+def score_responses(models, ids, mask, total, cfg):
+    """What all networks say of a rollout -> logp, entropy, ref_logp, values (B, T-1), score (B,)."""
+    policy, value, reference, rm = models
+    logp, entropy, ref_logp, values = (torch.zeros(mask.shape, device=ids.device) for _ in range(4))
+    score = torch.zeros(len(ids), device=ids.device)
+    for rows, t in data.by_length(total, cfg.microbatch, processes.share):
+        x, m = ids[rows, :t], mask[rows, :t - 1]
+        logp[rows, :t - 1], entropy[rows, :t - 1] = policy.logp(x, m)
+        ref_logp[rows, :t - 1], _ = reference.logp(x, m)
+        values[rows, :t - 1] = value(x)[:, :-1] * m
+        score[rows] = rm.score(x, total[rows])
+    # The rows of other processes are 0 here: a sum puts all together.
+    return [processes.all_sum(x) for x in (logp, entropy, ref_logp, values, score)]
 
 
 @torch.no_grad()
-def roll_out(policy, value, reference, rm, prompts, cfg, kl_coef, eos, seed):
-    """Sample a response to each of data.Prompts and score it -> (Rollout, stats). Temperature 1, nothing filtered.
+def roll_out(models, prompts, cfg, kl_coef, eos, seed):
+    """Sample a response to each of data.Padded prompts and weigh each of its tokens -> Rollout, stats.
 
-    Of several processes each samples and scores its share, and then all have all: what follows is the same everywhere.
+    Of several processes each samples and scores its share; then all have the whole rollout.
     """
-    began, (rank, size) = time.perf_counter(), train.ranks()
-    mine, sampler = data.Prompts(*map(train.share, prompts)), train.whole(policy)
-    n = -(-len(mine.ids) // (cfg.sample_batch or len(mine.ids)))           # in n parts
-    parts = [generate(sampler, mine.ids[i::n], mine.length[i::n], cfg.max_new, eos, seed=seed, compile=cfg.compile,
-                      part=(rank + size * i, size * n, len(prompts.ids))) for i in range(n)]
-    order = torch.cat([torch.arange(i, len(mine.ids), n) for i in range(n)]).argsort()
-    ids, total = (train.all_rows(torch.cat(x)[order]) for x in zip(*parts))
-    del sampler
-    ids = ids[:, :int(total.max())]                                        # (B, T)
+    began = time.perf_counter()
+    ids, total = sample_responses(models.policy, prompts, cfg, eos, seed)
     sampled = time.perf_counter()
     mask = data.action_mask(prompts.length, total, ids.shape[1])
-    logp, entropy, ref_logp, values = (torch.zeros(mask.shape, device=ids.device) for _ in range(4))
-    score = torch.zeros(len(ids), device=ids.device)
-    for rows, t in data.by_length(total, cfg.microbatch, train.share):
-        x, m = ids[rows, :t], mask[rows, :t - 1]
-        logp[rows, :t - 1], entropy[rows, :t - 1] = policy.logp(x, m)
-        ref_logp[rows, :t - 1] = reference.logp(x, m)[0]
-        values[rows, :t - 1] = value(x)[:, :-1] * m
-        score[rows] = rm.score(x, total[rows])
-    logp, entropy, ref_logp, values, score = map(train.all_sum, (logp, entropy, ref_logp, values, score))   # 0: others' rows
+    logp, entropy, ref_logp, values, score = score_responses(models, ids, mask, total, cfg)
     ended = ids.gather(1, total[:, None] - 1).squeeze(1) == eos
     rewards = token_rewards(score - cfg.eos_penalty * ~ended, logp, ref_logp, mask, total, kl_coef)
     adv, returns = gae(rewards, values, mask, cfg.gamma, cfg.lam)
+
+    scored = time.perf_counter()
+    rollout = Rollout(ids, mask, logp, values, adv, returns, total)
     k1, k3 = kl_estimates(logp, ref_logp, mask)
     length = total - prompts.length
-    responses = {tuple(x[start:end]) for x, start, end in zip(ids.tolist(), prompts.length.tolist(), total.tolist())}
-    stats = {"score": score.mean(), "reward": rewards.sum(1).mean(), "kl": k1.mean(), "kl_k3": k3.mean(), "kl_coef": kl_coef,
-                 "entropy": data.masked_mean(entropy, mask), "explained_variance": explained_variance(values, returns, mask),
-                 "length": length.float().mean(), "eos_rate": ended.float().mean(),
-                 "distinct": len(responses) / len(ids),
-                 "rollout_tokens_per_second": int(length.sum()) / (sampled - began),
-                 "scoring_tokens_per_second": int(total.sum()) / (time.perf_counter() - sampled)}
-    return Rollout(ids, mask, logp, values, adv, returns, total), {k: float(v) for k, v in stats.items()}
+    stats = {"score": score.mean(), "reward": rewards.sum(1).mean(), "kl": k1.mean(),
+             "kl_k3": k3.mean(), "kl_coef": kl_coef, "entropy": data.masked_mean(entropy, mask),
+             "explained_variance": explained_variance(values, returns, mask),
+             "length": length.float().mean(), "eos_rate": ended.float().mean(),
+             "distinct": len({tuple(r) for r in responses_of(rollout)}) / len(ids),
+             "rollout_tokens_per_second": int(length.sum()) / (sampled - began),
+             "scoring_tokens_per_second": int(total.sum()) / (scored - sampled)}
+    return rollout, {k: float(v) for k, v in stats.items()}
 
 
-def ppo_losses(policy, value, mb, cfg):
-    """The losses of one minibatch, a Rollout, in micro-batches: yields (weight, loss, stats)."""
-    mb = mb._replace(adv=whiten(mb.adv, mb.mask) if cfg.whiten else mb.adv)
-    for rows, _ in data.by_length(mb.total, cfg.microbatch, train.share):
-        x = mb.rows(rows)
-        logp, _ = policy.logp(x.ids, x.mask)
-        pg, stats = policy_loss(logp, x.old_logp, x.adv, x.mask, cfg.clip)
-        v = value_loss(value(x.ids)[:, :-1], x.values, x.returns, x.mask, cfg.value_clip)
-        yield x.mask.sum() / mb.mask.sum(), pg + cfg.vf_coef * v, dict(stats, policy_loss=pg, value_loss=v)
+def responses_of(rollout):
+    """The tokens of each response, lists of ids."""
+    return [row[1:][mask].tolist() for row, mask in zip(rollout.ids.cpu(), rollout.mask.cpu())]
+
+
+# ---- the loop ----------------------------------------------------------------------------------
+
+class Minibatch(NamedTuple):
+    rollout: Rollout    # some rows of one
+    text: Tensor        # (N, block) pretraining text; N is 0 for plain PPO
+    stats: dict         # of the rollout, for the log
+
+
+class Inputs(NamedTuple):
+    records: list       # data.Prompt
+    prompts: list       # their ids
+    text: Tensor        # (N, block) pretraining text; N is 0 for plain PPO
+    enc: object         # the tokenizer
+
+
+def minibatches(models, inputs, cfg, state, device, start=0):
+    """The loop of PPO, an iterator from optimizer step `start` on, the first of an iteration.
+
+    train.py asks for the next minibatch after each update: every rollout is sampled with the newest
+    weights. state["kl_coef"] is beta, state["stop"] ends the run with the iteration.
+    """
+    step, speed = start, {}
+    for iteration in range(start // steps_per_iteration(cfg), cfg.iterations):
+        rows = data.rows_at(iteration, len(inputs.prompts), cfg.rollout, cfg.seed)
+        prompts = data.pad([inputs.prompts[i] for i in rows], device)
+        seed = step_seed(cfg.seed, f"rollout {iteration}")
+        rollout, stats = roll_out(
+            models, prompts, cfg, state["kl_coef"], inputs.enc.eot_token, seed)
+        stats |= speed | true_score([inputs.records[i] for i in rows], rollout, inputs.enc)
+        if iteration == 0:
+            check_start(models, rollout, stats, cfg, device)
+        control_kl(state, stats["kl"], cfg, iteration)
+
+        began = time.perf_counter()
+        shuffle = torch.Generator().manual_seed(step_seed(cfg.seed, f"order {iteration}"))
+        for _epoch in range(cfg.epochs):
+            order = torch.randperm(cfg.rollout, generator=shuffle).to(device)
+            for chosen in order.split(cfg.minibatch):
+                text = text_at(step, inputs.text, cfg)
+                yield Minibatch(rollout.rows(chosen), text, stats)
+                step += 1
+        seconds = time.perf_counter() - began
+        speed = {"update_tokens_per_second": cfg.epochs * int(rollout.total.sum()) / seconds}
+
+
+def text_at(step, text, cfg):
+    """The blocks (n, block) of pretraining text that a step mixes in; none if there is no text."""
+    if not len(text):
+        return text
+    n = max(1, round(cfg.minibatch * cfg.ptx_ratio))
+    return text[data.rows_at(step, len(text), n, cfg.seed)]
 
 
 def true_score(prompts, rollout, enc):
-    """Mean true score of a rollout (sandbox.judge), {} unless every prompt of `prompts` has an answer key. It goes into the log,
-    where over-optimisation shows, and nowhere else: no update sees it."""
-    if not all(p.meta for p in prompts):
-        return {}
-    first = rollout.mask.int().argmax(1) + 1                               # (B,) where the response begins
-    texts = [data.decode_response(enc, row[start:end])
-             for row, start, end in zip(rollout.ids.tolist(), first.tolist(), rollout.total.tolist())]
-    return {"true_score": sum(sandbox.judge(p, t).score for p, t in zip(prompts, texts)) / len(texts)}
+    """Mean true score of a rollout, {} unless every data.Prompt has an answer key.
+
+    It goes into the log, where over-optimisation shows, and nowhere else: no update sees it."""
+    texts = [data.decode_response(enc, r) for r in responses_of(rollout)]
+    scores = interop.true_scores(prompts, texts)
+    return {"true_score": sum(scores) / len(scores)} if scores else {}
 
 
-def scores_of(rm, ids, total, microbatch):
-    """rm's scores of ids (B, T) with lengths total (B,) -> (B,)."""
-    score = torch.zeros(len(ids), device=ids.device)
-    for rows, t in data.by_length(total, microbatch):
-        score[rows] = rm.score(ids[rows, :t], total[rows])
-    return score
+def steps_per_iteration(cfg):
+    """Optimizer steps of one rollout."""
+    return cfg.rollout // cfg.minibatch * cfg.epochs
 
 
-def check_invariants(policy, value, rm, rollout, stats, demo_ids, cfg):
-    """What must hold before the first update; prints it, and raises ValueError where it does not."""
+def control_kl(state, kl, cfg, iteration):
+    """Adapt the penalty to --kl-target, and stop at --kl-budget. kl: nats an episode."""
+    if cfg.kl_target:
+        state["kl_coef"] = adapt_kl(state["kl_coef"], kl, cfg.kl_target, cfg.rollout, cfg.kl_horizon)
+    if cfg.kl_budget and kl > cfg.kl_budget:
+        tqdm.write(f"iteration {iteration}: a KL of {kl:.2f} nats exceeds --kl-budget: this is the "
+                   f"last one")
+        state["stop"] = True
+
+
+def ppo_ptx_losses(models, minibatch, cfg, device):
+    """[IG] Eq. 2, negated: clipped surrogate + value loss + gamma E_pretrain[-log pi(x)].
+
+    E[r - beta KL] is what the advantages hold (token_rewards). Yields (weight, loss, stats) for each
+    micro-batch; their gradients add up in one buffer, the paper's "consecutive steps" (C.4). The
+    paper does not say whether log pi(x) is summed or averaged over x; a mean keeps gamma independent
+    of the length of a block.
+    """
+    whole, text, rollout_stats = minibatch
+    if cfg.whiten:
+        whole = whole._replace(adv=whiten(whole.adv, whole.mask))
+    for rows, _ in data.by_length(whole.total, cfg.microbatch, processes.share):
+        x = whole.rows(rows)
+        logp, _ = models.policy.logp(x.ids, x.mask)
+        surrogate, stats = policy_loss(logp, x.old_logp, x.adv, x.mask, cfg.clip)
+        values = models.value(x.ids)[:, :-1]
+        v = value_loss(values, x.values, x.returns, x.mask, cfg.value_clip)
+        stats |= {"policy_loss": surrogate, "value_loss": v} | rollout_stats
+        yield x.mask.sum() / whole.mask.sum(), surrogate + cfg.vf_coef * v, stats
+
+    for chunk in data.chunks(processes.share(text), cfg.microbatch):
+        loss = models.policy.loss(*data.text_batch(chunk, device))
+        yield len(chunk) / len(text), cfg.ptx_coef * loss, {"ptx_loss": loss}
+
+
+# ---- before the first update -------------------------------------------------------------------
+
+def expect(what, got, want, slack, otherwise):
+    """Print a number that must be `want`, and raise ValueError if it is not."""
+    good = abs(got - want) <= slack
+    print(f"at the start: {what} {got:+.5f}" + ("" if good else f", expected {want}"))
+    if not good:
+        raise ValueError(f"{what} is {got:.4g} before the first update and must be {want}: "
+                         f"{otherwise}")
+
+
+@torch.no_grad()
+def check_start(models, rollout, stats, cfg, device):
+    """What must hold before the first update, of the first minibatch. Raises ValueError."""
     first = rollout.rows(slice(cfg.minibatch))
-    with torch.no_grad():
-        seen = [(w, s) for w, _, s in ppo_losses(policy, value, first, cfg)]
-        ratio, clipped = (float(train.all_sum(sum(w * s[k] for w, s in seen))) for k in ("ratio", "clip_fraction"))
-        gap = torch.sub(*(scores_of(m, first.ids, first.total, cfg.microbatch) for m in (value, rm))).abs().max().item()
-        scores = [rm.score(*data.pad(chunk, device=first.ids.device)) for chunk in data.chunks(demo_ids, cfg.microbatch or 64)]
-        demos = torch.cat(scores).mean().item() if scores else 0.0
-    tolerance = 0.05 if torch.is_autocast_enabled(first.ids.device.type) else 1e-3   # bf16 rounds
-    slack_of_value = math.inf if cfg.value_init == "random" else tolerance
-    for what, got, want, slack in (("KL to the reference", stats["kl"], 0, tolerance), ("ratio", ratio, 1, tolerance),
-                                   ("clip fraction", clipped, 0, tolerance),
-                                   ("|value - score| at the last token", gap, 0, slack_of_value),
-                                   ("demonstrations' mean score", demos, 0, 0.1 if demo_ids else 1)):
-        good = abs(got - want) <= slack
-        print(f"at the start: {what} {got:+.5f}" + ("" if good else f", expected {want}"))
-        if not good:
-            raise ValueError(f"{what} is {got:.4g} before the first update and must be {want}: " + (
-                "make the reward model again with reward.py, on the demonstrations of --demos" if "demo" in what else
-                "the policy that is trained is not the one that sampled"))
+    no_text = torch.empty(0, 2, dtype=torch.long)
+    ratio, clipped, gap = 0.0, 0.0, 0.0
+    for weight, _, seen in ppo_ptx_losses(models, Minibatch(first, no_text, {}), cfg, device):
+        ratio += weight * seen["ratio"]
+        clipped += weight * seen["clip_fraction"]
+    for rows, t in data.by_length(first.total, cfg.microbatch):
+        x, total = first.ids[rows, :t], first.total[rows]
+        difference = models.value.score(x, total) - models.rm.score(x, total)
+        gap = max(gap, difference.abs().max().item())
+    ratio, clipped = (float(processes.all_sum(x)) for x in (ratio, clipped))
+    bf16 = torch.is_autocast_enabled(first.ids.device.type)
+    slack = 0.05 if bf16 else 1e-3                          # bf16 rounds
+    otherwise = "the policy that is trained is not the one that sampled"
+    expect("KL to the reference", stats["kl"], 0, slack, otherwise)
+    expect("ratio", ratio, 1, slack, otherwise)
+    expect("clip fraction", clipped, 0, slack, otherwise)
+    if cfg.value_init == "rm":
+        expect("|value - score| at the last token", gap, 0, slack, otherwise)
 
 
-def make_batches(policy, value, reference, rm, records, rows, demos, enc, cfg, state, device):
-    """-> batch_at(step): the minibatch of a step, a Rollout. It rolls out with current weights when the last one is used up."""
-    per_epoch = cfg.rollout // cfg.minibatch
-    rollout, order, stats, updating_since = None, None, {}, 0.0
-
-    def batch_at(step):
-        nonlocal rollout, order, stats, updating_since
-        iteration, k = divmod(step, per_epoch * cfg.epochs)
-        if k == 0:
-            speed = {}
-            if rollout:
-                seconds = time.perf_counter() - updating_since
-                speed = {"update_tokens_per_second": cfg.epochs * int(rollout.total.sum()) / seconds}
-            chosen = data.rows_at(iteration, len(rows), cfg.rollout, cfg.seed)
-            prompts = data.pad([rows[i] for i in chosen], device=device)
-            seed = train.step_seed(cfg.seed, f"rollout {iteration}")
-            rollout, stats = roll_out(policy, value, reference, rm, prompts, cfg, state["kl_coef"], enc.eot_token, seed)
-            stats |= speed | true_score([records[i] for i in chosen], rollout, enc)
-            if step == 0:
-                check_invariants(policy, value, rm, rollout, stats, demos, cfg)
-            if cfg.kl_target:
-                state["kl_coef"] = adapt_kl(state["kl_coef"], stats["kl"], cfg.kl_target, cfg.rollout, cfg.kl_horizon)
-            if cfg.kl_budget and stats["kl"] > cfg.kl_budget:
-                tqdm.write(f"iteration {iteration}: a KL of {stats['kl']:.2f} nats exceeds --kl-budget: this is the last one")
-                state["stop"] = True
-            shuffle = torch.Generator().manual_seed(train.step_seed(cfg.seed, f"order {iteration}"))
-            order = torch.cat([torch.randperm(cfg.rollout, generator=shuffle) for _ in range(cfg.epochs)]).to(device)
-            updating_since = time.perf_counter()
-        chosen = order[k * cfg.minibatch:(k + 1) * cfg.minibatch]
-        return step, rollout.rows(chosen), stats
-    return batch_at
+def check_normalised(checkpoint):
+    """Raise ValueError unless reward.py has measured demonstrations' mean score, and it is 0."""
+    metrics = checkpoint["meta"].get("metrics", {})
+    if "demonstrations_mean_score" in metrics:
+        expect("demonstrations' mean score", metrics["demonstrations_mean_score"], 0, 0.1,
+               "make the reward model again with reward.py")
 
 
-def main(cfg):
-    for flag, path, how in (("--init", cfg.init, "python sft.py --init base.pt --out sft.pt"),
-                            ("--rm", cfg.rm, ("python label.py --init sft.pt --out comparisons.jsonl && "
-                                             "python reward.py --init sft.pt --data comparisons.jsonl --out rm.pt"))):
-        if not path or len(checkpoint_files(path)) == 1 and not os.path.isfile(path):
+# ---- wiring ------------------------------------------------------------------------------------
+
+MAKE_INIT = "python sft.py --init base.pt --out sft.pt"
+MAKE_RM = ("python label.py --init sft.pt --out comparisons.jsonl && "
+           "python reward.py --init sft.pt --data comparisons.jsonl --out rm.pt")
+
+
+def check(cfg):
+    """Raise ValueError for what is missing or does not go together."""
+    for flag, path, how in (("--init", cfg.init, MAKE_INIT), ("--rm", cfg.rm, MAKE_RM)):
+        found = interop.model_files(path)
+        if not found or (found == (path,) and not os.path.isfile(path)):
             raise ValueError(f"{flag} {path or 'FILE'} is missing; make it with `{how}`")
     if cfg.value_init not in ("rm", "random"):
         raise ValueError(f"--value-init {cfg.value_init} is unknown: it is rm or random")
     if cfg.minibatch < 1 or cfg.rollout % cfg.minibatch:
-        raise ValueError(f"--rollout {cfg.rollout} is no multiple of --minibatch {cfg.minibatch}: change one of them")
-    meta = train.provenance(cfg, "ppo", init=checkpoint_files(cfg.init), rm=checkpoint_files(cfg.rm), prompts=cfg.prompts,
-                            ptx=cfg.ptx, demos=cfg.demos)
-    if (metrics := train.already_done(cfg, meta, read_checkpoint)) is not None:
-        return metrics
-    device, (rank, _), counts = train.join(cfg), train.ranks(), Counter()
-    policy, checkpoint = load_model(cfg.init, "gpt")                       # dropout 0 in RL ([N])
-    value, rm_checkpoint = load_model(cfg.rm, "scorer", checkpoint["tokenizer"], context=policy.cfg.block_size)
-    with train.autocast(cfg):
+        raise ValueError(f"--rollout {cfg.rollout} is no multiple of --minibatch {cfg.minibatch}: "
+                         f"change one of them")
+
+
+def load_models(cfg, device):
+    """-> Models, the trained ones still on the CPU, and their tokenizer. Dropout is 0 in RL ([N])."""
+    policy, checkpoint = interop.load_model(cfg.init, GPT)
+    value, rm_checkpoint = interop.load_model(
+        cfg.rm, Scorer, checkpoint["tokenizer"], context=policy.cfg.block_size)
+    check_normalised(rm_checkpoint)
+    with processes.autocast(cfg):
         reference, rm = frozen_copy(policy, device), frozen_copy(value, device)
     if cfg.value_init == "random":
-        torch.manual_seed(train.step_seed(cfg.seed, "value"))
+        torch.manual_seed(step_seed(cfg.seed, "value"))
         value = Scorer(value.cfg)
-    enc, block = data.tokenizer_of(rm_checkpoint, same_as=data.tokenizer_of(checkpoint)), policy.cfg.block_size
-    if cfg.prompts:
-        records = data.prompts(formats.read_records(cfg.prompts, counts, cfg.columns), counts)
-    else:
-        records = sandbox.prompts(10_000, cfg.seed)
-    rows = data.encode_prompts(records, enc, block - cfg.max_new, counts)
-    use_ptx = cfg.ptx_coef > 0 and cfg.ptx_ratio > 0
-    if checkpoint["tokenizer"]["name"] != "sandbox" and not (cfg.prompts and (cfg.ptx or not use_ptx)):
-        raise ValueError("--prompts and --ptx are needed: the sandbox's own are for models that were pretrained in it; "
-                         "--ptx-coef 0 does without pretraining text")
-    ptx_block = block if cfg.ptx else min(block, 64)                       # 64: the blocks that the sandbox's base was trained on
-    text = None
-    if use_ptx:
-        docs = data.texts(formats.read_records(cfg.ptx, counts), counts) if cfg.ptx else sandbox.corpus(20_000, f"ptx {cfg.seed}")
-        text = data.pack(docs, enc, ptx_block, " ".join(cfg.ptx))
-    if cfg.demos:
-        demos = data.demonstrations(formats.read_records(cfg.demos, counts), counts)
-    else:   # those that reward.py took: the sandbox's of its seed
-        demos = [] if cfg.prompts else sandbox.demonstrations(seed=rm_checkpoint["meta"]["config"]["seed"])
-    demo_ids = [ids for ids, _ in data.encode_demonstrations(demos, enc, block, counts)] if demos else []
+    enc = interop.tokenizer_of(rm_checkpoint, same_as=interop.tokenizer_of(checkpoint))
+    return Models(policy, value, reference, rm), enc
+
+
+def load_inputs(cfg, enc, context, counts) -> Inputs:
+    """Prompts, and pretraining text if it is mixed in."""
+    records = interop.load("prompts", cfg.prompts, counts, flag="--prompts", enc=enc,
+                           columns=cfg.columns, n=10_000, seed=cfg.seed)
+    prompts = data.encode_prompts(records, enc, context - cfg.max_new, counts)
+    text = torch.empty(0, context, dtype=torch.long)
+    if cfg.ptx_coef > 0 and cfg.ptx_ratio > 0:
+        found = interop.load_text(cfg.ptx, counts, enc, context, flag="--ptx", n=20_000,
+                                  seed=f"ptx {cfg.seed}")
+        text = data.cut_blocks(found.tokens, found.block)
+    return Inputs(records, prompts, text, enc)
+
+
+def main(cfg):
+    check(cfg)
+    run = files.begin(cfg, "ppo", init=interop.model_files(cfg.init),
+                      rm=interop.model_files(cfg.rm), prompts=cfg.prompts, ptx=cfg.ptx)
+    if run.metrics is not None:
+        return run.metrics
+    counts, state = Counter(), {"kl_coef": cfg.kl_coef}
+    models, enc = load_models(cfg, run.device)
+    inputs = load_inputs(cfg, enc, models.policy.cfg.block_size, counts)
     print(data.report(counts))
 
-    cycle = cfg.rollout // cfg.minibatch * cfg.epochs                      # optimizer steps of one rollout
-    state = {"kl_coef": cfg.kl_coef}
-
-    def losses(batch):
-        step, mb, stats = batch
-        for weight, loss, minibatch_stats in ppo_losses(policy, value, mb, cfg):
-            yield weight, loss, minibatch_stats | stats                    # the weights of a minibatch sum to 1
-        if use_ptx:   # a second gradient into the same buffer: the paper's "consecutive steps" ([IG] C.4)
-            blocks = data.rows_at(step, len(text) // ptx_block, max(1, round(cfg.minibatch * cfg.ptx_ratio)), cfg.seed)
-            for chunk in data.chunks(train.share(blocks), cfg.microbatch):
-                loss = text_loss(policy, data.text_batch(text, chunk, ptx_block, device))
-                yield len(chunk) / len(blocks), cfg.ptx_coef * loss, {"ptx_loss": loss}
-
     def evaluate(step, policy):
-        asked = train.mine(rows[-64:]) or rows[-1:]
-        scores, texts = [], []
-        for i, chunk in enumerate(data.chunks(asked, cfg.sample_batch)):
-            batch = data.pad(chunk, device=device)
-            ids, total = generate(policy, *batch, cfg.max_new, enc.eot_token, seed=step + (rank << 32) + (i << 24))
-            with torch.no_grad():
-                scores += scores_of(rm, ids, total, cfg.microbatch).tolist()
-            texts += [enc.decode(x[:end]).replace("\n\n", " | ") for x, end in zip(ids.tolist(), total.tolist())]
-        tqdm.write("\n".join(f"{score:+.2f}  {text}" for score, text in list(zip(scores, texts))[:3]))
-        return {"eval_score": train.all_mean(sum(scores), len(scores))}
+        asked = inputs.prompts[-ASKED:]
+        scores = answer(policy, models.rm, asked, enc, cfg.max_new, seed=step,
+                        at_once=cfg.sample_batch, mine=processes.mine)
+        return {"eval_score": processes.all_mean(sum(scores), len(scores))}
 
-    run = replace(cfg, warmup=cfg.warmup * cycle, save_every=max(cycle, cfg.save_every), eval_every=cfg.eval_every or 25 * cycle)
-    batch_at = make_batches(policy, value, reference, rm, records, rows, demo_ids, enc, cfg, state, device)
-    return train.train(
-        [Network(policy, cfg.lr), Network(value, cfg.value_lr)], batch_at, losses, run, steps=cfg.iterations * cycle, meta=meta,
-        read=read_checkpoint, evaluate=evaluate, state=state, cycle=cycle,
-        save=lambda path, module, meta, **more: save_checkpoint(path, module, data.tokenizer_id(enc), meta, **more))
+    cycle = steps_per_iteration(cfg)
+    in_steps = replace(cfg, warmup=cfg.warmup * cycle, save_every=max(cycle, cfg.save_every),
+                       eval_every=cfg.eval_every or 25 * cycle)
+    return train(
+        run._replace(cfg=in_steps),
+        [Network(models.policy, cfg.lr), Network(models.value, cfg.value_lr)],
+        batches=lambda start: minibatches(models, inputs, cfg, state, run.device, start),
+        losses=lambda minibatch: ppo_ptx_losses(models, minibatch, cfg, run.device),
+        steps=cfg.iterations * cycle, tokenizer=interop.tokenizer_id(enc), evaluate=evaluate,
+        state=state, cycle=cycle)
 
 
 if __name__ == "__main__":

@@ -1,173 +1,225 @@
-"""Stage 2: the reward model, trained on rankings of K responses to a prompt.
+"""7/8  Stage 2: the reward model, trained on rankings of K responses to a prompt.
 
-All C(K,2) pairs of a prompt are one batch element: each response is scored once, not once per pair, and the prompt that
-the K responses share is computed once. Ties are dropped; a prompt's loss is the mean over the pairs that are left.
+All C(K,2) pairs of a prompt are one batch element: each response is scored once, not once a pair, and
+the prompt that the K responses share is computed once. Ties are dropped; a prompt's loss is the mean
+over the pairs that are left.
 
     python reward.py --init sft.pt --data comparisons.jsonl --out rm.pt
 
---compile has nothing to compile here: every pass of a training step has a past, the shared prompt.
+On the sandbox's comparisons it predicts about 0.70 of the held-out ones; labelers agree on 0.73.
+--compile has nothing to compile here: every pass of a step has a past, the shared prompt.
 
-DEVIATION [IG] C.2: starts from the SFT model, as [IG] 3.5 says; the paper's final reward model started from a GPT-3 that
-was fine-tuned on public NLP data sets, "for historical reasons", and with similar results.
+DEVIATION [IG] C.2: starts from the SFT model, as [IG] 3.5 says; the paper's final reward model started
+from a GPT-3 that was fine-tuned on public NLP data sets, "for historical reasons", with similar results.
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155   [S20] Stiennon et al. 2020, arXiv 2009.01325
 """
-import math
+import itertools
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from itertools import combinations
 
 import torch
 import torch.nn.functional as F
 
-import cli
 import data
-import formats
-import sandbox
-import train
-from model import checkpoint_files, load_model, prefix, read_checkpoint, save_checkpoint, scorer_from
-from train import Network, TrainConfig
+import interop
+from generate import prefix
+from model import GPT, scorer_from
+from plumbing import cli, files, processes
+from train import Network, TrainConfig, train
 
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
     init: str = ""                  # the model whose trunk to start from, made by sft.py ([IG] 3.5)
-    data: tuple[str, ...] = ()      # rankings, made by label.py or in any format of formats.py
-    columns: str = ""               # names of the fields of --data, where they differ: chosen=best,rejected=worst
+    data: tuple[str, ...] = ()      # rankings, made by label.py or in any known format
+    columns: str = ""               # names of the fields of --data, where they differ:
+                                    # chosen=best,rejected=worst
     out: str = "rm.pt"              # the checkpoint to write
-    demos: tuple[str, ...] = ()     # demonstrations that get mean score 0 ([IG] 3.5), files; none: the sandbox's
+    demos: tuple[str, ...] = ()     # demonstrations that get mean score 0 ([IG] 3.5), files; none:
+                                    # the sandbox's
     epochs: int = 1                 # more overfit ([IG] C.2)
     batch: int = 16                 # prompts of one step; [IG] C.2: 64
     lr: float = 5e-4                # peak; [IG] C.2: 9e-6 at 6B
     warmup: int = 20                # steps; not in [IG]
     held_out: float = 0.1           # share of the prompts kept for validation
-    held_out_labelers: tuple[str, ...] = ("labeler 5",)   # whose rankings are never trained on ([IG] 4.1)
+    held_out_labelers: tuple[str, ...] = ()   # whose rankings are never trained on ([IG] 4.1); none:
+                                    # of the simulated labelers the fifth
 
 
 PRESETS = {
     "sandbox": {},
     "gpt2": {"lr": 2e-5, "batch": 64, "microbatch": 4, "warmup": 0},
-    "paper-1.3b": {"lr": 1.5e-5, "batch": 64, "microbatch": 2, "warmup": 0},   # [S20]; [IG] has no reward model of this size
+    # [S20]; [IG] has no reward model of this size
+    "paper-1.3b": {"lr": 1.5e-5, "batch": 64, "microbatch": 2, "warmup": 0},
     "paper-6b": {"lr": 9e-6, "batch": 64, "microbatch": 1, "warmup": 0},
 }
 
 
-def pairwise_loss(score, better, worse, weight):
-    """-1/C(K,2) sum over a prompt's pairs of log sigmoid(r_better - r_worse), mean over prompts. [IG] Eq. 1
+# ---- the loss ----------------------------------------------------------------------------------
 
-    score (N,), better and worse (M,) rows of score, weight (M,) = 1 / pairs of that prompt.
+def pairwise_loss(score, better, worse, weight):
+    """-1/C(K,2) sum over a prompt's pairs of log sigmoid(r_better - r_worse), mean over prompts.
+
+    score (N,); better and worse (M,) are rows of score; weight (M,) = 1 / pairs of that prompt.
+    [IG] Eq. 1
     """
     return -(weight * F.logsigmoid(score[better] - score[worse])).sum() / weight.sum()
 
 
 def score_responses(rm, batch):
-    """Scores (N,) of a data.Rankings batch; each prompt is computed once and handed to its responses."""
+    """Scores (N,) of data.Comparisons; each prompt is computed once and handed to its responses."""
     past = prefix(rm.trunk, batch.prompts.ids, batch.prompts.length, batch.owner)
     return rm.score(batch.ids, batch.length, past)
 
 
+def reward_losses(rm, rankings, cfg, device):
+    """The loss of data.EncodedRankings in micro-batches: yields (weight, loss, stats)."""
+    by_length = sorted(rankings, key=lambda r: len(r.prompt))
+    for chunk in data.chunks(processes.share(by_length), cfg.microbatch):
+        batch = data.comparisons_batch(chunk, device)
+        score = score_responses(rm, batch)
+        loss = pairwise_loss(score, batch.better, batch.worse, batch.weight)
+        right = (score[batch.better] > score[batch.worse]).float()
+        accuracy = (batch.weight * right).sum() / batch.weight.sum()
+        yield len(chunk) / len(rankings), loss, {"loss": loss, "accuracy": accuracy}
+
+
+# ---- the normalisation -------------------------------------------------------------------------
+
+@torch.no_grad()
+def mean_score(rm, demonstrations, device, microbatch):
+    """Mean score of encoded demonstrations [(ids, trained), ...], a number."""
+    scores = []
+    for chunk in processes.mine(data.chunks(demonstrations, microbatch or 64)):
+        ids, length = data.pad([ids for ids, _ in chunk], device)
+        scores += rm.score(ids, length).tolist()
+    return processes.all_mean(sum(scores), len(scores))
+
+
+def normalise(rm, demonstrations, device, microbatch):
+    """Shift the head's bias so that demonstrations have mean score 0 ([IG] 3.5).
+
+    The loss does not see a shift, so without this the scale's zero would be left to chance."""
+    rm.head.bias.data -= mean_score(rm, demonstrations, device, microbatch)
+
+
+# ---- how good it is ----------------------------------------------------------------------------
+
+@torch.no_grad()
+def pair_margins(rm, rankings, device, microbatch):
+    """[(r_better - r_worse, use case), ...] for every pair of encoded rankings."""
+    margins = []
+    for chunk in processes.mine(data.chunks(rankings, microbatch or 64)):
+        batch = data.comparisons_batch(chunk, device)
+        score = score_responses(rm, batch)
+        margin = (score[batch.better] - score[batch.worse]).tolist()
+        margins += zip(margin, [r.use_case for r in chunk for _ in r.pairs])
+    return processes.all_list(margins)
+
+
+def accuracy(margins):
+    """Share of the pairs whose better response has the higher score."""
+    return sum(margin > 0 for margin, _ in margins) / len(margins)
+
+
+def calibration_error(margins, bins=10):
+    """Mean |accuracy - confidence| over bins of confidence, weighted by their pairs.
+
+    The confidence of a pair is sigmoid(|margin|), from 0.5 to 1."""
+    confidence = torch.tensor([abs(margin) for margin, _ in margins]).sigmoid()
+    right = torch.tensor([float(margin > 0) for margin, _ in margins])
+    bin = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+    total = 0.0
+    for b in bin.unique().tolist():
+        chosen = bin == b
+        gap = (right[chosen].mean() - confidence[chosen].mean()).abs().item()
+        total += gap * int(chosen.sum())
+    return total / len(margins)
+
+
+def quality(rm, rankings, device, microbatch):
+    """Accuracy, loss and calibration on held-out rankings -> metrics."""
+    margins = pair_margins(rm, rankings, device, microbatch)
+    margin = torch.tensor([margin for margin, _ in margins], dtype=torch.float64)
+    metrics = {"held_out_accuracy": accuracy(margins), "held_out_pairs": len(margins),
+               "held_out_loss": -F.logsigmoid(margin).mean().item(),
+               "calibration_error": calibration_error(margins)}
+    for case in sorted({case for _, case in margins}):
+        metrics[f"accuracy {case}"] = accuracy([m for m in margins if m[1] == case])
+    return metrics
+
+
 def agreement(rankings):
-    """How often two labelers who both had a preference agree, over pairs of the same outputs. -> (share, pairs)."""
-    judged = defaultdict(dict)
+    """How often two labelers who both had a preference agree, over pairs of the same outputs.
+
+    -> (share, pairs)"""
+    judged = defaultdict(dict)      # the pair (i, j) of some outputs -> {labeler: whether i is better}
     for r in rankings:
         outputs = (str(r.messages), tuple(r.responses))
         for i, j in r.pairs:
             judged[(*outputs, min(i, j), max(i, j))][r.labeler] = i < j
-    votes = [a == b for by in judged.values() for a, b in combinations(by.values(), 2)]
+    votes = []
+    for by_labeler in judged.values():
+        votes += [a == b for a, b in itertools.combinations(by_labeler.values(), 2)]
     return sum(votes) / max(1, len(votes)), len(votes)
 
 
-@torch.no_grad()
-def pair_margins(rm, encoded, device, microbatch=64):
-    """[(r_better - r_worse, use case), ...] for every pair of encoded rankings."""
-    margins = []
-    for chunk in train.mine(data.chunks(encoded, microbatch)):
-        batch = data.rankings_batch(chunk, device)
-        score = score_responses(rm, batch)
-        cases = [r.ranking.use_case for r in chunk for _ in r.pairs]
-        margins += zip((score[batch.better] - score[batch.worse]).tolist(), cases)
-    return train.all_list(margins)
-
-
-def calibration_error(margins, bins=10):
-    """Mean |accuracy - confidence| over bins of confidence sigmoid(|margin|) in [0.5, 1], weighted by their pairs."""
-    confidence = torch.tensor([abs(m) for m, _ in margins]).sigmoid()
-    right = torch.tensor([float(m > 0) for m, _ in margins])
-    bin = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
-    return sum((right[bin == b].mean() - confidence[bin == b].mean()).abs().item() * int((bin == b).sum())
-               for b in bin.unique().tolist()) / len(margins)
-
-
-@torch.no_grad()
-def mean_score(rm, encoded, device, microbatch=64):
-    """Mean score of demonstrations [(ids, trained), ...]."""
-    scores = [s for chunk in train.mine(data.chunks(encoded, microbatch))
-              for s in rm.score(*data.pad([ids for ids, _ in chunk], device=device)).tolist()]
-    return train.all_mean(sum(scores), len(scores))
+def load_rankings(cfg, enc, block, counts):
+    """-> encoded rankings to train on, held-out ones, those of held-out labelers to held-out
+    prompts, and how far labelers agree."""
+    rankings = interop.load("rankings", cfg.data, counts, flag="--data", columns=cfg.columns)
+    in_group, outsiders = interop.hold_out_labelers(rankings, cfg.held_out_labelers, enc)
+    train_on, held_out = data.split(in_group, cfg.held_out)
+    _, outsiders = data.split(outsiders, cfg.held_out)
+    if not train_on or not held_out:
+        raise ValueError(f"{' '.join(cfg.data)}: {len(in_group)} rankings are too few to hold out "
+                         f"{cfg.held_out:.0%} of the prompts: add some or change --held-out")
+    train_on, held_out, outsiders = (
+        data.encode_rankings(r, enc, block, counts) if r else []
+        for r in (train_on, held_out, outsiders)
+    )
+    return train_on, held_out, outsiders, agreement(rankings)
 
 
 def main(cfg):
     if not cfg.init or not cfg.data:
-        raise ValueError("--init and --data are needed: `python sft.py --init base.pt --out sft.pt` makes the one, "
-                         "`python label.py --init sft.pt --out comparisons.jsonl` the other")
-    meta = train.provenance(cfg, "reward", init=checkpoint_files(cfg.init), data=cfg.data, demos=cfg.demos)
-    if (metrics := train.already_done(cfg, meta, read_checkpoint)) is not None:
-        return metrics
-    device = train.join(cfg)
-    gpt, checkpoint = load_model(cfg.init, "gpt")
+        raise ValueError("--init and --data are needed: `python sft.py --init base.pt --out sft.pt` "
+                         "makes the one, `python label.py --init sft.pt --out comparisons.jsonl` the "
+                         "other")
+    run = files.begin(cfg, "reward", init=interop.model_files(cfg.init), data=cfg.data,
+                      demos=cfg.demos)
+    if run.metrics is not None:
+        return run.metrics
+    gpt, checkpoint = interop.load_model(cfg.init, GPT)
     torch.manual_seed(cfg.seed)
     rm = scorer_from(gpt)
-    if not cfg.demos and checkpoint["tokenizer"]["name"] != "sandbox":
-        raise ValueError("--demos is missing: the demonstrations that get mean score 0, those that sft.py was trained on")
-    enc, block, counts = data.tokenizer_of(checkpoint), gpt.cfg.block_size, Counter()
-    rankings = data.rankings(formats.read_records(cfg.data, counts, cfg.columns), counts)
-    if cfg.demos:
-        demos = data.demonstrations(formats.read_records(cfg.demos, counts), counts)
-    else:
-        demos = sandbox.demonstrations(seed=cfg.seed)
+    enc, block, counts = interop.tokenizer_of(checkpoint), gpt.cfg.block_size, Counter()
+    demos = interop.load("demonstrations", cfg.demos, counts, flag="--demos", enc=enc, n=400,
+                         seed=cfg.seed)
+    rankings, held_out, outsiders, (agreed, votes) = load_rankings(cfg, enc, block, counts)
     demos = data.encode_demonstrations(demos, enc, block, counts)
-    in_group = [r for r in rankings if r.labeler not in cfg.held_out_labelers]
-    train_on, held_out = data.split(in_group, cfg.held_out)
-    _, outsiders = data.split([r for r in rankings if r.labeler in cfg.held_out_labelers], cfg.held_out)   # of the same prompts
-    if not train_on or not held_out:
-        raise ValueError(f"{' '.join(cfg.data)}: {len(in_group)} rankings are too few to hold out {cfg.held_out:.0%} of the "
-                         f"prompts: add some or change --held-out")
-    train_on, held_out = (data.encode_rankings(r, enc, block, counts) for r in (train_on, held_out))
-    outsiders = data.encode_rankings(outsiders, enc, block, counts) if outsiders else []
-    agreed, votes = agreement(rankings)
-    print(data.report(counts) + f"; two labelers agree on {agreed:.1%} of {votes:,} pairs")
+    print(f"{data.report(counts)}; two labelers agree on {agreed:.1%} of {votes:,} pairs")
 
-    def losses(rows):
-        by_length = sorted((train_on[i] for i in rows), key=lambda r: len(r.prompt))
-        for chunk in data.chunks(train.share(by_length), cfg.microbatch):
-            batch = data.rankings_batch(chunk, device)
-            score = score_responses(rm, batch)
-            loss = pairwise_loss(score, batch.better, batch.worse, batch.weight)
-            right = (score[batch.better] > score[batch.worse]).float()
-            yield len(chunk) / len(rows), loss, {"loss": loss, "accuracy": (batch.weight * right).sum() / batch.weight.sum()}
+    def batches(start):
+        for step in itertools.count(start):
+            rows = data.rows_at(step, len(rankings), cfg.batch, cfg.seed)
+            yield [rankings[i] for i in rows]
 
     def evaluate(step, rm):
-        rows = cfg.microbatch or 64
-        rm.head.bias.data -= mean_score(rm, demos, device, rows)    # [IG] 3.5; the loss does not see a shift.
-        # It is the trained model's own head, also where `rm` is train.whole's copy
-        margins = pair_margins(rm, held_out, device, rows)
-        metrics = {"held_out_accuracy": sum(m > 0 for m, _ in margins) / len(margins), "held_out_pairs": len(margins),
-                   "held_out_loss": sum(max(-m, 0) + math.log1p(math.exp(-abs(m))) for m, _ in margins) / len(margins),
-                   "calibration_error": calibration_error(margins), "labeler_agreement": agreed,
-                   "demonstrations_mean_score": mean_score(rm, demos, device, rows)}
-        for case in sorted({c for _, c in margins}):
-            of_case = [m > 0 for m, c in margins if c == case]
-            metrics[f"accuracy {case}"] = sum(of_case) / len(of_case)
+        metrics = quality(rm, held_out, run.device, cfg.microbatch) | {"labeler_agreement": agreed}
+        mean = mean_score(rm, demos, run.device, cfg.microbatch)
+        metrics["demonstrations_mean_score"] = mean
         if outsiders:
-            others = pair_margins(rm, outsiders, device, rows)
-            metrics["held_out_labelers_accuracy"] = sum(m > 0 for m, _ in others) / len(others)
+            margins = pair_margins(rm, outsiders, run.device, cfg.microbatch)
+            metrics["held_out_labelers_accuracy"] = accuracy(margins)
         return metrics
 
-    steps = -(-len(train_on) // cfg.batch) * cfg.epochs
-    metrics = train.train(
-        [Network(rm, cfg.lr, keep=True)], lambda step: data.rows_at(step, len(train_on), cfg.batch, cfg.seed), losses, cfg,
-        steps=steps, meta=meta, read=read_checkpoint, evaluate=evaluate,
-        save=lambda path, module, meta, **more: save_checkpoint(path, module, data.tokenizer_id(enc), meta, **more))
+    metrics = train(
+        run, [Network(rm, cfg.lr, keep=True)], batches,
+        losses=lambda rankings: reward_losses(rm, rankings, cfg, run.device),
+        steps=-(-len(rankings) // cfg.batch) * cfg.epochs, tokenizer=interop.tokenizer_id(enc),
+        evaluate=evaluate, finish=lambda rm: normalise(rm, demos, run.device, cfg.microbatch))
     print("\n".join(f"{k:34} {v:.3f}" for k, v in metrics.items()))
     return metrics
 

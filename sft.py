@@ -1,46 +1,53 @@
-"""Stage 1: supervised fine-tuning on demonstrations. The loss is on the assistant's tokens, EOS included.
+"""6/8  Stage 1: supervised fine-tuning on demonstrations. The loss is on the assistant's tokens.
 
-    python sft.py --init base.pt --out sft.pt                              # the sandbox's demonstrations
+    python sft.py --init base.pt --out sft.pt                      # the sandbox's demonstrations
     python sft.py --init base.pt --data demonstrations.jsonl --out sft.pt
-    python sft.py --init base.pt --rated ratings.jsonl --epochs 4 --out feedme.pt   # FeedME: and the samples rated 7 of 7
+    python sft.py --init base.pt --rated ratings.jsonl --epochs 4 --out feedme.pt      # FeedME
 
-DEVIATION [IG] C.3: one model is both the SFT baseline and the start of PPO, with 10 % pretraining mixed in. The paper trains
-them apart: the baseline without the mix (`--ptx-mix 0`), the start of PPO for 2 epochs with it; `ppo.py --init` takes either.
+In the sandbox the loss falls from about 4 to 0.2 nats a token.
+
+DEVIATION [IG] C.3: one model is both the SFT baseline and the start of PPO, with 10 % pretraining
+mixed in. The paper trains them apart: the baseline without the mix (`--ptx-mix 0`), the start of PPO
+for 2 epochs with it; `ppo.py --init` takes either.
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 """
+import itertools
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
-import cli
 import data
-import formats
-import sandbox
-import train
-from model import checkpoint_files, generate, load_model, read_checkpoint, save_checkpoint
-from train import Network, TrainConfig
+import interop
+from generate import answer
+from model import GPT, Scorer
+from plumbing import cli, files, processes
+from train import Network, TrainConfig, train
 
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
     init: str = ""                  # the pretrained model to start from, made by pretrain.py
     out: str = "sft.pt"             # the checkpoint to write
-    data: tuple[str, ...] = ()      # demonstrations, files in any format of formats.py; none: the sandbox's
-    rated: tuple[str, ...] = ()     # ratings, made by label.py --rate: the samples rated 7 of 7 join the demonstrations, and the
-                                    # result is FeedME, OpenAI's text-davinci-001 and 002
-    columns: str = ""               # names of the fields of --data, where they differ: prompt=question,response=answer
-    ptx: tuple[str, ...] = ()       # pretraining text for --ptx-mix, files; none: the sandbox's corpus
-    ptx_mix: float = 0.1            # pretraining tokens' share of the loss ([IG] C.3 mixes 10 % of data), 0 for none
+    data: tuple[str, ...] = ()      # demonstrations, files in any known format; none: the sandbox's
+    rated: tuple[str, ...] = ()     # ratings, made by label.py --rate: the samples rated 7 of 7 join
+                                    # the demonstrations: FeedME, OpenAI's text-davinci-001 and 002
+    columns: str = ""               # names of the fields of --data, where they differ:
+                                    # prompt=question,response=answer
+    ptx: tuple[str, ...] = ()       # pretraining text for --ptx-mix, files; none: the sandbox's
+    ptx_mix: float = 0.1            # pretraining tokens' share of the loss ([IG] C.3 mixes 10 % of
+                                    # data), 0 for none
     demonstrations: int = 400       # demonstrations of the sandbox, if there is no --data
     epochs: int = 16                # [IG] C.1
     batch: int = 32                 # demonstrations of one step ([IG] C.1)
     dropout: float = 0.2            # residual dropout ([IG] C.1)
     lr: float = 1e-3                # peak; [IG] C.1: 9.65e-6 at 1.3B and 6B
     held_out: float = 0.1           # share of the prompts kept for validation
-    select: str = "last"            # last, or rm: the epoch with the best reward on validation prompts, as [IG] 3.5
+    select: str = "last"            # last, or rm: the epoch with the best reward on validation
+                                    # prompts, as [IG] 3.5
     rm: str = ""                    # the reward model for --select rm
     max_new: int = 32               # longest response sampled at an evaluation, tokens
 
@@ -51,87 +58,127 @@ PRESETS = {
     "paper-1.3b": {"lr": 9.65e-6, "microbatch": 4, "max_new": 1000, "ptx_mix": 0.0},
     "paper-6b": {"lr": 9.65e-6, "microbatch": 1, "max_new": 1000, "ptx_mix": 0.0},
 }
+SAMPLED = 64        # validation prompts that are answered at an evaluation
 
 
-def response_loss(model, batch):
-    """Mean cross-entropy over the tokens that batch.mask marks. The paper does not say whether prompts are trained on
-    as well; here they are not."""
-    return model.loss(*batch)
+class Minibatch(NamedTuple):
+    demonstrations: list    # [(ids, trained), ...]
+    text: Tensor            # (B, T) blocks of pretraining text; B is 0 without a mix
 
 
-def main(cfg):
+def batches(rows, text, cfg, start):
+    """Minibatches from step `start` on: shuffled epochs over demonstrations and blocks of text."""
+    for step in itertools.count(start):
+        chosen = [rows[i] for i in data.rows_at(step, len(rows), cfg.batch, cfg.seed)]
+        chosen.sort(key=lambda r: len(r[0]))                # rows of like length need few pads
+        blocks = text[:0]
+        if len(text):
+            size = max(1, cfg.batch // 4)
+            blocks = text[data.rows_at(step, len(text), size, cfg.seed)]
+        yield Minibatch(chosen, blocks)
+
+
+def trained_tokens(demonstrations):
+    return sum(sum(trained[1:]) for _, trained in demonstrations)
+
+
+def sft_losses(model, minibatch, cfg, device):
+    """Mean cross-entropy of the assistant's tokens, and --ptx-mix of that of pretraining text.
+
+    Yields (weight, loss, stats) for each micro-batch. The paper does not say whether prompts are
+    trained on as well; here they are not.
+    """
+    rows, text = minibatch
+    for chunk in data.chunks(processes.share(rows), cfg.microbatch):
+        loss = model.loss(*data.tokens_batch(chunk, device))
+        weight = trained_tokens(chunk) / trained_tokens(rows)
+        yield weight, (1 - cfg.ptx_mix) * loss, {"loss": loss}
+    for chunk in data.chunks(processes.share(text), cfg.microbatch):
+        loss = model.loss(*data.text_batch(chunk, device))
+        yield len(chunk) / len(text), cfg.ptx_mix * loss, {"ptx_loss": loss}
+
+
+@torch.no_grad()
+def held_out_loss(model, rows, cfg, device):
+    """Mean cross-entropy, nats, of the assistant's tokens of encoded demonstrations, a number."""
+    total, tokens = 0.0, 0
+    for chunk in processes.mine(data.chunks(rows, cfg.microbatch or 64)):
+        batch = data.tokens_batch(chunk, device)
+        marked = int(batch.mask.sum())
+        total += model.loss(*batch).item() * marked
+        tokens += marked
+    return processes.all_mean(total, tokens)
+
+
+def check(cfg):
+    """Raise ValueError for settings that do not go together."""
     if not cfg.init:
-        raise ValueError("--init is missing: the model to start from; make one with `python pretrain.py --out base.pt`")
+        raise ValueError("--init is missing: the model to start from; make one with "
+                         "`python pretrain.py --out base.pt`")
     if cfg.select not in ("last", "rm") or (cfg.select == "rm") != bool(cfg.rm):
         raise ValueError("--select is last or rm; rm needs --rm FILE and nothing else does")
     if not 0 <= cfg.ptx_mix < 1:
-        raise ValueError(f"--ptx-mix {cfg.ptx_mix} must be at least 0 and below 1: it is the pretraining tokens' share")
-    meta = train.provenance(cfg, "sft", init=checkpoint_files(cfg.init), data=cfg.data, rated=cfg.rated, ptx=cfg.ptx,
-                            rm=checkpoint_files(cfg.rm))
-    if (metrics := train.already_done(cfg, meta, read_checkpoint)) is not None:
-        return metrics
-    device, (rank, _) = train.join(cfg), train.ranks()
-    model, checkpoint = load_model(cfg.init, "gpt", dropout=cfg.dropout)
-    enc, block = data.tokenizer_of(checkpoint), model.cfg.block_size
-    if checkpoint["tokenizer"]["name"] != "sandbox" and not (cfg.data and (cfg.ptx or not cfg.ptx_mix)):
-        raise ValueError("--data and --ptx are needed: the sandbox's own are for models that were pretrained in it; --ptx-mix 0 "
-                         "does without pretraining text")
-    counts = Counter()
-    if cfg.data:
-        records = data.demonstrations(formats.read_records(cfg.data, counts, cfg.columns), counts)
-    else:
-        records = sandbox.demonstrations(cfg.demonstrations, cfg.seed)
+        raise ValueError(f"--ptx-mix {cfg.ptx_mix} must be at least 0 and below 1: it is the "
+                         f"pretraining tokens' share")
+
+
+def load_demonstrations(cfg, enc, counts):
+    """(to train on, held out): those of --data or the sandbox's, and the 7s of --rated."""
+    records = interop.load("demonstrations", cfg.data, counts, flag="--data", enc=enc,
+                           columns=cfg.columns, n=cfg.demonstrations, seed=cfg.seed)
     if cfg.rated:
-        records += data.demonstrations(formats.read_records(cfg.rated, counts), counts)
+        records += interop.load("demonstrations", cfg.rated, counts, flag="--rated")
         if not counts["samples rated 7 of 7"]:
-            raise ValueError(f"{' '.join(cfg.rated)} has no sample rated 7: `python label.py --rate --init sft.pt` makes ratings")
-    records, held_out = data.split(records, cfg.held_out)
+            raise ValueError(f"{' '.join(cfg.rated)} has no sample rated 7: "
+                             f"`python label.py --rate --init sft.pt` makes ratings")
+    return data.split(records, cfg.held_out)
+
+
+def load_text(cfg, enc, block, counts):
+    """Pretraining text in blocks (N, block); N is 0 without a mix."""
+    if not cfg.ptx_mix:
+        return torch.empty(0, block, dtype=torch.long)
+    text = interop.load_text(cfg.ptx, counts, enc, block, flag="--ptx", n=5000,
+                             seed=f"ptx {cfg.seed}")
+    return data.cut_blocks(text.tokens, block)
+
+
+def main(cfg):
+    check(cfg)
+    run = files.begin(cfg, "sft", init=interop.model_files(cfg.init), data=cfg.data, rated=cfg.rated,
+                      ptx=cfg.ptx, rm=interop.model_files(cfg.rm))
+    if run.metrics is not None:
+        return run.metrics
+    model, checkpoint = interop.load_model(cfg.init, GPT, dropout=cfg.dropout)
+    enc, block, counts = interop.tokenizer_of(checkpoint), model.cfg.block_size, Counter()
+    records, held_out = load_demonstrations(cfg, enc, counts)
     rows = data.encode_demonstrations(records, enc, block, counts)
     held = data.encode_demonstrations(held_out, enc, block, counts) if held_out else rows[:1]
-    prompts = [replace(r, messages=r.messages[:-1]) for r in held_out or records[:1]]
-    prompts = data.encode_prompts(prompts, enc, block - cfg.max_new, counts)
-    ptx = None
-    if cfg.ptx_mix:
-        docs = data.texts(formats.read_records(cfg.ptx, counts), counts) if cfg.ptx else sandbox.corpus(5000, f"ptx {cfg.seed}")
-        ptx = data.pack(docs, enc, block, " ".join(cfg.ptx))
+    asked = [replace(r, messages=r.messages[:-1]) for r in held_out or records[:1]]
+    prompts = data.encode_prompts(asked, enc, block - cfg.max_new, counts)[:SAMPLED]
+    text = load_text(cfg, enc, block, counts)
     print(data.report(counts))
-    rm = load_model(cfg.rm, "scorer", checkpoint["tokenizer"], device, context=block)[0].eval() if cfg.rm else None
-    steps_per_epoch = -(-len(rows) // cfg.batch)
+    rm = None
+    if cfg.rm:
+        rm, _ = interop.load_model(cfg.rm, Scorer, checkpoint["tokenizer"], run.device, context=block)
+        rm.eval()
 
-    def losses(step):
-        chosen = sorted((rows[i] for i in data.rows_at(step, len(rows), cfg.batch, cfg.seed)), key=lambda r: len(r[0]))
-        trained = sum(sum(t[1:]) for _, t in chosen)
-        for chunk in data.chunks(train.share(chosen), cfg.microbatch):
-            loss = response_loss(model, data.tokens_batch(chunk, device))
-            yield sum(sum(t[1:]) for _, t in chunk) / trained, (1 - cfg.ptx_mix) * loss, {"loss": loss}
-        if ptx is not None:
-            blocks = data.rows_at(step, len(ptx) // block, max(1, cfg.batch // 4), cfg.seed)
-            for chunk in data.chunks(train.share(blocks), cfg.microbatch):
-                loss = response_loss(model, data.text_batch(ptx, chunk, block, device))
-                yield len(chunk) / len(blocks), cfg.ptx_mix * loss, {"ptx_loss": loss}
-
-    @torch.no_grad()
     def evaluate(step, model):
-        batches = [data.tokens_batch(c, device) for c in train.mine(data.chunks(held, cfg.microbatch or 64))]
-        tokens = [int(b.mask.sum()) for b in batches]
-        summed = sum(response_loss(model, b).item() * n for b, n in zip(batches, tokens))
-        metrics = {"held_out_loss": train.all_mean(summed, sum(tokens))}
-        scores = []
-        for i, chunk in enumerate(data.chunks(train.mine(prompts[:64]) or prompts[:1], cfg.microbatch or 64)):
-            batch = data.pad(chunk, device=device)
-            ids, total = generate(model, *batch, cfg.max_new, enc.eot_token, seed=step + (rank << 32) + (i << 24))
-            for b in range(min(3, len(ids)) if i == 0 else 0):
-                tqdm.write(enc.decode(ids[b, :total[b]].tolist()).replace("\n\n", " | "))
-            scores += rm.score(ids, total).tolist() if rm is not None else []
-        if rm is not None:
-            metrics["rm_score"] = metrics["select"] = train.all_mean(sum(scores), len(scores))
+        metrics = {"held_out_loss": held_out_loss(model, held, cfg, run.device)}
+        scores = answer(model, rm, prompts, enc, cfg.max_new, seed=step,
+                        at_once=cfg.microbatch or SAMPLED, mine=processes.mine)
+        if rm:
+            score = processes.all_mean(sum(scores), len(scores))
+            metrics |= {"rm_score": score, "select": score}
         return metrics
 
-    cfg_epochs = replace(cfg, eval_every=cfg.eval_every or steps_per_epoch * (1 if rm else 4))
-    return train.train(
-        [Network(model, cfg.lr)], lambda step: step, losses, cfg_epochs, steps=steps_per_epoch * cfg.epochs, meta=meta,
-        read=read_checkpoint, evaluate=evaluate,
-        save=lambda path, module, meta, **more: save_checkpoint(path, module, data.tokenizer_id(enc), meta, **more))
+    epoch = -(-len(rows) // cfg.batch)                       # steps
+    every = cfg.eval_every or epoch * (1 if rm else 4)
+    return train(
+        run._replace(cfg=replace(cfg, eval_every=every)), [Network(model, cfg.lr)],
+        batches=lambda start: batches(rows, text, cfg, start),
+        losses=lambda minibatch: sft_losses(model, minibatch, cfg, run.device),
+        steps=epoch * cfg.epochs, tokenizer=interop.tokenizer_id(enc), evaluate=evaluate)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What a training script needs and RLHF is not about: command lines, files, processes."""
