@@ -7,9 +7,9 @@
 # ruff: noqa: F401, I001 (what others use, in few lines)
 from interop import gpt2, plan, show
 from interop.door import (
-    Text, hold_out_labelers, load, load_corpus, load_model, load_text, true_scores,
+    hold_out_labelers, load, load_corpus, load_model, load_text, true_scores,
 )
 from interop.formats import files_in, read_records
 from interop.gpt2 import model_files, read_model
-from interop.records import read_file
+from interop.records import agreement, read_file, split
 from interop.tokenizers import EOS, get_tokenizer, tokenizer_id, tokenizer_of

@@ -8,12 +8,9 @@ No stage knows the sandbox. It names its files; where there are none, it gets th
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 """
 import math
-from typing import NamedTuple
-
-from torch import Tensor
 
 import sandbox
-from data import pack
+from data import cut_blocks, pack
 from interop import records
 from interop.formats import files_in, read_records
 from interop.gpt2 import read_model
@@ -56,8 +53,10 @@ def load(kind, files, counts, *, flag, enc=None, columns="", n=0, seed=0):
     if files:
         if kind == "texts":
             files = files_in(files)
-        found = _with_checked_keys(read_records(files, counts, columns))
-        return READERS[kind](found, counts)
+        reader, found = READERS[kind], read_records(files, counts, columns)
+        if reader is records.prompts:
+            found = _with_checked_keys(found)
+        return reader(found, counts)
     if enc is not None and not _is_sandbox(enc):
         raise ValueError(f"{flag} is missing: the sandbox's own {kind} are for models that were "
                          f"pretrained in it")
@@ -77,21 +76,17 @@ def _is_sandbox(enc):
     return enc.name == "sandbox"
 
 
-class Text(NamedTuple):
-    tokens: Tensor      # (tokens,)  documents one after the other, each followed by EOS
-    block: int          # tokens of a block of it
+def load_text(files, counts, enc, block, *, flag, n, seed, columns="", whole=False):
+    """The documents of load("texts", ...), packed and cut into blocks -> (N, block) tokens.
 
-
-def load_text(files, counts, enc, block, *, flag, n, seed, columns="") -> Text:
-    """The documents of load("texts", ...), packed into one long tensor of tokens.
-
-    block: tokens, at most the model's context. Of the sandbox's text at most sandbox.BLOCK: its
-    documents are short, and its base model was trained on such blocks. Raises ValueError.
+    block: tokens, at most the model's context. Of the sandbox's text at most sandbox.BLOCK, unless
+    `whole`: its documents are short, and its base model was trained on such blocks. Raises
+    ValueError if there is no whole block.
     """
     docs = load("texts", files, counts, flag=flag, enc=enc, columns=columns, n=n, seed=seed)
-    if not files:
+    if not (files or whole):
         block = min(block, sandbox.BLOCK)
-    return Text(pack(docs, enc, block, " ".join(files)), block)
+    return cut_blocks(pack(docs, enc, block, " ".join(files)), block)
 
 
 def load_corpus(files, counts, enc, block, *, n, seed, columns=""):

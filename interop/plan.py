@@ -24,7 +24,8 @@ SIZES = {   # the sandbox's own, GPT-2's smallest, two policies of [IG] that one
 
 def parameters(size):
     """How many numbers a GPT of this size holds. size: keywords of model.GPTConfig."""
-    from model import GPT, GPTConfig     # here, since model.py's own main hands on to this file
+    # here and not above, since model.py's own main hands on to this file
+    from model import GPT, GPTConfig
 
     with torch.device("meta"):           # shapes without memory
         return sum(p.numel() for p in GPT(GPTConfig(**size)).parameters())

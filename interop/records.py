@@ -15,9 +15,12 @@ formats.py turns what others publish into these. Each function here that returns
 (where, record), where `where` is "FILE, line N", for the messages of errors.
 """
 import gzip
+import itertools
+import json
 import os
+import random
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 
 from data import ROLES, Demonstration, Prompt, Ranking, report
 
@@ -264,3 +267,31 @@ def _some(found, what, counts):
     if not found:
         raise ValueError(f"the data holds no {what}; {report(counts)}")
     return found
+
+
+# ---- many records -------------------------------------------------------------------------------
+
+def split(records, share, seed=0):
+    """(rest, held out): `share` of the *prompts*, by a hash of their text: a prompt has one side."""
+    rest, held_out = [], []
+    for r in records:
+        is_demonstration = r.messages[-1]["role"] == "assistant"
+        prompt = json.dumps(r.messages[:-1] if is_demonstration else r.messages)
+        if random.Random(f"{seed} {prompt}").random() < share:
+            held_out.append(r)
+        else:
+            rest.append(r)
+    return rest, held_out
+
+
+def agreement(rankings):
+    """(share, pairs): how often two labelers who both had a preference on two outputs agree."""
+    judged = defaultdict(dict)      # two outputs -> {labeler: whether the first is better}
+    for r in rankings:
+        outputs = (str(r.messages), tuple(r.responses))
+        for i, j in r.pairs:
+            judged[(*outputs, min(i, j), max(i, j))][r.labeler] = i < j
+    votes = []
+    for by_labeler in judged.values():
+        votes += [a == b for a, b in itertools.combinations(by_labeler.values(), 2)]
+    return sum(votes) / max(1, len(votes)), len(votes)

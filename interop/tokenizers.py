@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from itertools import pairwise
 
 import tiktoken
 
@@ -211,7 +212,7 @@ def _merges(ranks):
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         parts = [token[i:i + 1] for i in range(len(token))]
         while len(parts) > 2:
-            pairs = [left + right for left, right in zip(parts, parts[1:])]
+            pairs = [left + right for left, right in pairwise(parts)]
             pair_ranks = [ranks.get(pair, rank) for pair in pairs]
             i = pair_ranks.index(min(pair_ranks))
             parts[i:i + 2] = [pairs[i]]
