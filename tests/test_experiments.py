@@ -1,0 +1,265 @@
+"""evidence/experiments.py: what is made once, what is read of logs, and every figure's name."""
+
+import json
+import math
+import multiprocessing
+import os
+import re
+import time
+import zlib
+from collections import Counter
+from itertools import product
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import interop
+import label
+import ppo
+import reward
+import sandbox
+from evidence import answers, claims, experiments
+from evidence.experiments import World
+from evidence.statistics import best_of_n_kl
+from generate import sample
+from model import GPT, GPTConfig, Scorer
+from plumbing.files import save_checkpoint, write_jsonl
+
+ENC = interop.get_tokenizer("sandbox")
+EXPERIMENTS = list(dict.fromkeys(claim.measure for claim in claims.CLAIMS.values()))
+
+
+def tiny(cls=GPT, seed=0):
+    torch.manual_seed(seed)
+    model = cls(GPTConfig(ENC.n_vocab, 128, 1, 2, 16)).eval()
+    trunk = model if cls is GPT else model.trunk
+    torch.nn.init.normal_(trunk.wpe.weight, 0.0, 1.0)
+    return model
+
+
+# -------------------------------------------------------------------------------------------------
+# a model is made once
+
+
+def stage(folder, seconds=0.0, fail=()):
+    """A stage that writes down that it ran, and takes its time."""
+
+    def main(cfg):
+        print("this is from the stage")
+        with open(folder / "ran", "a") as f:
+            f.write(f"{cfg.out} {cfg.seed} {cfg.width}\n")
+        time.sleep(seconds)
+        if fail:
+            raise fail.pop()
+        with open(cfg.out, "w") as f:
+            f.write("a model")
+
+    return SimpleNamespace(main=main, Config=SimpleNamespace, PRESETS={"sandbox": {"width": 3}})
+
+
+def ran(folder):
+    return (folder / "ran").read_text().splitlines()
+
+
+def test_a_file_is_made_once_with_its_seed_and_preset(tmp_path, capsys):
+    world, folder = World(9, str(tmp_path / "9")), str(tmp_path / "9")
+    made = [world.make(name, stage(tmp_path)) for name in ("a.pt", "a.pt")]
+    made.append(world.make("b.pt", stage(tmp_path), width=5))
+    assert made == [f"{folder}/a.pt", f"{folder}/a.pt", f"{folder}/b.pt"]
+    assert ran(tmp_path) == [f"{folder}/a.pt 9 3", f"{folder}/b.pt 9 5"]
+    assert "from the stage" not in capsys.readouterr().out
+    assert "from the stage" in (tmp_path / "9/a.pt.txt").read_text()
+
+
+def test_a_file_whose_making_failed_is_made_again(tmp_path):
+    world, bad = World(9, str(tmp_path)), stage(tmp_path, fail=[KeyboardInterrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        world.make("a.pt", bad)
+    assert os.path.exists(world.make("a.pt", bad)) and len(ran(tmp_path)) == 2
+
+
+def ask(folder, start):
+    start.wait(10)
+    assert os.path.getsize(World(9, str(folder)).make("a.pt", stage(folder, 0.2))) > 0
+
+
+def test_two_processes_that_want_a_file_make_it_once(tmp_path):
+    """The second waits for the first and finds it whole."""
+    fork = multiprocessing.get_context("fork")
+    start = fork.Barrier(2)
+    processes = [fork.Process(target=ask, args=(tmp_path, start)) for _ in range(2)]
+    for p in processes:
+        p.start()
+    for p in processes:
+        p.join(20)
+    assert [p.exitcode for p in processes] == [0, 0] and len(ran(tmp_path)) == 1
+
+
+def test_the_first_comparisons_are_a_file_of_their_own(tmp_path):
+    world = World(9, str(tmp_path))
+    write_jsonl(tmp_path / "comparisons.jsonl", [{"n": i} for i in range(20)])
+    for name in ("base.pt", "sft.pt"):
+        (tmp_path / name).touch()  # as good as made
+    path = world.first(7)
+    with open(path) as f:
+        assert [json.loads(line)["n"] for line in f] == list(range(7))
+    before = os.stat(path).st_mtime_ns
+    assert world.first(7) == path and os.stat(path).st_mtime_ns == before
+
+
+# -------------------------------------------------------------------------------------------------
+# what the experiments read
+
+
+def test_rollouts_are_one_in_four_steps_of_a_log(tmp_path):
+    path = str(tmp_path / "ppo.pt")
+    lines = [{"step": s, "kl": s / 4, "score": -s} for s in range(12)]
+    write_jsonl(f"{path}.log.jsonl", lines)
+    kl, score = experiments.rollouts(path, "kl", "score")
+    assert kl.tolist() == [0, 1, 2] and score.tolist() == [0, -4, -8]
+    assert experiments.read_log(path) == lines
+
+
+def test_a_rollout_of_the_sandbox_is_four_steps():
+    """What `rollouts` counts on."""
+    cfg = ppo.Config(**ppo.PRESETS["sandbox"])
+    assert cfg.rollout // cfg.minibatch * cfg.epochs == 4 and cfg.log_every == 1
+
+
+def test_share_of_some_use_cases():
+    judged = [sandbox.Judgement(h, not h, True, False, 0) for h in (True, True, False, False)]
+    said = SimpleNamespace(judged=judged, cases=["a", "b", "b", "c"])
+    assert experiments.share(said, "helpful") == 0.5
+    assert experiments.share(said, "helpful", "b") == 0.5
+    assert experiments.share(said, "hallucination", "b", "c") == pytest.approx(2 / 3)
+    assert experiments.share(said, "helpful", "a") == 1
+
+
+def test_texts_are_gone_on_with_in_their_order(tmp_path):
+    path, model = str(tmp_path / "base.pt"), tiny()
+    save_checkpoint(path, model, interop.tokenizer_id(ENC), {})
+    people = enumerate(sandbox.PEOPLE)
+    texts = [f"Talk: {person} is a{' kind' * (i % 3)}" for i, person in people] * 12
+    found = experiments.complete(path, texts, 4, temperature=0.0)
+    assert len(found) == len(texts) > 200 and found[:20] == found[-20:] and len(set(found)) > 2
+    for text, after in list(zip(texts, found))[:5]:
+        alone = sample(model, [ENC.encode_ordinary(text)], 4, ENC.eot_token, temperature=0.0)
+        assert after == ENC.decode(alone.responses[0])
+
+
+def test_a_ranking_becomes_one_ranking_for_each_pair(tmp_path):
+    path, prompt = str(tmp_path / "rankings.jsonl"), [{"role": "user", "content": "Hi"}]
+    record = {"prompt": prompt, "responses": ["a", "b", "c"], "ranks": [2, 1, 2], "labeler": "x"}
+    write_jsonl(path, [record])
+    found = experiments.pairs_of(path)
+    assert [r["responses"] for r in found] == [["b", "a"], ["b", "c"]]
+    assert all(r["ranks"] == [1, 2] and r["labeler"] == "x" for r in found)
+
+
+def test_discrete_kl_is_that_of_all_draws():
+    """Against every ordered draw of n samples, with replacement, from those there are."""
+    scores, texts = [0.5, -1.0, 0.5, 2.0, -1.0, 0.5], ["b", "a", "b", "c", "a", "b"]
+    for n in (1, 2, 3, 4):
+        draws = product(range(6), repeat=n)
+        best = Counter(texts[max(draw, key=lambda i: scores[i])] for draw in draws)
+        shares = {text: count / 6**n for text, count in best.items()}
+        exact = sum(p * math.log(p / (texts.count(text) / 6)) for text, p in shares.items())
+        assert experiments.discrete_kl(scores, texts, n) == pytest.approx(exact, abs=1e-12)
+        assert exact <= best_of_n_kl(n) + 1e-12
+    assert experiments.discrete_kl([1.0, 1.0], ["x", "x"], 256) == 0
+
+
+# -------------------------------------------------------------------------------------------------
+# every experiment, on models and logs that were not trained
+
+
+class Untrained(World):
+    """Makes what a stage would make, of random weights and numbers, if its files are there and it
+    takes such settings."""
+
+    def make(self, name, stage, **fields):
+        path = os.path.join(self.folder, name)
+        settings = stage.PRESETS["sandbox"] | {"seed": self.seed, "out": path} | fields
+        cfg = stage.Config(**settings)
+        for value in fields.values():
+            for file in value if isinstance(value, tuple) else [value]:
+                if str(file).startswith(self.folder):
+                    assert os.path.exists(file)
+        if not os.path.exists(path):
+            write_rankings(path, cfg) if stage is label else write_model(path, stage, cfg)
+        return path
+
+
+def write_rankings(path, cfg):
+    marks = {"ratings": [7, 3, 1]} if cfg.rate else {"ranks": [1, 2, 3]}
+    records = []
+    for i, prompt in enumerate(sandbox.prompts(12, cfg.seed)):
+        responses = [prompt.meta["answers"][0], "I do not know.", "the"]
+        record = {"prompt": prompt.messages, "responses": responses, "use_case": prompt.use_case}
+        records.append(record | marks | {"labeler": f"labeler {i % 5 + 1}"})
+    write_jsonl(path, records)
+
+
+def write_model(path, stage, cfg):
+    """A checkpoint, and a log of random numbers."""
+    seed = zlib.crc32(os.path.basename(path).encode())
+    model = tiny(Scorer if stage is reward else GPT, seed)
+    if stage is not reward:  # raise the logit of EOS: it ends soon
+        eos = model.wte.weight[ENC.eot_token].detach()
+        model.ln_f.bias.data += 5 * eos / eos.pow(2).sum()
+    save_checkpoint(path, model, interop.tokenizer_id(ENC), {"config": {"seed": 0}})
+    keys = ["loss", "held_out_loss", "held_out_accuracy", "held_out_labelers_accuracy"]
+    if stage is ppo:
+        keys = ["kl", "score", "true_score", "entropy"]
+    rng, steps = np.random.default_rng(seed), 4 * getattr(cfg, "iterations", 1)
+    log = [{"step": s} | {k: abs(rng.normal()) for k in keys} for s in range(steps)]
+    write_jsonl(f"{path}.log.jsonl", log)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder that all experiments share; few prompts, and a judge who likes anything."""
+    few = {"prompts": 6, "eval_prompts": 8, "tasks": 9, "demonstrations": 30, "corpus": 60}
+
+    def capped(real, most):
+        return lambda n=most, *rest, **more: real(min(n, max(most, n // 20)), *rest, **more)
+
+    def judge(prompt, text):
+        return sandbox.Judgement(len(text) % 2 == 0, "e" in text, True, False, len(text) % 5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, most in few.items():
+            patch.setattr(sandbox, name, capped(getattr(sandbox, name), most))
+        patch.setattr(sandbox, "judge", judge)
+        patch.setattr(answers, "PREFIXES", 2)
+        yield Untrained(101, str(tmp_path_factory.mktemp("101")))
+
+
+def documented(experiment):
+    """The names of figures in an experiment's docstring -> compiled patterns: in SYSTEM loss the
+    word in capitals stands for others."""
+    listing = re.split(r"Figures[^\n]*:\n", experiment.__doc__)[1]
+    named = re.findall(r"^ {8}(\S.*?)(?: {2,}.*)?$", listing, flags=re.MULTILINE)
+    names = [name for line in named for name in line.split(", ")]
+    return [re.compile(re.sub(r"\b[A-Z]{2,}\b", ".+?", name)) for name in names]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_measures_the_figures_that_it_says(world, experiment):
+    line = claims.measured((lambda _: experiment(world), 101, world.folder, "abc"))
+    figures = json.loads(json.dumps(line["figures"], allow_nan=False))
+    patterns = documented(experiment)
+    assert [name for name in figures if not any(p.fullmatch(name) for p in patterns)] == []
+    assert [p.pattern for p in patterns if not any(map(p.fullmatch, figures))] == []
+
+
+def test_the_committed_lines_have_the_figures_that_the_experiments_say(root):
+    lines = claims.read_lines(os.path.join(root, "docs", "claims.jsonl"))
+    for experiment in EXPERIMENTS:
+        patterns = documented(experiment)
+        for line in lines:
+            if line["experiment"] == experiment.__name__:
+                names = line["figures"]
+                assert all(any(p.fullmatch(name) for p in patterns) for name in names)
