@@ -21,14 +21,15 @@ def root():
 @pytest.fixture(scope="session")
 def enc():
     """The sandbox's tokenizer."""
-    import data
+    import interop
 
-    return data.get_tokenizer("sandbox")
+    return interop.get_tokenizer("sandbox")
 
 
 @pytest.fixture(scope="session")
 def real():
-    """Path of a published file in ../shared/data. Where it is not, the test is skipped, or fails if REAL_DATA_REQUIRED is set."""
+    """Path of a published file in ../shared/data. Where it is not, the test is skipped, or fails if
+    REAL_DATA_REQUIRED is set."""
 
     def path(name):
         found = os.path.join(SHARED, name)
