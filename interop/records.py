@@ -272,7 +272,7 @@ def _some(found, what, counts):
 # ---- many records -------------------------------------------------------------------------------
 
 def split(records, share, seed=0):
-    """(rest, held out): `share` of the *prompts*, by a hash of their text: a prompt has one side."""
+    """(rest, held out): `share` of the *prompts*, by a hash of their text, which has one side."""
     rest, held_out = [], []
     for r in records:
         is_demonstration = r.messages[-1]["role"] == "assistant"
