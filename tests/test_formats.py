@@ -1,4 +1,5 @@
-"""formats.py: public data as it is published, from the files of ../shared/data and, for formats without one, as documented."""
+"""interop/formats.py: public data as it is published, from the files of ../shared/data and, for
+formats without one, as documented; interop/show.py: what `python data.py FILE` prints of it."""
 
 import csv
 import gzip
@@ -12,9 +13,10 @@ from itertools import product
 import pytest
 
 import data
-import formats
+from interop import formats, get_tokenizer, records, show
 
-HH = [f"comparisons/hh-rlhf/helpful-{x}.jsonl.gz" for x in ("base.train", "base.test", "rejection-sampled.train")]
+HH = [f"comparisons/hh-rlhf/helpful-{x}.jsonl.gz"
+      for x in ("base.train", "base.test", "rejection-sampled.train")]
 QA = "rankings/qa-feedback/dev_feedback.part1.json"
 OASST = "rankings/oasst1-messages/en-validation.part1.jsonl"
 DOLLY = "demonstrations/dolly/dolly-15k.part1.jsonl"
@@ -31,32 +33,40 @@ TEXT = "pretrain/tinyshakespeare.txt"
 TIED, UNDECIDED = "prompts skipped: all responses tied", "pairs without a preference"
 ORPHANS = "messages left out: orphans, whose parent is not in the file"
 ALL = [   # file, what it holds, how many, how many prompts, and what is counted
-    (HH[0], data.rankings, 1496, 1496, {"read as HH pairs": 1496, "comparisons": 1496}),
-    (HH[1], data.rankings, 504, 506, {"read as HH pairs": 506, "comparisons": 504, UNDECIDED: 2, TIED: 2}),
-    (HH[2], data.rankings, 2290, 2315, {"read as HH pairs": 2315, "comparisons": 2290, UNDECIDED: 25, TIED: 25}),
-    (QA, data.rankings, 340, 350, {"read as QA-Feedback": 350, "comparisons": 1126 + 696, UNDECIDED: 278, TIED: 10}),
-    (OASST, data.rankings, 309, 309, {
-        "OASST messages": 1505, "read as OASST trees": 141, "comparisons": 764, UNDECIDED: 1, ORPHANS: 2,
+    (HH[0], records.rankings, 1496, 1496, {"read as HH pairs": 1496, "comparisons": 1496}),
+    (HH[1], records.rankings, 504, 506,
+     {"read as HH pairs": 506, "comparisons": 504, UNDECIDED: 2, TIED: 2}),
+    (HH[2], records.rankings, 2290, 2315,
+     {"read as HH pairs": 2315, "comparisons": 2290, UNDECIDED: 25, TIED: 25}),
+    (QA, records.rankings, 340, 350,
+     {"read as QA-Feedback": 350, "comparisons": 1126 + 696, UNDECIDED: 278, TIED: 10}),
+    (OASST, records.rankings, 309, 309, {
+        "OASST messages": 1505, "read as OASST trees": 141, "comparisons": 764, UNDECIDED: 1,
+        ORPHANS: 2,
         "messages left out: deleted or spam, or an answer to one": 50,
-        "sets of replies skipped: fewer than two are ranked": 41, "sets of replies skipped: deleted or spam": 2}),
-    (DOLLY, data.demonstrations, 3000, 3000, {"read as Dolly": 3000}),
-    (GSM8K, data.demonstrations, 1000, 1000, {"read as questions and answers": 1000}),
-    (ALPACA, data.demonstrations, 800, 800, {"read as Alpaca": 800}),
-    (SEEDS, data.demonstrations, 175, 175, {"read as self-instruct tasks": 175}),
-    (SHAREGPT, data.demonstrations, 500, 500, {"read as ShareGPT": 500}),
-    (KTO, data.demonstrations, 150, 300, {"read as chat messages": 300, "records skipped: their reply is labelled bad": 150}),
-    (CHAT, data.demonstrations, 4, 4, {"read as chat messages": 4}),
-    (MT_BENCH, data.prompts, 80, 80, {"read as turns": 80, "later turns left out: they follow a reply that is not there": 80}),
-    (VICUNA, data.prompts, 80, 80, {"read as turns": 80}),
-    (HUMAN_EVAL, data.prompts, 164, 164, {"read as prompts": 164}),
-    (TEXT, data.texts, 1, 0, {"read as texts": 1, "documents": 1}),
+        "sets of replies skipped: fewer than two are ranked": 41,
+        "sets of replies skipped: deleted or spam": 2}),
+    (DOLLY, records.demonstrations, 3000, 3000, {"read as Dolly": 3000}),
+    (GSM8K, records.demonstrations, 1000, 1000, {"read as questions and answers": 1000}),
+    (ALPACA, records.demonstrations, 800, 800, {"read as Alpaca": 800}),
+    (SEEDS, records.demonstrations, 175, 175, {"read as self-instruct tasks": 175}),
+    (SHAREGPT, records.demonstrations, 500, 500, {"read as ShareGPT": 500}),
+    (KTO, records.demonstrations, 150, 300,
+     {"read as chat messages": 300, "records skipped: their reply is labelled bad": 150}),
+    (CHAT, records.demonstrations, 4, 4, {"read as chat messages": 4}),
+    (MT_BENCH, records.prompts, 80, 80,
+     {"read as turns": 80, "later turns left out: they follow a reply that is not there": 80}),
+    (VICUNA, records.prompts, 80, 80, {"read as turns": 80}),
+    (HUMAN_EVAL, records.prompts, 164, 164, {"read as prompts": 164}),
+    (TEXT, records.texts, 1, 0, {"read as texts": 1, "documents": 1}),
 ]
 READER = {name: read for name, read, *_ in ALL}
 
 
 def said(*turns, system=None):
     """Messages of user and assistant in turn."""
-    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text}
+                for i, text in enumerate(turns)]
     return messages if system is None else [{"role": "system", "content": system}, *messages]
 
 
@@ -64,6 +74,10 @@ def load(read, path, columns=""):
     """What a reader finds in a file, and what was counted."""
     counts = Counter()
     return read(formats.read_records(str(path), counts, columns), counts), +counts
+
+
+def messages_of(read, path):
+    return [r.messages for r in load(read, path)[0]]
 
 
 def canonical(path):
@@ -74,7 +88,9 @@ def published(path):
     """The records of a file with the fields they were published with."""
     with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as f:
         text = f.read()
-    return json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.split("\n") if line]
+    if text.startswith("["):
+        return json.loads(text)
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 @pytest.fixture
@@ -90,32 +106,40 @@ def put(tmp_path):
     return put
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # the published files
 
 
 @pytest.mark.parametrize(("name", "read", "n", "prompts", "counted"), ALL)
-def test_every_file_is_read_whole_and_what_is_left_out_is_counted(real, name, read, n, prompts, counted):
+def test_every_file_is_read_whole_and_what_is_left_out_is_counted(
+    real, name, read, n, prompts, counted
+):
     """As prompts, without their replies, records count whatever was judged of those."""
     found, counts = load(read, real(name))
     assert len(found) == n and counts == counted
-    if read != data.texts:
-        asked = [p.messages for p in load(data.prompts, real(name))[0]]
-        messages = [r.messages[:-1] if read == data.demonstrations else r.messages for r in found]
-        assert len(asked) == prompts and all(m in asked for m in messages[::7]) and (n < prompts or asked == messages)
+    if read != records.texts:
+        asked = messages_of(records.prompts, real(name))
+        end = -1 if read == records.demonstrations else None
+        messages = [r.messages[:end] for r in found]
+        assert len(asked) == prompts and all(m in asked for m in messages[::7])
+        assert n < prompts or asked == messages
 
 
 def test_hh_prompts_end_with_the_last_turn_that_both_sides_begin(real):
-    """Turn by turn, and what was read puts the published dialogues together again, but for white space around turns. In nine
-    pairs a cut at each side's own last mark would have made two prompts."""
+    """Turn by turn, and what was read puts the published dialogues together again, but for white
+    space around turns. In nine pairs a cut at each side's own last mark would have made two
+    prompts."""
     two_prompts, inline, empty = 0, 0, Counter()
     for path in map(real, HH):
         for raw, r in zip(published(path), canonical(path), strict=True):
             _, *a = re.split(r"\n\n(Human|Assistant):", raw["chosen"])
             _, *b = re.split(r"\n\n(Human|Assistant):", raw["rejected"])
-            common = [k for k in range(0, min(len(a), len(b)), 2) if a[:k] == b[:k] and a[k] == b[k] == "Assistant"]
+            common = [k for k in range(0, min(len(a), len(b)), 2)
+                      if a[:k] == b[:k] and a[k] == b[k] == "Assistant"]
             assert [m["content"] for m in r["prompt"]] == [x.strip() for x in a[1:max(common):2]]
-            prompt = "".join(f"\n\n{'Human' if m['role'] == 'user' else 'Assistant'}: {m['content']}" for m in r["prompt"])
+            speaker = {"user": "Human", "assistant": "Assistant"}
+            turns = [f"\n\n{speaker[m['role']]}: {m['content']}" for m in r["prompt"]]
+            prompt = "".join(turns)
             for side, reply in zip(("chosen", "rejected"), r["responses"], strict=True):
                 assert f"{prompt}\n\nAssistant: {reply}".split() == raw[side].split()
                 empty[side] += not reply
@@ -129,28 +153,33 @@ def test_hh_prompts_end_with_the_last_turn_that_both_sides_begin(real):
 
 @pytest.mark.parametrize(("chosen", "rejected", "prompt", "replies"), [
     ("H>Hi?A>One.H>And?A>Two.", "H>Hi?A>None.", said("Hi?"), ["One.H>And?A>Two.", "None."]),
-    ("H>Hi?A>One.H>And?A>Two.", "H>Hi?A>One.H>And?A>None.", said("Hi?", "One.", "And?"), ["Two.", "None."]),
+    ("H>Hi?A>One.H>And?A>Two.", "H>Hi?A>One.H>And?A>None.", said("Hi?", "One.", "And?"),
+     ["Two.", "None."]),
     ("H>Hi?A>Yes.", "H>Hi?A>No.H>And?", said("Hi?"), ["Yes.", "No.H>And?"]),
     ("H>Hi?A>Yes.H>And?A>So.", "H>Hi?A>Yes.H>And?", said("Hi?"), ["Yes.H>And?A>So.", "Yes.H>And?"]),
-    ("H>Say Human: x\nHuman: yA>Human: z", "H>Say Human: x\nHuman: yA>z", said("Say Human: x\nHuman: y"), ["Human: z", "z"]),
+    ("H>Say Human: x\nHuman: yA>Human: z", "H>Say Human: x\nHuman: yA>z",
+     said("Say Human: x\nHuman: y"), ["Human: z", "z"]),
     ("H>Hi?A>H>And?A>Yes.", "H>Hi?A>H>And?A>", said("Hi?", "", "And?"), ["Yes.", ""]),
 ])
 def test_the_turn_marks_of_hh(put, chosen, rejected, prompt, replies):
-    """Of a reply they are its text; within a line they are text; a reply may be missing on the rejected side."""
+    """Of a reply they are its text; within a line they are text; a reply may be missing on the
+    rejected side."""
     chosen, rejected, *replies = (x.replace("H>", "\n\nHuman: ").replace("A>", "\n\nAssistant: ")
                                   for x in (chosen, rejected, *replies))
-    [found], counts = load(data.rankings, put([{"chosen": chosen, "rejected": rejected}]))
+    [found], counts = load(records.rankings, put([{"chosen": chosen, "rejected": rejected}]))
     assert found == data.Ranking(prompt, replies, [(0, 1)]) and counts["read as HH pairs"] == 1
 
 
 def test_hh_pairs_that_are_left_out_are_counted(put):
     sides = [(" Yes.", " "), (" ", " No."), (" Yes.", " Yes. "), (" Yes.", " No.")]
-    records = [{"chosen": f"\n\nHuman: Hi?\n\nAssistant:{a}", "rejected": f"\n\nHuman: Hi?\n\nAssistant:{b}"} for a, b in sides]
-    records.append({"chosen": "\n\nHuman: Hi?\n\nAssistant: Yes.", "rejected": "\n\nHuman: Hi!\n\nAssistant: Yes."})
-    found, counts = load(data.rankings, put(records))
+    hi = "\n\nHuman: Hi?\n\nAssistant:"
+    rows = [{"chosen": hi + better, "rejected": hi + worse} for better, worse in sides]
+    rows.append({"chosen": hi + " Yes.", "rejected": hi.replace("?", "!") + " Yes."})
+    found, counts = load(records.rankings, put(rows))
     assert [r.responses for r in found] == [["Yes.", ""], ["Yes.", "No."]]
     assert counts == {"read as HH pairs": 5, "comparisons": 2, UNDECIDED: 1, TIED: 1,
-                      "pairs skipped: the chosen reply is empty": 1, "pairs skipped: the two sides share no prompt": 1}
+                      "pairs skipped: the chosen reply is empty": 1,
+                      "pairs skipped: the two sides share no prompt": 1}
 
 
 def test_qa_feedback_keeps_each_judgement_even_where_they_make_no_order(real):
@@ -158,10 +187,12 @@ def test_qa_feedback_keeps_each_judgement_even_where_they_make_no_order(real):
     no_order, total, doubled = 0, Counter(), 0
     for raw, r in zip(published(real(QA)), canonical(real(QA)), strict=True):
         found = {tuple(pair) for pair in r["comparisons"]}
-        for (i, j), judged in zip([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)], raw["preference"], strict=True):
+        for (i, j), judged in zip([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)],
+                                  raw["preference"], strict=True):
             assert ((i, j) in found, (j, i) in found) == (judged == 1, judged == 2)
             total[judged] += 1
-        no_order += not any(all((s[i] > s[j]) == ((i, j) in found) for i in range(4) for j in range(4))
+        no_order += not any(all((s[i] > s[j]) == ((i, j) in found) for i in range(4)
+                                for j in range(4))
                             for s in product(range(4), repeat=4))
         assert r["responses"] == [raw[f"prediction {k}"] for k in (1, 2, 3, 4)]
         for title, *sentences in raw["passages"]:
@@ -169,7 +200,7 @@ def test_qa_feedback_keeps_each_judgement_even_where_they_make_no_order(real):
             doubled += f"{title} {title}\n\n" in r["prompt"]
         assert f"\n\n{r['prompt']}".endswith("\n\n" + raw["question"])
     assert total == {1: 1126, 2: 696, 0: 278} and no_order == 16
-    assert doubled < 20                           # of 815 passages: where the title itself was cut into sentences
+    assert doubled < 20       # of 815 passages: where the title itself was cut into sentences
 
 
 def oasst_pairs(messages):
@@ -180,33 +211,43 @@ def oasst_pairs(messages):
         above = path(by_id[m["parent_id"]]) if m["parent_id"] in by_id else [m["parent_id"]]
         return [*above, m]
 
-    for m, other in ((m, other) for m in messages for other in messages if m["parent_id"] == other["parent_id"]):
+    for m in messages:
         root, *thread = path(m)
-        usable = not any(x["deleted"] or x["review_result"] is False for x in [*thread, other])
-        ranked = root is None and usable and m["role"] == "assistant" and None not in (m["rank"], other["rank"])
-        if ranked and m["rank"] < other["rank"] and m["text"] != other["text"]:
-            expected.setdefault(tuple(x["text"] for x in thread[:-1]), set()).add((m["text"], other["text"]))
+        if root is not None or m["role"] != "assistant" or m["rank"] is None:
+            continue
+        key = tuple(x["text"] for x in thread[:-1])
+        for other in messages:
+            if other["parent_id"] != m["parent_id"] or other["rank"] is None:
+                continue
+            usable = not any(x["deleted"] or x["review_result"] is False for x in [*thread, other])
+            if usable and m["rank"] < other["rank"] and m["text"] != other["text"]:
+                expected.setdefault(key, set()).add((m["text"], other["text"]))
     return expected
 
 
 def test_oasst_ranks_what_has_one_and_is_neither_deleted_nor_spam(real):
-    """Orphans and null ranks are in no pair, a gap in the ranks changes nothing, and roles alternate from the user's on."""
-    found = load(data.rankings, real(OASST))[0]
-    assert {tuple(m["content"] for m in r.messages): {(r.responses[i], r.responses[j]) for i, j in r.pairs}
-            for r in found} == oasst_pairs(published(real(OASST)))
-    records, ranks = canonical(real(OASST)), Counter()
-    for r in records:
-        assert [m["role"] for m in r["prompt"]] == [("user", "assistant")[i % 2] for i in range(len(r["prompt"]))]
+    """Orphans and null ranks are in no pair, a gap in the ranks changes nothing, and roles
+    alternate from the user's on."""
+    pairs = {}
+    for r in load(records.rankings, real(OASST))[0]:
+        texts = tuple(m["content"] for m in r.messages)
+        pairs[texts] = {(r.responses[i], r.responses[j]) for i, j in r.pairs}
+    assert pairs == oasst_pairs(published(real(OASST)))
+    ranks = Counter()
+    for r in canonical(real(OASST)):
+        roles = [m["role"] for m in r["prompt"]]
+        assert roles == [("user", "assistant")[i % 2] for i in range(len(roles))]
         ranks[tuple(sorted(r["ranks"]))] += 1
     assert ranks == {(0, 1): 96, (0, 2): 2, (0, 1, 2): 201, (0, 1, 2, 3): 9, (0, 1, 2, 3, 4): 1}
 
 
 def test_the_order_of_oasst_replies_says_nothing_of_their_ranks(real):
-    """In the file the best comes first. Shuffled, it comes first as often as chance has it, and the same way each time."""
-    records = canonical(real(OASST))
-    assert records == canonical(real(OASST))
+    """In the file the best comes first. Shuffled, it comes first as often as chance has it, and the
+    same way each time."""
+    found = canonical(real(OASST))
+    assert found == canonical(real(OASST))
     for k in (2, 3):
-        best = [r["ranks"].index(0) for r in records if len(r["ranks"]) == k]
+        best = [r["ranks"].index(0) for r in found if len(r["ranks"]) == k]
         assert all(abs(best.count(i) / len(best) - 1 / k) < 0.12 for i in range(k))
 
 
@@ -217,28 +258,34 @@ def test_oasst_trees_give_what_their_flat_messages_give(real, put):
             nodes[m["parent_id"]]["replies"].append(m)
     trees = [{"message_tree_id": m["message_tree_id"], "tree_state": m["tree_state"], "prompt": m}
              for m in nodes.values() if m["parent_id"] is None]
-    trees[0]["prompt"].pop("parent_id")                                    # published trees may leave out what is null
-    path = put(gzip.compress("".join(json.dumps(t) + "\n" for t in trees).encode()), "trees.jsonl.gz")
-    (nested, counts), (flat, flat_counts) = load(data.rankings, path), load(data.rankings, real(OASST))
+    trees[0]["prompt"].pop("parent_id")          # published trees may leave out what is null
+    path = put(gzip.compress("".join(json.dumps(t) + "\n" for t in trees).encode()),
+               "trees.jsonl.gz")
+    nested, counts = load(records.rankings, path)
+    flat, flat_counts = load(records.rankings, real(OASST))
     assert nested == flat and flat_counts == counts | {"OASST messages": 1505, ORPHANS: 2}
 
 
 def test_oasst_leaves_out_the_answers_to_what_it_leaves_out(put):
     """A message that nobody reviewed stays."""
     def node(role, text, *replies, rank=None, **more):
-        return {"role": role, "text": text, "rank": rank, "replies": replies, "deleted": False, "review_result": True} | more
+        return {"role": role, "text": text, "rank": rank, "replies": replies, "deleted": False,
+                "review_result": True} | more
 
     def ranked(*texts):
         return [node("assistant", text, rank=k) for k, text in enumerate(texts)]
 
     best = node("assistant", "best", node("prompter", "And?", *ranked("a", "b")), rank=0)
     unread = node("assistant", "next", rank=1, review_result=None)
-    spam = node("assistant", "spam", node("prompter", "So?", *ranked("c", "d")), rank=2, review_result=False)
-    gone = node("assistant", "gone", node("prompter", "Why?", *ranked("e", "f")), rank=3, deleted=True)
+    spam = node("assistant", "spam", node("prompter", "So?", *ranked("c", "d")), rank=2,
+                review_result=False)
+    gone = node("assistant", "gone", node("prompter", "Why?", *ranked("e", "f")), rank=3,
+                deleted=True)
     tree = {"message_tree_id": "1", "prompt": node("prompter", "Q?", best, unread, spam, gone)}
-    found, counts = load(data.rankings, put([tree]))
-    assert {(r.messages[-1]["content"], r.responses[i], r.responses[j]) for r in found for i, j in r.pairs} == {
-        ("Q?", "best", "next"), ("And?", "a", "b")}
+    found, counts = load(records.rankings, put([tree]))
+    pairs = [(r.messages[-1]["content"], r.responses[i], r.responses[j])
+             for r in found for i, j in r.pairs]
+    assert sorted(pairs) == [("And?", "a", "b"), ("Q?", "best", "next")]
     assert counts["messages left out: deleted or spam, or an answer to one"] == 8
 
 
@@ -250,7 +297,9 @@ def asked(first, more):
     (DOLLY, lambda r: said(asked(r["instruction"], r["context"]), r["response"])),
     (GSM8K, lambda r: said(r["question"], r["answer"])),
     (ALPACA, lambda r: said(asked(r["instruction"], r["input"]), r["output"])),
-    (SEEDS, lambda r: said(asked(r["instruction"], r["instances"][0]["input"]), r["instances"][0]["output"])),
+    (SEEDS,
+     lambda r: said(asked(r["instruction"], r["instances"][0]["input"]),
+                    r["instances"][0]["output"])),
     (SHAREGPT, lambda r: said(*(m["value"] for m in r["conversations"]))),
     (CHAT, lambda r: r["messages"]),
     (KTO, lambda r: r["messages"] if r["label"] else None),
@@ -259,69 +308,90 @@ def asked(first, more):
     (HUMAN_EVAL, lambda r: said(r["prompt"])),
 ])
 def test_each_record_says_what_was_published(real, name, of):
-    assert [r.messages for r in load(READER[name], real(name))[0]] == [m for r in published(real(name)) if (m := of(r))]
+    wanted = [of(r) for r in published(real(name))]
+    assert messages_of(READER[name], real(name)) == [messages for messages in wanted if messages]
 
 
 def test_use_cases_and_texts(real):
-    cases = Counter(p.use_case for p in load(data.prompts, real(MT_BENCH))[0])
+    cases = Counter(p.use_case for p in load(records.prompts, real(MT_BENCH))[0])
     assert len(cases) == 8 and set(cases.values()) == {10}
-    [play] = load(data.texts, real(TEXT))[0]
-    assert len(play) == 1_115_394 and play.startswith("First Citizen:\n") and play.endswith("Whiles thou art waking.\n")
+    [play] = load(records.texts, real(TEXT))[0]
+    assert len(play) == 1_115_394
+    assert play.startswith("First Citizen:\n") and play.endswith("Whiles thou art waking.\n")
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # formats as they are documented
 
 HUMAN, GPT = ({"from": who, "value": text} for who, text in (("human", "Q?"), ("gpt", "Yes.")))
 POST = {"id": "t3_1", "post": "Long.", "title": "T", "subreddit": "tifu"}
 NEWS = {"id": "9", "article": "Long.", "title": "T", "site": "cnn"}
-SUMMARIES = [{"text": " No.", "policy": "x", "note": None}, {"text": " Yes.", "policy": "ref", "note": None}]
+SUMMARIES = [{"text": " No.", "policy": "x", "note": None},
+             {"text": " Yes.", "policy": "ref", "note": None}]
 LONG_PROMPT = said("Q?", "A.", "And?")
+YES, NO = ([{"role": "assistant", "content": text}] for text in ("Yes.", "No."))
 PAIRS = {   # a published record -> its prompt; "Yes." is chosen, "No." rejected
     "TRL": ({"prompt": "The sky is", "chosen": "Yes.", "rejected": "No."}, said("The sky is")),
-    "TRL, implicit prompt": ({"chosen": "The sky is Yes.", "rejected": "The sky is No."}, said("The sky is ")),
-    "TRL, messages": ({"prompt": LONG_PROMPT, "chosen": said("", "Yes.")[1:], "rejected": said("", "No.")[1:]}, LONG_PROMPT),
-    "TRL, messages, implicit": ({x: [*LONG_PROMPT, *said("", y)[1:]] for x, y in (("chosen", "Yes."), ("rejected", "No."))},
+    "TRL, implicit prompt": ({"chosen": "The sky is Yes.", "rejected": "The sky is No."},
+                             said("The sky is ")),
+    "TRL, messages": ({"prompt": LONG_PROMPT, "chosen": YES,
+                       "rejected": NO}, LONG_PROMPT),
+    "TRL, messages, implicit": ({"chosen": LONG_PROMPT + YES, "rejected": LONG_PROMPT + NO},
                                 LONG_PROMPT),
-    "HH with a prompt": ({"prompt": "\n\nHuman: Q?\n\nAssistant: A.\n\nHuman: And?\n\nAssistant:", "response": "Yes.",
+    "HH with a prompt": ({"prompt": "\n\nHuman: Q?\n\nAssistant: A.\n\nHuman: And?\n\nAssistant:",
+                          "response": "Yes.",
                           "chosen": "Yes.", "rejected": "No."}, LONG_PROMPT),
-    "Alpaca": ({"instruction": "Do.", "input": "This.", "chosen": "Yes.", "rejected": "No."}, said("Do.\n\nThis.")),
-    "Alpaca, no input": ({"instruction": "Do.", "input": "", "chosen": "Yes.", "rejected": "No."}, said("Do.")),
-    "ShareGPT": ({"conversations": [HUMAN], "chosen": GPT, "rejected": GPT | {"value": "No."}}, said("Q?")),
-    "UltraFeedback, binarized": ({"prompt": "Q?", "prompt_id": "0f", "chosen": said("Q?", "Yes."), "messages": said("Q?", "Yes."),
-                                  "rejected": said("Q?", "No."), "score_chosen": 8.5, "score_rejected": 5.0}, said("Q?")),
-    "Reddit summaries": ({"info": POST, "summaries": SUMMARIES, "choice": 1, "worker": "w7", "batch": "b", "split": "train"},
+    "Alpaca": ({"instruction": "Do.", "input": "This.", "chosen": "Yes.", "rejected": "No."},
+               said("Do.\n\nThis.")),
+    "Alpaca, no input": ({"instruction": "Do.", "input": "", "chosen": "Yes.", "rejected": "No."},
+                         said("Do.")),
+    "ShareGPT": ({"conversations": [HUMAN], "chosen": GPT, "rejected": GPT | {"value": "No."}},
+                 said("Q?")),
+    "UltraFeedback, binarized": ({"prompt": "Q?", "prompt_id": "0f", "chosen": said("Q?", "Yes."),
+                                  "messages": said("Q?", "Yes."),
+                                  "rejected": said("Q?", "No."), "score_chosen": 8.5,
+                                  "score_rejected": 5.0}, said("Q?")),
+    "Reddit summaries": ({"info": POST, "summaries": SUMMARIES, "choice": 1, "worker": "w7",
+                          "batch": "b", "split": "train"},
                          said("SUBREDDIT: r/tifu\n\nTITLE: T\n\nPOST: Long.\n\nTL;DR:")),
     "news summaries": ({"info": NEWS, "summaries": SUMMARIES[::-1], "choice": 0, "worker": "w7"},
                        said("TITLE: T\n\nARTICLE: Long.\n\nTL;DR:")),
-    "OpenAI": ({"input": {"messages": said("Q?", system="S."), "tools": [], "parallel_tool_calls": True},
-                "preferred_output": said("", "Yes.")[1:], "non_preferred_output": said("", "No.")[1:]}, said("Q?", system="S.")),
+    "OpenAI": ({"input": {"messages": said("Q?", system="S."), "tools": [],
+                          "parallel_tool_calls": True},
+                "preferred_output": YES,
+                "non_preferred_output": NO}, said("Q?", system="S.")),
 }
 
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_pairs_as_they_are_documented(put, name):
     record, prompt = PAIRS[name]
-    [found], counts = load(data.rankings, put([record]))
-    (better, worse), = found.pairs
-    assert (found.messages, found.responses[better], found.responses[worse]) == (prompt, "Yes.", "No.")
-    assert found.labeler == record.get("worker", "") and counts["comparisons"] == 1 and len(counts) == 2
-    assert [r.messages for r in load(data.prompts, put([record]))[0]] == [prompt]
-    assert [r.messages for r in load(data.demonstrations, put([record]))[0]] == [prompt + said("", "Yes.")[1:]]
+    [found], counts = load(records.rankings, put([record]))
+    [(better, worse)] = found.pairs
+    assert found.messages == prompt
+    assert (found.responses[better], found.responses[worse]) == ("Yes.", "No.")
+    assert found.labeler == record.get("worker", "")
+    assert counts["comparisons"] == 1 and len(counts) == 2
+    assert messages_of(records.prompts, put([record])) == [prompt]
+    assert messages_of(records.demonstrations, put([record])) == [prompt + YES]
 
 
 def test_an_implicit_prompt_ends_between_words(put):
-    [found], _ = load(data.rankings, put([{"chosen": "The sky is\nblue.", "rejected": "The sky is\nblack."}]))
+    [found], _ = load(records.rankings,
+                      put([{"chosen": "The sky is\nblue.", "rejected": "The sky is\nblack."}]))
     assert found == data.Ranking(said("The sky is\n"), ["blue.", "black."], [(0, 1)])
 
 
 def test_several_answers_as_they_are_documented(put):
-    nectar = {"prompt": "\n\nHuman: Q?\n\nAssistant: A.\n\nHuman: And?\n\nAssistant: ", "turns": 2, "num_responses": 3,
-              "answers": [{"answer": x, "model": "m", "rank": k} for x, k in (("b", 2.0), ("c", 3.0), ("a", 1.0))]}
+    nectar = {"prompt": "\n\nHuman: Q?\n\nAssistant: A.\n\nHuman: And?\n\nAssistant: ", "turns": 2,
+              "num_responses": 3,
+              "answers": [{"answer": x, "model": "m", "rank": k}
+                          for x, k in (("b", 2.0), ("c", 3.0), ("a", 1.0))]}
     ultra = {"source": "x", "instruction": "Q?", "models": [], "completions": [
         {"response": x, "fine-grained_score": score, "overall_score": 9 - i, "model": "m"}
-        for i, (x, score) in enumerate((("c", 2.5), ("a", 4.75), ("b", 3.0), ("a too", 4.75), ("unrated", None)))]}
-    [one, two], _ = load(data.rankings, put([nectar, ultra]))
+        for i, (x, score) in enumerate((("c", 2.5), ("a", 4.75), ("b", 3.0), ("a too", 4.75),
+                                        ("unrated", None)))]}
+    [one, two], _ = load(records.rankings, put([nectar, ultra]))
     beats = [{(r.responses[i], r.responses[j]) for i, j in r.pairs} for r in (one, two)]
     assert one.messages == LONG_PROMPT and beats[0] == {("a", "b"), ("a", "c"), ("b", "c")}
     assert two.messages == said("Q?")
@@ -330,62 +400,82 @@ def test_several_answers_as_they_are_documented(put):
 
 @pytest.mark.parametrize(("record", "messages"), [
     ({"prompt": "Q?", "completion": "Yes."}, said("Q?", "Yes.")),
-    ({"prompt": LONG_PROMPT, "completion": said("", "Yes.")[1:]}, [*LONG_PROMPT, *said("", "Yes.")[1:]]),
+    ({"prompt": LONG_PROMPT, "completion": YES},
+     [*LONG_PROMPT, *YES]),
     ({"prompt": "Q?", "completion": "Yes.", "label": True}, said("Q?", "Yes.")),
-    ({"instruction": "Do.", "context": " \n", "response": "Yes.", "category": "open_qa"}, said("Do.", "Yes.")),
+    ({"instruction": "Do.", "context": " \n", "response": "Yes.", "category": "open_qa"},
+     said("Do.", "Yes.")),
     ({"instruction": "Do.", "output": "Yes."}, said("Do.", "Yes.")),
-    ({"conversations": [{"from": "system", "value": "S."}, HUMAN, GPT], "id": "1"}, said("Q?", "Yes.", system="S.")),
+    ({"conversations": [{"from": "system", "value": "S."}, HUMAN, GPT], "id": "1"},
+     said("Q?", "Yes.", system="S.")),
     ({"conversations": [HUMAN | {"from": "user"}, GPT | {"from": "chatgpt"}]}, said("Q?", "Yes.")),
     ({"conversations": said("Q?", "Yes.")}, said("Q?", "Yes.")),
-    ({"messages": [{"role": "developer", "content": "S."}, *said("Q?", "Yes.")]}, said("Q?", "Yes.", system="S.")),
-    ({"prompt": "Q?", "prompt_id": "0f", "messages": said("Q?", "Yes."), "category": "Chat"}, said("Q?", "Yes.")),
+    ({"messages": [{"role": "developer", "content": "S."}, *said("Q?", "Yes.")]},
+     said("Q?", "Yes.", system="S.")),
+    ({"prompt": "Q?", "prompt_id": "0f", "messages": said("Q?", "Yes."), "category": "Chat"},
+     said("Q?", "Yes.")),
 ])
 def test_demonstrations_as_they_are_documented(put, record, messages):
-    assert [r.messages for r in load(data.demonstrations, put([record]))[0]] == [messages]
-    assert [r.messages for r in load(data.prompts, put([record]))[0]] == [messages[:-1]]
+    assert messages_of(records.demonstrations, put([record])) == [messages]
+    assert messages_of(records.prompts, put([record])) == [messages[:-1]]
 
 
-GOOD = {data.demonstrations: {"prompt": "Q?", "response": "Yes."}, data.prompts: {"prompt": "Q?"}, data.texts: {"text": "a"},
-        data.rankings: {"prompt": "Q?", "chosen": "a", "rejected": "b"}}
+GOOD = {records.demonstrations: {"prompt": "Q?", "response": "Yes."},
+        records.prompts: {"prompt": "Q?"}, records.texts: {"text": "a"},
+        records.rankings: {"prompt": "Q?", "chosen": "a", "rejected": "b"}}
 
 
 @pytest.mark.parametrize(("read", "record", "reason"), [
-    (data.rankings, PAIRS["UltraFeedback, binarized"][0] | {"score_rejected": 8.5}, "both sides have one score"),
-    (data.rankings, {"chosen": said("Q?", "a"), "rejected": said("Why?", "b")}, "differ in more than the last reply"),
-    (data.rankings, {"chosen": said("Q?", "a", "So?"), "rejected": said("Q?", "a", "No?")}, "more than the last reply"),
-    (data.rankings, {"chosen": "Yes.", "rejected": "No."}, "the two sides share no prompt"),
-    (data.rankings, {"prompt": "Q?", "chosen": " ", "rejected": "No."}, "the chosen reply is empty"),
-    (data.demonstrations, {"instruction": "Do.", "input": "", "output": "\n"}, "the response is empty"),
-    (data.demonstrations, {"prompt": "Q?", "completion": "No.", "label": False}, "their reply is labelled bad"),
-    (data.demonstrations, {"conversations": [HUMAN]}, "messages left out: they have no reply"),
-    (data.demonstrations, {"messages": said("Q?")}, "messages left out: they have no reply"),
-    (data.demonstrations, {"conversations": [{"from": "tool", "value": "4"}, GPT]}, "a message of another role"),
-    (data.demonstrations, {"messages": [*said("Q?"), {"role": "assistant", "content": [{"type": "text"}]}]}, "not a text"),
+    (records.rankings, PAIRS["UltraFeedback, binarized"][0] | {"score_rejected": 8.5},
+     "both sides have one score"),
+    (records.rankings, {"chosen": said("Q?", "a"), "rejected": said("Why?", "b")},
+     "differ in more than the last reply"),
+    (records.rankings, {"chosen": said("Q?", "a", "So?"), "rejected": said("Q?", "a", "No?")},
+     "more than the last reply"),
+    (records.rankings, {"chosen": "Yes.", "rejected": "No."}, "the two sides share no prompt"),
+    (records.rankings, {"prompt": "Q?", "chosen": " ", "rejected": "No."},
+     "the chosen reply is empty"),
+    (records.demonstrations, {"instruction": "Do.", "input": "", "output": "\n"},
+     "the response is empty"),
+    (records.demonstrations, {"prompt": "Q?", "completion": "No.", "label": False},
+     "their reply is labelled bad"),
+    (records.demonstrations, {"conversations": [HUMAN]}, "messages left out: they have no reply"),
+    (records.demonstrations, {"messages": said("Q?")}, "messages left out: they have no reply"),
+    (records.demonstrations, {"conversations": [{"from": "tool", "value": "4"}, GPT]},
+     "a message of another role"),
+    (records.demonstrations,
+     {"messages": [*said("Q?"), {"role": "assistant", "content": [{"type": "text"}]}]},
+     "not a text"),
 ])
 def test_what_is_left_out_is_counted_with_its_reason(put, read, record, reason):
     found, counts = load(read, put([record, GOOD[read]]))
     assert len(found) == 1 and [n for what, n in counts.items() if reason in what] == [1]
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # files
 
 SAID = [('Hi, "you"?', "Ho.\n\nHa, é 日本."),
-        ("\u2028\u2029\x85 \u200b\ufeff", "tab\t \x00 \x7f"), ("<|endoftext|>", " 👩‍👩‍👧 ")]
+        ("\u2028\u2029\x85 \u200b\ufeff", "tab\t \x00 \x7f"),
+        ("<|endoftext|>", " 👩‍👩‍👧 ")]
 
 
-def as_csv(records):
+def as_csv(rows):
     out = io.StringIO(newline="")
     writer = csv.DictWriter(out, ["response", "prompt"])
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows(rows)
     return out.getvalue().replace("\r\n", "\n")
 
 
+def crlf(text):
+    return text.replace("\n", "\r\n").encode()
+
+
 AS_IS = {"plain": str.encode, "byte order mark": lambda text: b"\xef\xbb\xbf" + text.encode(),
-         "CRLF": lambda text: text.replace("\n", "\r\n").encode(),
-         "all and gzip": lambda text: gzip.compress(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())}
-FORMS = {"JSONL": lambda rs: "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rs), "array": json.dumps, "CSV": as_csv,
+         "CRLF": crlf, "all and gzip": lambda text: gzip.compress(b"\xef\xbb\xbf" + crlf(text))}
+FORMS = {"JSONL": lambda rs: "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rs),
+         "array": json.dumps, "CSV": as_csv,
          "sparse JSONL": lambda rs: "\n  \n" + "\n\n".join(map(json.dumps, rs)),
          "indented array": lambda rs: "\n" + json.dumps(rs, indent=2, ensure_ascii=False) + "\n"}
 
@@ -393,29 +483,34 @@ FORMS = {"JSONL": lambda rs: "".join(json.dumps(r, ensure_ascii=False) + "\n" fo
 @pytest.mark.parametrize("wrap", AS_IS)
 @pytest.mark.parametrize("form", FORMS)
 def test_the_content_decides_never_the_name(put, form, wrap):
-    records = [{"prompt": p, "response": r} for p, r in SAID]
+    content = AS_IS[wrap](FORMS[form]([{"prompt": p, "response": r} for p, r in SAID]))
     for name in ("data.csv", "data.json", "data.txt.gz", "jsonl"):
-        found, _ = load(data.demonstrations, put(AS_IS[wrap](FORMS[form](records)), name))
-        assert [r.messages for r in found] == [said(*turns) for turns in SAID]
+        found = messages_of(records.demonstrations, put(content, name))
+        assert found == [said(*turns) for turns in SAID]
 
 
 @pytest.mark.parametrize("text", [
-    "[Enter Hamlet] Who's there?\n", "{Enter Hamlet}\n", "[1] A note, [2] another.", '"Who\'s there?"', "[x for x in y]", "null",
+    "[Enter Hamlet] Who's there?\n", "{Enter Hamlet}\n", "[1] A note, [2] another.",
+    '"Who\'s there?"', "[x for x in y]", "null",
     "prompt: Hi.\nresponse: Ho.", "A line,\nprompt,response\n",
 ])
 def test_anything_else_is_one_text(put, text):
     for name in ("x.json", "x.jsonl", "x.csv"):
-        assert load(data.texts, put(text, name)) == ([text], {"read as texts": 1, "documents": 1})
+        found, counts = load(records.texts, put(text, name))
+        assert found == [text] and counts == {"read as texts": 1, "documents": 1}
 
 
 def test_strings_in_an_array_are_prompts(put):
-    assert [p.messages for p in load(data.prompts, put('["Hi.",\n "Ho."]'))[0]] == [said("Hi."), said("Ho.")]
+    found = messages_of(records.prompts, put('["Hi.",\n "Ho."]'))
+    assert found == [said("Hi."), said("Ho.")]
 
 
 def test_files_and_folders(put, tmp_path):
-    """Several files are read in turn, each in its own format; folders are searched, hidden files left out."""
+    """Several files are read in turn, each in its own format; folders are searched, hidden files
+    left out."""
     (tmp_path / "more" / "deep").mkdir(parents=True)
-    paths = put('{"text": "1"}', "b"), put("2", "more/a"), put(gzip.compress(b'[{"text": "3"}]'), "more/deep/c")
+    third = gzip.compress(b'[{"text": "3"}]')
+    paths = put('{"text": "1"}', "b"), put("2", "more/a"), put(third, "more/deep/c")
     put("hidden", "more/.d")
     assert formats.files_in([paths[0], str(tmp_path / "more")]) == paths
     assert [(where, r["text"]) for where, r in formats.read_records(paths, Counter())] == [
@@ -425,32 +520,39 @@ def test_files_and_folders(put, tmp_path):
 def test_an_end_of_text_in_a_record_stays_text(put, enc):
     """In every kind of batch, only what the code put there is EOS."""
     eos = "Say <|endoftext|><|endoftext|>"
-    hh = {"chosen": f"\n\nHuman: {eos}\n\nAssistant: {eos}", "rejected": f"\n\nHuman: {eos}\n\nAssistant: No."}
-    batch = data.rankings_batch(data.encode_rankings(load(data.rankings, put([hh]))[0], enc, 200, Counter()))
-    assert enc.eot_token not in batch.prompts.ids and batch.ids[0].tolist().count(enc.eot_token) == 1
+    hh = {"chosen": f"\n\nHuman: {eos}\n\nAssistant: {eos}",
+          "rejected": f"\n\nHuman: {eos}\n\nAssistant: No."}
+    ranked, _ = load(records.rankings, put([hh]))
+    batch = data.comparisons_batch(data.encode_rankings(ranked, enc, 200, Counter()))
+    assert enc.eot_token not in batch.prompts.ids
+    assert batch.ids[0].tolist().count(enc.eot_token) == 1
     for content in ([{"instruction": eos, "output": eos}], f'prompt,response\n"{eos}","{eos}"\n'):
-        [(ids, _)] = data.encode_demonstrations(load(data.demonstrations, put(content))[0], enc, 200, Counter())
+        shown, _ = load(records.demonstrations, put(content))
+        [(ids, _)] = data.encode_demonstrations(shown, enc, 200, Counter())
         assert ids.count(enc.eot_token) == 1 and enc.decode(ids[:-1]).count("<|endoftext|>") == 4
-    assert data.pack(load(data.texts, put(eos))[0], enc).tolist().count(enc.eot_token) == 1
+    assert data.pack(load(records.texts, put(eos))[0], enc).tolist().count(enc.eot_token) == 1
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # what cannot be read
 
 @pytest.mark.parametrize("wrap", [bytes, gzip.compress], ids=["plain", "gzip"])
 @pytest.mark.parametrize("content", [
-    b"one\ntwo \xe9t\xe9\n", b'{"prompt": "a"}\n{"prompt": "\xe9"}\n', b'[\n{"prompt": "caf\xe9"}]', b"prompt,x\ncaf\xe9,1\n"])
+    b"one\ntwo \xe9t\xe9\n", b'{"prompt": "a"}\n{"prompt": "\xe9"}\n', b'[\n{"prompt": "caf\xe9"}]',
+    b"prompt,x\ncaf\xe9,1\n"])
 def test_what_is_not_utf8_is_named_by_line_and_byte(put, content, wrap):
     at = content.index(b"\xe9")
-    with pytest.raises(ValueError, match=f"x.jsonl, line 2: byte {at} is not UTF-8; convert it, e.g. iconv -f latin1"):
-        load(data.prompts, put(wrap(content), "x.jsonl"))
+    says = f"x.jsonl, line 2: byte {at} is not UTF-8; convert it, e.g. iconv -f latin1"
+    with pytest.raises(ValueError, match=says):
+        load(records.prompts, put(wrap(content), "x.jsonl"))
 
 
 def test_damaged_gzip_files_are_named(put):
     whole = gzip.compress(b'{"prompt": "a"}\n' * 500)
-    for broken in (whole[:-9], whole[:10] + b"\xff" * 20 + whole[30:], whole[:-8] + b"12345678", whole[:2]):
+    for broken in (whole[:-9], whole[:10] + b"\xff" * 20 + whole[30:], whole[:-8] + b"12345678",
+                   whole[:2]):
         with pytest.raises(ValueError, match="x.gz is a damaged gzip file .*: fetch it again"):
-            load(data.prompts, put(broken, "x.gz"))
+            load(records.prompts, put(broken, "x.gz"))
 
 
 def test_a_file_cut_short_or_broken_in_a_line_is_named_by_that_line(real, put):
@@ -458,31 +560,42 @@ def test_a_file_cut_short_or_broken_in_a_line_is_named_by_that_line(real, put):
     with open(real(ALPACA), encoding="utf-8") as f, open(real(GSM8K), encoding="utf-8") as g:
         array, jsonl = f.read(), g.read().split("\n")
     for cut in (1000, 20_000, len(array) - 2):
-        with pytest.raises(ValueError, match=rf"x, line {array[:cut].count(chr(10)) + 1}: not JSON .*was the file cut short"):
-            load(data.demonstrations, put(array[:cut]))
+        line = array[:cut].count("\n") + 1
+        with pytest.raises(ValueError, match=rf"x, line {line}: not JSON .*was the file cut short"):
+            load(records.demonstrations, put(array[:cut]))
     lines = array.split("\n")
     for n in (3, 15, 500):
         broken = [*lines[:n - 1], lines[n - 1].replace('": "', '": ""', 1), *lines[n:]]
         assert broken != lines
         with pytest.raises(ValueError, match=rf"x, line {n}: not JSON \("):
-            load(data.demonstrations, put("\n".join(broken)))
+            load(records.demonstrations, put("\n".join(broken)))
     for n in (1, 7, 900):
-        with pytest.raises(ValueError, match=rf"x, line {n}: not JSON \(.*; write one object a line"):
-            load(data.demonstrations, put("\n".join([*jsonl[:n - 1], jsonl[n - 1][:-1], *jsonl[n:]])))
+        with pytest.raises(ValueError,
+                           match=rf"x, line {n}: not JSON \(.*; write one object a line"):
+            load(records.demonstrations,
+                 put("\n".join([*jsonl[:n - 1], jsonl[n - 1][:-1], *jsonl[n:]])))
 
 
 @pytest.mark.parametrize(("read", "record", "says"), [
-    (data.demonstrations, {"instruction": "a", "input": "", "output": 3}, "a response must be a string, got int"),
-    (data.demonstrations, {"prompt": "a", "completion": None}, "a response must be a string, got NoneType"),
-    (data.demonstrations, {"instruction": None, "output": "b"}, "has the fields of Alpaca but not their form"),
-    (data.demonstrations, {"conversations": ["Hi.", "Ho."]}, "has the fields of ShareGPT but not their form"),
-    (data.rankings, {"prompt": "a", "chosen": 3, "rejected": "b"}, "a response must be a string, got int"),
-    (data.rankings, {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": None}, "a response must be a string, got NoneType"),
-    (data.rankings, PAIRS["Reddit summaries"][0] | {"choice": None}, "has the fields of summarize-from-feedback but not"),
-    (data.prompts, {"turns": []}, "has the fields of turns but not their form"),
-    (data.prompts, {"frage": "a", "antwort": "b"}, "no format has the fields frage, antwort; say which .*--columns prompt="),
-    (data.prompts, {}, r"no format has the fields \(none\)"),
-    (data.texts, ["a"], "a record is a JSON object, got a list"),
+    (records.demonstrations, {"instruction": "a", "input": "", "output": 3},
+     "a response must be a string, got int"),
+    (records.demonstrations, {"prompt": "a", "completion": None},
+     "a response must be a string, got NoneType"),
+    (records.demonstrations, {"instruction": None, "output": "b"},
+     "has the fields of Alpaca but not their form"),
+    (records.demonstrations, {"conversations": ["Hi.", "Ho."]},
+     "has the fields of ShareGPT but not their form"),
+    (records.rankings, {"prompt": "a", "chosen": 3, "rejected": "b"},
+     "a response must be a string, got int"),
+    (records.rankings, {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": None},
+     "a response must be a string, got NoneType"),
+    (records.rankings, PAIRS["Reddit summaries"][0] | {"choice": None},
+     "has the fields of summarize-from-feedback but not"),
+    (records.prompts, {"turns": []}, "has the fields of turns but not their form"),
+    (records.prompts, {"frage": "a", "antwort": "b"},
+     "no format has the fields frage, antwort; say which .*--columns prompt="),
+    (records.prompts, {}, r"no format has the fields \(none\)"),
+    (records.texts, ["a"], "a record is a JSON object, got a list"),
 ])
 def test_records_that_are_not_what_is_needed_are_named(put, read, record, says):
     """In an array of four lines a record, the third begins in line 10."""
@@ -492,19 +605,21 @@ def test_records_that_are_not_what_is_needed_are_named(put, read, record, says):
         load(read, put(content))
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # --columns and the command line
 
 HI = data.Demonstration(said("Hi.", "Ho."))
 
 
 @pytest.mark.parametrize(("read", "content", "columns", "found"), [
-    (data.demonstrations, '{"frage": "Hi.", "antwort": "Ho.", "prompt": "x"}', "prompt=frage,response=antwort", HI),
-    (data.demonstrations, json.dumps([{"antwort": "Ho.", "frage": "Hi.", "response": 3}]), "prompt=frage,response=antwort", HI),
-    (data.demonstrations, "id,antwort,frage\n1,Ho.,Hi.\n", "prompt=frage,response=antwort", HI),
-    (data.rankings, '{"q": "Hi.", "good": "a", "bad": "b"}', "prompt=q,chosen=good,rejected=bad",
+    (records.demonstrations, '{"frage": "Hi.", "antwort": "Ho.", "prompt": "x"}',
+     "prompt=frage,response=antwort", HI),
+    (records.demonstrations, json.dumps([{"antwort": "Ho.", "frage": "Hi.", "response": 3}]),
+     "prompt=frage,response=antwort", HI),
+    (records.demonstrations, "id,antwort,frage\n1,Ho.,Hi.\n", "prompt=frage,response=antwort", HI),
+    (records.rankings, '{"q": "Hi.", "good": "a", "bad": "b"}', "prompt=q,chosen=good,rejected=bad",
      data.Ranking(said("Hi."), ["a", "b"], [(0, 1)])),
-    (data.texts, '{"content": "a", "text": 3}', "text=content", "a"),
+    (records.texts, '{"content": "a", "text": 3}', "text=content", "a"),
 ])
 def test_columns_give_fields_the_names_that_are_known(put, read, content, columns, found):
     assert load(read, put(content), columns)[0] == [found]
@@ -513,154 +628,171 @@ def test_columns_give_fields_the_names_that_are_known(put, read, content, column
 @pytest.mark.parametrize(("columns", "says"), [
     ("prompt=q,response=none", "x, line 1: --columns names a field none; the record has q, a"),
     ("prompt", "--columns prompt: write known=yours, e.g. --columns prompt=question"),
-    ("prompt=q=a", "write known=yours"), ("=q", "write known=yours"), ("prompt=", "write known=yours"),
+    ("prompt=q=a", "write known=yours"), ("=q", "write known=yours"),
+    ("prompt=", "write known=yours"),
     ("prompt=q,reply=a", '"response" is missing'),
 ])
 def test_wrong_columns_are_a_sentence(put, columns, says):
     with pytest.raises(ValueError, match=says):
-        load(data.demonstrations, put([{"q": "Hi.", "a": "Ho."}]), columns)
+        load(records.demonstrations, put([{"q": "Hi.", "a": "Ho."}]), columns)
 
 
 @pytest.fixture
-def shown(monkeypatch, capsys):
-    """What `python formats.py ...` prints: its exit code, output and errors."""
+def command(monkeypatch, capsys):
+    """Run `python data.py ...` in this process -> (exit code, stdout, stderr)."""
 
-    def shown(*argv):
-        monkeypatch.setattr(sys, "argv", ["formats.py", *argv])
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", ["data.py", *argv])
+        code = 0
         try:
-            formats.main()
+            show.main()
         except SystemExit as e:
-            return e.code, *capsys.readouterr()
-        return 0, *capsys.readouterr()
+            code = e.code
+        return code, *capsys.readouterr()
 
-    return shown
+    return run
 
 
 @pytest.mark.parametrize(("name", "read", "n", "_", "counted"), ALL)
-def test_the_command_says_what_a_file_was_taken_for_and_shows_three_records(real, shown, name, read, n, _, counted):
-    code, out, err = shown(real(name))
-    head, *records, last = out.split("---\n")
-    assert (code, err, last, len(records)) == (0, "", "", min(n, 3)) and f": {n:,} {read.__name__}; " in head
+def test_the_command_says_what_a_file_was_taken_for_and_shows_three_records(
+    real, command, name, read, n, _, counted
+):
+    code, out, err = command(real(name))
+    head, *shown, last = out.split("---\n")
+    assert (code, err, last, len(shown)) == (0, "", "", min(n, 3))
+    assert f": {n:,} {read.__name__}; " in head
     assert all(f" {count:,} {what}" in head for what, count in counted.items())
-    found = load(read, real(name))[0]
-    for r, text in zip(found, records):
-        if read == data.texts:
+    for r, text in zip(load(read, real(name))[0], shown):
+        if read == records.texts:
             assert text == f"\033[32m{r[:500]}\033[0m\n"
             continue
         assert all(m["content"].strip() in text for m in r.messages)
         green = re.findall(r"\033\[32m (.*?)(?:<\|endoftext\|>)?\033\[0m", text, re.DOTALL)
-        replies = getattr(r, "responses", [m["content"] for m in r.messages if m["role"] == "assistant"])
-        assert read == data.prompts or [x.strip() for x in green][-len(replies):] == [x.strip() for x in replies]
-        for k in range(len(getattr(r, "responses", ()))):
-            assert f"beats {sum(i == k for i, _ in r.pairs)}, loses to {sum(j == k for _, j in r.pairs)}:" in text
+        replies = [m["content"] for m in r.messages if m["role"] == "assistant"]
+        if read == records.rankings:
+            replies = r.responses
+            for k in range(len(replies)):
+                wins, losses = (sum(p[side] == k for p in r.pairs) for side in (0, 1))
+                assert f"beats {wins}, loses to {losses}:" in text
+        if read != records.prompts:
+            assert [x.strip() for x in green][-len(replies):] == [x.strip() for x in replies]
 
 
-def test_the_command_takes_several_files_and_columns(put, shown):
+def test_the_command_takes_several_files_and_columns(put, command):
     one, two = put([{"q": "Hi.", "a": "Ho."}] * 2, "one"), put("q,a\nHi.,Ho.\n", "two")
-    code, out, _ = shown(one, two, "--columns", "prompt=q,response=a")
-    assert code == 0 and out.count("User: Hi.\n\nAssistant:\033[32m Ho.<|endoftext|>\033[0m\n---\n") == 3
+    code, out, _ = command(one, two, "--columns", "prompt=q,response=a")
+    record = "User: Hi.\n\nAssistant:\033[32m Ho.<|endoftext|>\033[0m\n---\n"
+    assert code == 0 and out.count(record) == 3
     assert f"{one}: 2 demonstrations; " in out and f"{two}: 1 demonstrations; " in out
 
 
 @pytest.mark.parametrize(("content", "argv", "says"), [
-    (None, [], "is a folder: name its files"), (b"caf\xe9", [], "is not UTF-8"), ('{"a": 1}', [], "no format has the fields a"),
-    ("\n \n", [], "x holds no record"), (" [ ]", [], "x holds no record"), (gzip.compress(b""), [], "x holds no record"),
-    ('{"a": ', [], "line 1: not JSON"), ("[{", [], "cut short"), ("a", ["none"], "none does not exist"),
+    (None, [], "is a folder: name its files"), (b"caf\xe9", [], "is not UTF-8"),
+    ('{"a": 1}', [], "no format has the fields a"),
+    ("\n \n", [], "x holds no record"), (" [ ]", [], "x holds no record"),
+    (gzip.compress(b""), [], "x holds no record"),
+    ('{"a": ', [], "line 1: not JSON"), ("[{", [], "cut short"),
+    ("a", ["none"], "none does not exist"),
     ('{"a": 1}', ["--columns", "a"], "--columns a: write known=yours"),
+    ('{"prompt": "a", "meta": {"answers": []}}', [], '"meta" is for the answer key'),
 ])
-def test_bad_files_are_one_sentence_and_exit_code_2(put, tmp_path, shown, content, argv, says):
-    code, out, err = shown(str(tmp_path) if content is None else put(content), *argv)
-    assert code == 2 and ("none" in argv or out == "") and err.startswith("error: ") and err.count("\n") == 1 and says in err
+def test_bad_files_are_one_sentence_and_exit_code_2(put, tmp_path, command, content, argv, says):
+    code, out, err = command(str(tmp_path) if content is None else put(content), *argv)
+    assert code == 2 and ("none" in argv or out == "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and says in err
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # odd files
 
 
-@pytest.fixture
-def loaded(put):
-    return lambda read, content: load(read, put(content))
+def test_alpaca_with_a_system_text_and_a_history(put):
+    r = {"system": "Be kind.", "history": [["a", "b"]], "instruction": "c", "input": "",
+         "output": "d"}
+    found = messages_of(records.demonstrations, put([r]))
+    assert found == [said("a", "b", "c", "d", system="Be kind.")]
 
 
-def test_alpaca_with_a_system_text_and_a_history(loaded):
-    r = {"system": "Be kind.", "history": [["a", "b"]], "instruction": "c", "input": "", "output": "d"}
-    assert loaded(data.demonstrations, [r])[0][0].messages == said("a", "b", "c", "d", system="Be kind.")
+def test_one_long_line_of_text(put):
+    assert load(records.texts, put("word " * 50_000))[0] == ["word " * 50_000]
 
 
-def test_one_long_line_of_text(loaded):
-    assert loaded(data.texts, "word " * 50_000)[0] == ["word " * 50_000]
-
-
-def test_counts_are_not_doubled(loaded):
-    found, counts = loaded(data.prompts, '{"prompt": "a"}\n')
-    data.encode_prompts(found, data.get_tokenizer("sandbox"), 50, counts)
+def test_counts_are_not_doubled(put):
+    found, counts = load(records.prompts, put('{"prompt": "a"}\n'))
+    data.encode_prompts(found, get_tokenizer("sandbox"), 50, counts)
     assert data.report(counts).count("1 prompts") == 1 and "2 prompts" not in data.report(counts)
 
 
 @pytest.mark.parametrize("more", [{"id": 1}, {}])
-def test_hh_with_another_field_or_without_leading_newlines(loaded, more):
+def test_hh_with_another_field_or_without_leading_newlines(put, more):
     lead = "\n\n" if more else ""
     r = {x: f"{lead}Human: Hi?\n\nAssistant: I am {x}" for x in ("chosen", "rejected")} | more
-    [found], _ = loaded(data.rankings, json.dumps(r))
-    assert found.messages == [{"role": "user", "content": "Hi?"}] and found.responses == ["I am chosen", "I am rejected"]
+    [found], _ = load(records.rankings, put(json.dumps(r)))
+    assert found.messages == said("Hi?") and found.responses == ["I am chosen", "I am rejected"]
 
 
-@pytest.mark.parametrize("content", ['[{"prompt": "a"}]\n[{"prompt": "b"}]', '["a"]\n["b"]', '[{"prompt": "a"}] and more'])
-def test_nothing_behind_an_array_is_lost(loaded, content):
+@pytest.mark.parametrize("content", [
+    '[{"prompt": "a"}]\n[{"prompt": "b"}]', '["a"]\n["b"]', '[{"prompt": "a"}] and more',
+])
+def test_nothing_behind_an_array_is_lost(put, content):
     with pytest.raises(ValueError, match=r"x, line \d: the array ends and something follows"):
-        loaded(data.prompts, content)
+        load(records.prompts, put(content))
 
 
-def test_a_csv_row_with_too_many_fields(loaded):
+def test_a_csv_row_with_too_many_fields(put):
     with pytest.raises(ValueError, match="line 2"):
-        loaded(data.demonstrations, "prompt\na,b\n")
+        load(records.demonstrations, put("prompt\na,b\n"))
 
 
-def test_oasst_without_nulls(loaded):
+def test_oasst_without_nulls(put):
     rows = [{"message_id": "1", "text": "a", "role": "prompter"}] + [
-        {"message_id": x, "parent_id": "1", "text": x, "role": "assistant", "rank": i} for i, x in enumerate("23")]
-    assert len(loaded(data.rankings, "\n".join(map(json.dumps, rows)))[0]) == 1
+        {"message_id": x, "parent_id": "1", "text": x, "role": "assistant", "rank": i}
+        for i, x in enumerate("23")]
+    assert len(load(records.rankings, put("\n".join(map(json.dumps, rows))))[0]) == 1
 
 
-def test_oasst_with_a_broken_message(loaded):
-    rows = [{"message_id": "1", "parent_id": None, "text": "a", "role": "prompter"}, {"text": "b", "role": "assistant"}]
+def test_oasst_with_a_broken_message(put):
+    rows = [{"message_id": "1", "parent_id": None, "text": "a", "role": "prompter"},
+            {"text": "b", "role": "assistant"}]
     with pytest.raises(ValueError, match="line 2"):
-        loaded(data.rankings, "\n".join(map(json.dumps, rows)))
+        load(records.rankings, put("\n".join(map(json.dumps, rows))))
 
 
-def test_an_empty_instance_does_not_hide_the_others(loaded):
-    r = {"instruction": "a", "instances": [{"input": "x", "output": ""}, {"input": "y", "output": "good"}]}
-    assert len(loaded(data.demonstrations, json.dumps(r))[0]) == 1
+def test_an_empty_instance_does_not_hide_the_others(put):
+    r = {"instruction": "a",
+         "instances": [{"input": "x", "output": ""}, {"input": "y", "output": "good"}]}
+    assert len(load(records.demonstrations, put([r]))[0]) == 1
 
 
 @pytest.mark.parametrize("wrap", [bytes, gzip.compress])
-def test_latin1_behind_a_byte_order_mark(loaded, wrap):
+def test_latin1_behind_a_byte_order_mark(put, wrap):
     with pytest.raises(ValueError, match="line 2: byte 5 "):
-        loaded(data.texts, wrap(b"\xef\xbb\xbfa\n\xff"))
+        load(records.texts, put(wrap(b"\xef\xbb\xbfa\n\xff")))
 
 
-@pytest.mark.parametrize("content", ['{"prompt": "a", "completion": "b", "label": 0}', "prompt,completion,label\na,b,False\n"])
-def test_bad_labels_in_other_spellings(loaded, content):
+@pytest.mark.parametrize("content", [
+    '{"prompt": "a", "completion": "b", "label": 0}', "prompt,completion,label\na,b,False\n",
+])
+def test_bad_labels_in_other_spellings(put, content):
     with pytest.raises(ValueError, match="holds no demonstration"):
-        loaded(data.demonstrations, content)
+        load(records.demonstrations, put(content))
 
 
-def test_a_completion_that_ends_with_the_user(loaded):
+def test_a_completion_that_ends_with_the_user(put):
     r = {"prompt": [{"role": "user", "content": "a"}],
          "completion": [{"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]}
     with pytest.raises(ValueError, match="records skipped: the response is empty"):
-        loaded(data.demonstrations, json.dumps(r))
+        load(records.demonstrations, put(json.dumps(r)))
 
 
-def test_a_prompt_that_differs_in_white_space_is_not_doubled(loaded):
-    r = {"prompt": "Hi ", **{x: [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": x}]
-                             for x in ("chosen", "rejected")}}
-    assert len(loaded(data.rankings, json.dumps(r))[0][0].messages) == 1
+def test_a_prompt_that_differs_in_white_space_is_not_doubled(put):
+    r = {"prompt": "Q? ", "chosen": said("Q?", "Yes."), "rejected": said("Q?", "No.")}
+    assert messages_of(records.rankings, put([r])) == [said("Q?")]
 
 
-def test_the_last_turn_of_a_conversation_is_a_prompt(loaded):
+def test_the_last_turn_of_a_conversation_is_a_prompt(put):
     r = [{"conversations": [{"from": "human", "value": "Hi?"}]}]
-    assert len(loaded(data.prompts, json.dumps(r))[0]) == 1
+    assert len(load(records.prompts, put(json.dumps(r)))[0]) == 1
 
 
 def test_folders_with_brackets(tmp_path):
@@ -669,11 +801,11 @@ def test_folders_with_brackets(tmp_path):
     assert formats.files_in([str(tmp_path / "a[1]")]) == (str(tmp_path / "a[1]" / "x.txt"),)
 
 
-def test_hh_prompts_in_a_file_of_prompts(loaded):
-    [found], _ = loaded(data.prompts, json.dumps({"prompt": "\n\nHuman: Hi?\n\nAssistant:"}))
-    assert found.messages == [{"role": "user", "content": "Hi?"}]
+def test_hh_prompts_in_a_file_of_prompts(put):
+    r = {"prompt": "\n\nHuman: Hi?\n\nAssistant:"}
+    assert messages_of(records.prompts, put([r])) == [said("Hi?")]
 
 
 @pytest.mark.parametrize("text", ["[[Hamlet]] is a play.", "[1] is a note."])
-def test_text_that_looks_like_json_for_two_characters(loaded, text):
-    assert loaded(data.texts, text)[0] == [text]
+def test_text_that_looks_like_json_for_two_characters(put, text):
+    assert load(records.texts, put(text))[0] == [text]
