@@ -2,8 +2,8 @@
 
     python data.py FILE ...        # what is in a file of demonstrations, rankings, prompts or text
 
-Right padding, always: under causal attention trailing pads are invisible. Masks are made here, once,
-from lengths; they are never inferred from token ids.
+Right padding, always: under causal attention trailing pads are invisible. Masks are made here,
+once, from lengths; they are never inferred from token ids.
 
 The action frame. Every per-token tensor is (B, T-1): column t is the choice of ids[:, t+1] given
 ids[:, :t+1].
@@ -17,7 +17,6 @@ Legend: B sequences, T tokens, P tokens of a prompt, R of a response, K response
 N responses of a batch, M pairs. An `enc` is a tiktoken.Encoding.
 """
 import functools
-import json
 import random
 from collections import Counter
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from torch import Tensor
 class Prompt:
     messages: list                  # [{"role", "content"}, ...], the last one not the assistant's
     use_case: str = ""
-    meta: dict = field(default_factory=dict)   # a judge keeps the answers here; training never looks
+    meta: dict = field(default_factory=dict)    # a judge's answer key; training never looks
 
 
 @dataclass(frozen=True)
@@ -49,17 +48,6 @@ class Ranking:
     pairs: list                     # [(better, worse), ...] indices into responses, no ties
     labeler: str = ""
     use_case: str = ""
-
-
-def split(records, share, seed=0):
-    """(rest, held out): `share` of the *prompts*, by a hash of their text: a prompt has one side."""
-    rest, held_out = [], []
-    for r in records:
-        is_demonstration = r.messages[-1]["role"] == "assistant"
-        prompt = json.dumps(r.messages[:-1] if is_demonstration else r.messages)
-        is_held_out = random.Random(f"{seed} {prompt}").random() < share
-        (held_out if is_held_out else rest).append(r)
-    return rest, held_out
 
 
 # ---- the chat template -------------------------------------------------------------------------
@@ -105,6 +93,9 @@ def decode_response(enc, ids):
 
 # ---- encoded records: a prompt that is too long is cut from the left, a response never ---------
 
+TOO_SHORT = "no {what} fits the model's context of {block} tokens: use a model with a longer one"
+
+
 def encode_demonstrations(records, enc, block, counts: Counter):
     """-> [(ids, trained), ...] of at most `block` tokens. Raises ValueError if none fits."""
     encoded = []
@@ -119,8 +110,7 @@ def encode_demonstrations(records, enc, block, counts: Counter):
         encoded.append((ids[-block:], trained[-block:]))
     counts["demonstrations"] += len(encoded)
     if not encoded:
-        raise ValueError(f"no demonstration fits the model's context of {block} tokens: "
-                         f"use a model with a longer one")
+        raise ValueError(TOO_SHORT.format(what="demonstration", block=block))
     return encoded
 
 
@@ -160,20 +150,19 @@ def encode_rankings(records, enc, block, counts: Counter):
         prompt = encode_prompt(enc, r.messages)
         room = block - max(len(responses[i]) for i in used)
         counts["prompts cut from the left"] += len(prompt) > room
-        encoded.append(EncodedRanking(
-            prompt[-room:], [responses[i] for i in used],
-            [(row[i], row[j]) for i, j in pairs], r.use_case))
+        kept = [responses[i] for i in used]
+        pairs = [(row[i], row[j]) for i, j in pairs]
+        encoded.append(EncodedRanking(prompt[-room:], kept, pairs, r.use_case))
     counts["rankings"] += len(encoded)
     if not encoded:
-        raise ValueError(f"no ranking fits the model's context of {block} tokens: "
-                         f"use a model with a longer one")
+        raise ValueError(TOO_SHORT.format(what="ranking", block=block))
     return encoded
 
 
 def pack(docs, enc, block=1, name=""):
     """Documents -> one long tensor of tokens, each document followed by EOS.
 
-    Raises ValueError if `name`, as the text is called, has no whole block."""
+    Raises ValueError if the text, called `name`, has no whole block."""
     encoded = enc.encode_ordinary_batch(docs, num_threads=2)
     tokens = torch.cat([torch.tensor([*ids, enc.eot_token]) for ids in encoded])
     if len(tokens) < block:

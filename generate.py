@@ -1,10 +1,10 @@
 """3/8  Sampling with a key-value cache; and a prompt that is computed once for all its responses.
 
 What came before a token is a *past*. Three kinds share one interface, which model.py calls:
-positions(t) of new tokens, the mask(T) under which they attend, extend(layer, k, v) by what was kept.
+positions(t) of new tokens, the mask(T) under which they attend, extend(layer, k, v) by the old ones.
 
     Recorder    sees the prompts pass and keeps their keys and values
-    Prefix      prompts that were computed once, each continued by any number of rows, with gradients
+    Prefix      prompts that were computed once, continued by any number of rows, with gradients
     Cache       buffers for decoding token by token
 
 Legend: B sequences, T tokens, P tokens of a prompt, S tokens attended to, H heads, D channels of a
@@ -44,11 +44,8 @@ class Recorder:
 
 
 class Prefix:
-    """Prompts that were computed once, each continued by any number of rows. Gradients flow through.
-
-    keys and values: one (B, H, P, D) a layer; length (B,) tokens of each prompt; owner (N,): the
-    prompt of each row; context: tokens that the model can read.
-    """
+    """keys and values: one (B, H, P, D) a layer; length (B,) tokens of each prompt; owner (N,): the
+    prompt of each row; context: tokens that the model can read."""
 
     def __init__(self, keys, values, length, owner, context):
         self.keys, self.values = keys, values
@@ -60,7 +57,7 @@ class Prefix:
         return (self.length[:, None] + t).clamp(max=self.context - 1)     # (N, T)
 
     def mask(self, T):
-        """A row sees its prompt without the pads, and itself up to each token -> (N, 1, T, P + T)."""
+        """A row sees its prompt without pads, and itself up to each token -> (N, 1, T, P + T)."""
         N, P = len(self.length), self.keys[0].shape[2]
         device = self.length.device
         prompt = torch.arange(P, device=device) < self.length[:, None, None]         # (N, 1, P)
@@ -82,21 +79,22 @@ def prefix(trunk: GPT, ids, length, owner) -> Prefix:
 class Cache:
     """Buffers for decoding. Row b writes its next key at its own length, over its prompt's pads.
 
-    It empties a Recorder of prompts and repeats each n times. length (N,) tokens of each row. size:
-    columns, the longest prompt and the response. static: attend to all columns, which never changes a
-    shape, instead of only those that may be in use.
+    It empties a Recorder of prompts and repeats each n times. length (N,): tokens of each row; size:
+    columns, for the longest prompt and the response; static: attend to all columns, which never
+    changes a shape, instead of those that may be in use.
     """
 
     def __init__(self, recorder, n, length, size, static=False):
         P = recorder.keys[0].shape[2]
         self.used = size if static else P + 1
         self.keys, self.values = [], []
+
+        def buffer(recorded):                               # (B, H, P, D) -> (N, H, size, D)
+            return F.pad(recorded, (0, 0, 0, size - P)).repeat_interleave(n, 0)
+
         while recorder.keys:   # layer by layer: what was recorded and the buffers never coexist
-            for recorded, buffers in (
-                (recorder.keys, self.keys), (recorder.values, self.values)
-            ):
-                wide = F.pad(recorded.pop(0), (0, 0, 0, size - P))        # (B, H, size, D)
-                buffers.append(wide.repeat_interleave(n, 0))              # (N, H, size, D)
+            self.keys.append(buffer(recorder.keys.pop(0)))
+            self.values.append(buffer(recorder.values.pop(0)))
         self.length, self.static = length.clone(), static
         self.rows = torch.arange(len(length), device=length.device)
 
@@ -105,8 +103,7 @@ class Cache:
         return self.length[:, None]                                       # (N, 1)
 
     def mask(self, T):
-        """0 where a row may look, -inf elsewhere -> (N, 1, 1, S): a bool mask would be converted to
-        these numbers once a layer."""
+        """0 where a row may look, else -inf -> (N, 1, 1, S); a bool mask becomes this once a layer."""
         columns = torch.arange(self.used, device=self.length.device)
         beyond = columns > self.length[:, None]                           # (N, S)
         zeros = torch.zeros(beyond.shape, dtype=self.keys[0].dtype, device=beyond.device)
@@ -133,8 +130,8 @@ class Cache:
 def next_token(logits, u, temperature=1.0, top_k=0, top_p=1.0):
     """Sample from logits (B, V): invert the cumulative distribution at u (B,), uniform in [0, 1).
 
-    temperature 0 is greedy. top_k keeps the k likeliest tokens, top_p the smallest set of probability
-    >= top_p. -> (B,)
+    temperature 0 is greedy. top_k keeps the k likeliest tokens, top_p the smallest set of
+    probability >= top_p. -> (B,)
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -201,20 +198,20 @@ def decode_all(model, cache, h, u, eos, sampling, compile):
 
 
 @torch.no_grad()
-def generate(model: GPT, prompts, prompt_len, max_new, eos, n=1, temperature=1.0, top_k=0, top_p=1.0,
-             seed=0, compile=False, draws=None):
+def generate(model: GPT, prompts, prompt_len, max_new, eos, n=1, temperature=1.0, top_k=0,
+             top_p=1.0, seed=0, compile=False, draws=None):
     """Continue prompts (B, P), right-padded with lengths prompt_len (B,), n times each.
 
     Returns ids (B*n, P + max_new), right-padded with `eos`, the rows of a prompt side by side, and
-    their total length (B*n,), EOS included where one was sampled. Each prompt is computed once. A row
-    draws the same numbers whatever the others do; draws = (rows, N) says that these are those rows of
-    N, which draw here what they would draw there.
+    their total length (B*n,), EOS included where one was sampled. Each prompt is computed once. A
+    row draws the same numbers whatever the others do; draws = (rows, N): these are those rows of N,
+    and draw here what they would draw there.
     Raises ValueError if prompt and response do not fit the context.
     """
     B, P, device = len(prompts), prompts.shape[1], prompts.device
     if P + max_new > model.cfg.block_size:
-        raise ValueError(f"a prompt of {P} tokens and {max_new} new ones do not fit the model's "
-                         f"context of {model.cfg.block_size}: shorten the prompt or lower --max-new")
+        raise ValueError(f"a prompt of {P} tokens and {max_new} new ones do not fit the model's context "
+                         f"of {model.cfg.block_size}: shorten the prompt or lower --max-new")
     was_training = model.training
     model.eval()
     recorder = Recorder()

@@ -1,8 +1,8 @@
 """2/8  The GPT, and the Scorer: a GPT's trunk with one number at each token instead of logits.
 
 The architecture is GPT-2's, which is also GPT-3's up to size: learned positions, pre-norm blocks,
-GELU (tanh), tied embeddings. Nothing here takes an attention mask: rows are padded on the right, and
-under causal attention a trailing pad is invisible to everything before it.
+GELU (tanh), tied embeddings. Nothing here takes an attention mask: rows are padded on the right,
+and under causal attention a trailing pad is invisible to everything before it.
 
     python model.py plan --preset paper-6b --gpus 8      # the memory that each stage needs
     python model.py export ppo.pt folder                 # a folder for Hugging Face's transformers
@@ -10,7 +10,6 @@ under causal attention a trailing pad is invisible to everything before it.
 Legend: B sequences, T tokens, S tokens attended to, C channels, H heads, D = C / H, V vocabulary.
 [IG] Ouyang et al. 2022, arXiv 2203.02155   [S20] Stiennon et al. 2020, arXiv 2009.01325
 """
-import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -33,8 +32,8 @@ class GPTConfig:
 def attention(q, k, v, mask):
     """softmax(q k^T / sqrt(D)) v, with q (B, H, T, D) and k, v (B, H, S, D) -> (B, H, T, D).
 
-    mask: None is causal; else bool (B, 1, T, S), True where q may look. In decoding, where T is 1, it
-    is a number that is added to the products.
+    mask: None is causal; else bool (B, 1, T, S), True where q may look. In decoding, where T is 1,
+    it is a number that is added to the products.
     """
     B, H, T, D = q.shape
     S = k.shape[2]
@@ -61,10 +60,8 @@ class Attention(nn.Module):
 
     def forward(self, x, layer, past, mask):
         B, T, C = x.shape
-        q, k, v = (
-            z.view(B, T, self.n_head, -1).transpose(1, 2)                 # (B, H, T, D)
-            for z in self.c_attn(x).split(C, dim=2)
-        )
+        q, k, v = self.c_attn(x).split(C, dim=2)                          # (B, T, C)
+        q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2) for z in (q, k, v))
         if past is not None:
             k, v = past.extend(layer, k, v)                               # (B, H, S, D)
         y = attention(q, k, v, mask)
@@ -100,8 +97,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer. `hidden` is the trunk; `logits` unembeds any rows of it.
 
-    What is special about it, train.py and plumbing/ ask it for: `undecayed`, `blocks`, `transformer`.
-    A `past` (generate.py) holds what came before: positions(t), mask(T), extend(layer, k, v).
+    A `past` (generate.py) holds what came before: positions(t), mask(T), extend(layer, k, v). What
+    is special about a model it declares itself: undecayed, blocks, transformer.
     """
     kind = "gpt"
     config_class = GPTConfig
@@ -115,8 +112,8 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(cfg.block_size, cfg.n_embd)
         self.h = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
         self.ln_f = nn.LayerNorm(cfg.n_embd)
-        # GPT-2: N(0, 0.02), what ends in the residual stream scaled by depth. 0.02 belongs to a width
-        # of 768; a narrow model starts its matrices wider, and learns to copy in half the tokens.
+        # GPT-2: N(0, 0.02), what ends in the residual stream scaled by depth. 0.02 belongs to a
+        # width of 768: narrow models start with larger matrices, and learn to copy twice as fast.
         std = 0.02 * math.sqrt(max(1.0, 768 / cfg.n_embd))
         for name, layer in self.named_modules():
             if isinstance(layer, nn.Embedding):
@@ -162,11 +159,8 @@ class GPT(nn.Module):
         return self.logits(self.hidden(ids, past))
 
     def in_chunks(self, f, h, actions):
-        """f(logits, actions) -> tensors, over h (M, C) and actions (M,) in chunks.
-
-        All logits of a large vocabulary never exist at once: the backward pass computes those of a
-        chunk again.
-        """
+        """f(logits, actions) -> tensors, over h (M, C) and actions (M,) in chunks: all logits of a
+        large vocabulary never exist at once, the backward pass computes those of a chunk again."""
         def of_chunk(h, actions):
             return f(self.logits(h).float(), actions)
 
@@ -175,17 +169,15 @@ class GPT(nn.Module):
         if len(h) <= rows:
             parts = [of_chunk(h, actions)]
         else:
-            parts = [
-                recomputed(of_chunk, x, a, use_reentrant=False, preserve_rng_state=False)
-                for x, a in zip(h.split(rows), actions.split(rows))
-            ]
+            parts = [recomputed(of_chunk, x, a, use_reentrant=False, preserve_rng_state=False)
+                     for x, a in zip(h.split(rows), actions.split(rows))]
         return [torch.cat([x.reshape(-1) for x in part]) for part in zip(*parts)]
 
     def loss(self, ids, mask):
         """Mean cross-entropy, nats, of the actions of ids (B, T) that mask (B, T-1) marks.
 
-        Logits are computed at marked positions only: the same number, a fraction of the work. A mask
-        on the CPU is read there, so that nothing waits for a GPU.
+        Logits are computed at marked positions only: the same number, a fraction of the work. A
+        mask on the CPU is read there, so that nothing waits for a GPU.
         """
         marked = mask.flatten().nonzero().squeeze(1)        # (M,) of B (T-1): column t of row b
         marked = marked + marked // mask.shape[1]           # (M,) of B T: the same, one row wider
@@ -202,8 +194,8 @@ class GPT(nn.Module):
     def logp(self, ids, mask, temperature=1.0):
         """Log-probabilities and entropies, nats, of the actions of ids (B, T) that mask marks.
 
-        mask (B, T-1) -> logp (B, T-1), entropy (B, T-1), zero where mask is. The temperature divides
-        the logits, as it did when the tokens were sampled.
+        mask (B, T-1) -> logp (B, T-1), entropy (B, T-1), zero where mask is. The temperature
+        divides the logits, as it did when the tokens were sampled.
         """
         def chosen_and_entropy(logits, actions):            # (m, V), (m,) -> (m,), (m,)
             logq = F.log_softmax(logits / temperature, dim=-1)
@@ -239,8 +231,7 @@ class Scorer(nn.Module):
         return self.trunk
 
     def forward(self, ids, past=None):
-        """ids (B, T) -> (B, T): column t has seen ids[:, :t+1]. For values in the action frame, drop
-        the last column."""
+        """ids (B, T) -> (B, T): column t has seen ids[:, :t+1]. Values drop the last column."""
         return self.head(self.trunk.hidden(ids, past)).squeeze(-1).float()
 
     def score(self, ids, length, past=None):
@@ -249,25 +240,10 @@ class Scorer(nn.Module):
 
 
 def scorer_from(gpt: GPT) -> Scorer:
-    """A Scorer whose trunk starts as a copy of `gpt`; without dropout, of which [IG] says nothing."""
+    """A Scorer whose trunk starts as a copy of `gpt`; no dropout, of which [IG] says nothing."""
     scorer = Scorer(replace(gpt.cfg, dropout=0.0))
     scorer.trunk.load_state_dict(gpt.state_dict())
     return scorer
-
-
-def frozen_copy(model, device="cpu"):
-    """A copy on `device`, in eval mode, that no optimizer touches: reference policy, reward model.
-
-    Under autocast to bf16 the layers' matrices are kept in bf16: the numbers to which autocast would
-    round them at every forward, in half the memory.
-    """
-    frozen = copy.deepcopy(model).eval().requires_grad_(False)
-    kind = torch.device(device).type
-    if torch.is_autocast_enabled(kind):
-        for layer in frozen.modules():
-            if isinstance(layer, nn.Linear):
-                layer.to(torch.get_autocast_dtype(kind))
-    return frozen.to(device)
 
 
 if __name__ == "__main__":

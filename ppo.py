@@ -1,26 +1,25 @@
-"""8/8  Stage 3: reinforcement learning from the reward model. Token-level PPO with a value function,
+"""8/8  Stage 3: reinforcement learning from the reward model: token-level PPO with a value function,
 a KL penalty at every token and pretraining gradients mixed in (PPO-ptx).
 
-The environment is a bandit: a prompt comes, the policy writes a response, the reward model scores it.
+The environment is a bandit: a prompt comes, the policy responds, the reward model scores it.
 
-    python ppo.py --init sft.pt --rm rm.pt --out ppo.pt          # PPO-ptx, the paper's "InstructGPT"
+    python ppo.py --init sft.pt --rm rm.pt --out ppo.pt        # PPO-ptx, the paper's "InstructGPT"
     python ppo.py --init sft.pt --rm rm.pt --ptx-coef 0 --out ppo-plain.pt
 
-What the log should show: kl 0, ratio 1 and clip_fraction 0 at the start; score and kl rising together;
-approx_kl below 0.05 and clip_fraction below 0.3; explained_variance rising; eos_rate near 1; ptx_loss
-flat.
+What the log should show: kl 0, ratio 1 and clip_fraction 0 at the start; score and kl rising
+together; approx_kl below 0.05 and clip_fraction below 0.3; explained_variance rising; eos_rate near
+1; ptx_loss flat. In the sandbox the score rises by about 1.
 
-DEVIATION [IG] C.4: the sandbox's preset has its own rates, and for its short run rollouts of 256, beta
-0.1, gamma 3 on a quarter of a block an episode, and an average over 50 steps (EMA 0.98); the other
-presets keep the paper's values.
-DEVIATION [IG] C.2: the reward model has the policy's size; the paper uses one of 6B for every policy.
+DEVIATION [IG] C.4: the sandbox's preset has its own rates, and for its short run rollouts of 256,
+beta 0.1, gamma 3 on a quarter of a block an episode, and an average over 50 steps (EMA 0.98); the
+other presets keep the paper's values.
+DEVIATION [IG] C.2: the reward model has the policy's size; the paper's has 6B for every policy.
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155   [S20] Stiennon et al. 2020, arXiv 2009.01325
 [Z19] Ziegler et al. 2019, arXiv 1909.08593   [PPO] arXiv 1707.06347   [GAE] arXiv 1506.02438
 [N] Huang et al., The N Implementation Details of RLHF with PPO
 [KL] Schulman, Approximating KL Divergence
 """
-import os
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from tqdm import tqdm
 import data
 import interop
 from generate import answer, generate
-from model import GPT, Scorer, frozen_copy
+from model import GPT, Scorer
 from plumbing import cli, files, processes
 from train import Network, TrainConfig, step_seed, train
 
@@ -42,46 +41,37 @@ from train import Network, TrainConfig, step_seed, train
 class Config(TrainConfig):
     init: str = ""                  # the policy to start from and to stay near, made by sft.py
     rm: str = ""                    # the reward model, made by reward.py
-    value_init: str = "rm"          # what the value function starts from: rm ([IG] C.4), or random
+    value_init: str = "rm"          # what the value function starts from: rm ([IG] C.4) or random
     out: str = "ppo.pt"             # the checkpoint to write
     prompts: tuple[str, ...] = ()   # prompts, files in any known format; none: the sandbox's
-    columns: str = ""               # names of the fields of --prompts, where they differ:
-                                    # prompt=question
+    columns: str = ""               # names of the fields of --prompts: prompt=question
     ptx: tuple[str, ...] = ()       # pretraining text, files; none: the sandbox's corpus
     iterations: int = 100           # rollouts; [IG] C.4: 500
     rollout: int = 256              # episodes of one rollout; [IG] C.4: 512
     minibatch: int = 64             # episodes of one optimizer step ([IG] C.4)
-    sample_batch: int = 0           # episodes that a process samples together, 0 for all it has;
-                                    # changes memory, not the samples
+    sample_batch: int = 0           # episodes sampled together, 0 for all; changes memory only
     epochs: int = 1                 # passes over one rollout ([IG] C.4)
     max_new: int = 32               # longest response, tokens; [IG] C: 1000
-    kl_coef: float = 0.02           # beta of [IG] Eq. 2: the penalty at each token for leaving the
-                                    # reference policy; [IG]: 0.02
-    kl_target: float = 0.0          # if > 0, kl_coef adapts to keep an episode's KL here, nats
-                                    # ([Z19] 2.2)
+    kl_coef: float = 0.02           # beta of [IG] Eq. 2, for leaving the reference; [IG]: 0.02
+    kl_target: float = 0.0          # nats an episode that kl_coef adapts to, if > 0 ([Z19] 2.2)
     kl_horizon: int = 10_000        # episodes over which kl_coef adapts ([Z19])
-    kl_budget: float = 0.0          # if > 0, the run ends when an episode's KL exceeds it, nats; not
-                                    # in [IG]
-    ptx_coef: float = 27.8          # gamma of [IG] Eq. 2, on the mean loss of a pretraining token; 0
-                                    # is plain PPO; [IG]: 27.8
+    kl_budget: float = 0.0          # nats an episode that end the run, if > 0; not in [IG]
+    ptx_coef: float = 27.8          # gamma of [IG] Eq. 2, on the mean loss of a pretraining token;
+                                    # [IG]: 27.8; 0 is plain PPO
     ptx_ratio: float = 8.0          # pretraining blocks for each episode; [IG] C.4: 8
     gamma: float = 1.0              # no discount ([IG] C.4)
     lam: float = 0.95               # lambda of GAE; not in [IG]: [S20], [Z19]
     clip: float = 0.2               # of the probability ratio ([IG] C.4)
     value_clip: float = 0.2         # of the change of a value, 0 for none; not in [IG]: [Z19]
-    vf_coef: float = 1.0            # weight of the value loss; its network is separate, so Adam all
-                                    # but undoes it
-    whiten: bool = True             # advantages to mean 0 and variance 1 over a minibatch's tokens;
-                                    # not in [IG]: [N]
-    eos_penalty: float = 1.0        # taken from the score of a response that does not end; not in
-                                    # [IG]: [S20]
-    lr: float = 1e-5                # peak, policy; [IG] E.9 scans 2.55e-6 .. 2.55e-5, and without
-                                    # ptx it diverged above 8.05e-6
+    vf_coef: float = 1.0            # of the value loss; Adam all but undoes it: a separate network
+    whiten: bool = True             # advantages, over a minibatch's tokens; not in [IG]: [N]
+    eos_penalty: float = 1.0        # off the score of a response without an end; not in [IG]: [S20]
+    lr: float = 1e-5                # peak, policy; [IG] E.9 scans 2.55e-6 .. 2.55e-5; without ptx
+                                    # it diverged above 8.05e-6
     value_lr: float = 9e-6          # peak, value function ([IG] C.4)
     schedule: str = "constant"      # constant after the warm-up ([IG] C.4)
     warmup: int = 10                # iterations from 1/10 of the peak ([IG] C.4)
-    ema: float = 0.992              # decay per step of the averaged policy, which is the result;
-                                    # [IG] C.4: 0.992, of what is open
+    ema: float = 0.992              # decay per step of the averaged policy, the result ([IG] C.4)
 
 
 LARGE = {"rollout": 512, "max_new": 1000, "iterations": 500}
@@ -96,12 +86,10 @@ PRESETS = {
 ASKED = 64          # prompts that are answered at an evaluation
 
 
-# ---- the equations: tensors (B, T-1) in the action frame (data.py), column t chooses ids[:, t+1] --
+# ---- the equations: tensors (B, T-1) in the action frame (data.py), column t chooses ids[:, t+1]
 
 def token_rewards(score, logp, ref_logp, mask, total_len, kl_coef):
-    """r_t = -beta (log pi - log pi_ref), plus the score (B,) at the action that ended the response.
-
-    The KL penalty of [IG] Eq. 2, spread over the tokens."""
+    """r_t = -beta (log pi - log pi_ref), and the score (B,) at the last action. [IG] Eq. 2"""
     rewards = -kl_coef * (logp - ref_logp) * mask                          # (B, T-1)
     return rewards.scatter_add(1, total_len[:, None] - 2, score[:, None])
 
@@ -145,9 +133,7 @@ def policy_loss(logp, old_logp, adv, mask, clip):
 
 
 def value_loss(values, old_values, returns, mask, clip):
-    """max of the squared errors of V and of V clipped to old V +- clip, halved, mean over actions.
-
-    [Z19]; not in [IG]"""
+    """max of the squared errors of V and of V clipped to old V +- clip, halved. [Z19], not [IG]"""
     error = (values - returns) ** 2
     if clip:
         clipped = old_values + (values - old_values).clamp(-clip, clip)
@@ -156,16 +142,15 @@ def value_loss(values, old_values, returns, mask, clip):
 
 
 def kl_estimates(logp, ref_logp, mask):
-    """KL(pi || pi_ref) of each episode from its own sample -> k1 (B,), k3 (B,), nats.
+    """KL(pi || pi_ref) of each episode from its own sample -> k1 (B,), k3 (B,), nats. [KL]
 
-    k1 = sum log pi/pi_ref, k3 = sum (r - 1 - log r) with r = pi_ref/pi. Both are unbiased, k3 is
-    never negative. [KL]"""
+    k1 = sum log pi/pi_ref, k3 = sum (r - 1 - log r), r = pi_ref/pi: unbiased, k3 never negative."""
     log_r = (ref_logp - logp) * mask
     return -log_r.sum(1), ((log_r.exp() - 1 - log_r) * mask).sum(1)
 
 
 def adapt_kl(kl_coef, kl, target, episodes, horizon):
-    """beta (1 + clip(kl / target - 1, -0.2, 0.2) episodes / horizon): the controller of [Z19] 2.2."""
+    """beta (1 + clip(kl / target - 1, -0.2, 0.2) episodes / horizon). [Z19] 2.2"""
     error = min(max(kl / target - 1, -0.2), 0.2)
     return kl_coef * (1 + error * episodes / horizon)
 
@@ -194,6 +179,10 @@ class Rollout(NamedTuple):
         per_token = [x[rows, :T - 1] for x in self[1:-1]]
         return Rollout(self.ids[rows, :T], *per_token, self.total[rows])
 
+    def responses(self):
+        """The tokens of each response, lists of ids."""
+        return [row[1:][m].tolist() for row, m in zip(self.ids.cpu(), self.mask.cpu())]
+
 
 class Models(NamedTuple):
     policy: GPT         # trained
@@ -203,20 +192,19 @@ class Models(NamedTuple):
 
 
 def sample_responses(policy, prompts, cfg, eos, seed):
-    """A response to each of data.Padded prompts, at temperature 1, nothing filtered -> ids (B, T),
-    total (B,)."""
+    """Respond to data.Padded prompts at temperature 1, unfiltered -> ids (B, T), total (B,)."""
     sampler, B = processes.whole(policy), len(prompts.ids)
 
     def of_rows(rows):
-        return generate(sampler, prompts.ids[rows], prompts.length[rows], cfg.max_new, eos, seed=seed,
-                        compile=cfg.compile, draws=(rows, B))
+        return generate(sampler, prompts.ids[rows], prompts.length[rows], cfg.max_new, eos,
+                        seed=seed, compile=cfg.compile, draws=(rows, B))
 
     ids, total = processes.in_shares(of_rows, B, cfg.sample_batch)
     return ids[:, :int(total.max())], total
 
 
 def score_responses(models, ids, mask, total, cfg):
-    """What all networks say of a rollout -> logp, entropy, ref_logp, values (B, T-1), score (B,)."""
+    """What the networks say of it -> logp, entropy, ref_logp, values (B, T-1), score (B,)."""
     policy, value, reference, rm = models
     logp, entropy, ref_logp, values = (torch.zeros(mask.shape, device=ids.device) for _ in range(4))
     score = torch.zeros(len(ids), device=ids.device)
@@ -232,7 +220,7 @@ def score_responses(models, ids, mask, total, cfg):
 
 @torch.no_grad()
 def roll_out(models, prompts, cfg, kl_coef, eos, seed):
-    """Sample a response to each of data.Padded prompts and weigh each of its tokens -> Rollout, stats.
+    """Sample a response to each of data.Padded prompts, and weigh its tokens -> Rollout, stats.
 
     Of several processes each samples and scores its share; then all have the whole rollout.
     """
@@ -253,15 +241,10 @@ def roll_out(models, prompts, cfg, kl_coef, eos, seed):
              "kl_k3": k3.mean(), "kl_coef": kl_coef, "entropy": data.masked_mean(entropy, mask),
              "explained_variance": explained_variance(values, returns, mask),
              "length": length.float().mean(), "eos_rate": ended.float().mean(),
-             "distinct": len({tuple(r) for r in responses_of(rollout)}) / len(ids),
+             "distinct": len({tuple(r) for r in rollout.responses()}) / len(ids),
              "rollout_tokens_per_second": int(length.sum()) / (sampled - began),
              "scoring_tokens_per_second": int(total.sum()) / (scored - sampled)}
     return rollout, {k: float(v) for k, v in stats.items()}
-
-
-def responses_of(rollout):
-    """The tokens of each response, lists of ids."""
-    return [row[1:][mask].tolist() for row, mask in zip(rollout.ids.cpu(), rollout.mask.cpu())]
 
 
 # ---- the loop ----------------------------------------------------------------------------------
@@ -273,7 +256,7 @@ class Minibatch(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    records: list       # data.Prompt
+    records: list       # of data.Prompt
     prompts: list       # their ids
     text: Tensor        # (N, block) pretraining text; N is 0 for plain PPO
     enc: object         # the tokenizer
@@ -286,15 +269,18 @@ def minibatches(models, inputs, cfg, state, device, start=0):
     weights. state["kl_coef"] is beta, state["stop"] ends the run with the iteration.
     """
     step, speed = start, {}
+    mixed = max(1, round(cfg.minibatch * cfg.ptx_ratio)) if len(inputs.text) else 0
     for iteration in range(start // steps_per_iteration(cfg), cfg.iterations):
         rows = data.rows_at(iteration, len(inputs.prompts), cfg.rollout, cfg.seed)
         prompts = data.pad([inputs.prompts[i] for i in rows], device)
         seed = step_seed(cfg.seed, f"rollout {iteration}")
-        rollout, stats = roll_out(
-            models, prompts, cfg, state["kl_coef"], inputs.enc.eot_token, seed)
-        stats |= speed | true_score([inputs.records[i] for i in rows], rollout, inputs.enc)
+        eos, kl_coef = inputs.enc.eot_token, state["kl_coef"]
+        rollout, stats = roll_out(models, prompts, cfg, kl_coef, eos, seed)
+        # Into the log it goes, where over-optimisation shows, and nowhere else: no update sees it.
+        asked = [inputs.records[i] for i in rows]
+        stats |= speed | interop.true_score(asked, rollout.responses(), inputs.enc)
         if iteration == 0:
-            check_start(models, rollout, stats, cfg, device)
+            check_start(models, rollout, stats["kl"], cfg)
         control_kl(state, stats["kl"], cfg, iteration)
 
         began = time.perf_counter()
@@ -302,28 +288,11 @@ def minibatches(models, inputs, cfg, state, device, start=0):
         for _epoch in range(cfg.epochs):
             order = torch.randperm(cfg.rollout, generator=shuffle).to(device)
             for chosen in order.split(cfg.minibatch):
-                text = text_at(step, inputs.text, cfg)
+                text = inputs.text[data.rows_at(step, len(inputs.text), mixed, cfg.seed)]
                 yield Minibatch(rollout.rows(chosen), text, stats)
                 step += 1
         seconds = time.perf_counter() - began
         speed = {"update_tokens_per_second": cfg.epochs * int(rollout.total.sum()) / seconds}
-
-
-def text_at(step, text, cfg):
-    """The blocks (n, block) of pretraining text that a step mixes in; none if there is no text."""
-    if not len(text):
-        return text
-    n = max(1, round(cfg.minibatch * cfg.ptx_ratio))
-    return text[data.rows_at(step, len(text), n, cfg.seed)]
-
-
-def true_score(prompts, rollout, enc):
-    """Mean true score of a rollout, {} unless every data.Prompt has an answer key.
-
-    It goes into the log, where over-optimisation shows, and nowhere else: no update sees it."""
-    texts = [data.decode_response(enc, r) for r in responses_of(rollout)]
-    scores = interop.true_scores(prompts, texts)
-    return {"true_score": sum(scores) / len(scores)} if scores else {}
 
 
 def steps_per_iteration(cfg):
@@ -334,10 +303,10 @@ def steps_per_iteration(cfg):
 def control_kl(state, kl, cfg, iteration):
     """Adapt the penalty to --kl-target, and stop at --kl-budget. kl: nats an episode."""
     if cfg.kl_target:
-        state["kl_coef"] = adapt_kl(state["kl_coef"], kl, cfg.kl_target, cfg.rollout, cfg.kl_horizon)
+        state["kl_coef"] = adapt_kl(
+            state["kl_coef"], kl, cfg.kl_target, cfg.rollout, cfg.kl_horizon)
     if cfg.kl_budget and kl > cfg.kl_budget:
-        tqdm.write(f"iteration {iteration}: a KL of {kl:.2f} nats exceeds --kl-budget: this is the "
-                   f"last one")
+        tqdm.write(f"iteration {iteration}, the last one: {kl:.2f} nats exceed --kl-budget")
         state["stop"] = True
 
 
@@ -346,8 +315,8 @@ def ppo_ptx_losses(models, minibatch, cfg, device):
 
     E[r - beta KL] is what the advantages hold (token_rewards). Yields (weight, loss, stats) for each
     micro-batch; their gradients add up in one buffer, the paper's "consecutive steps" (C.4). The
-    paper does not say whether log pi(x) is summed or averaged over x; a mean keeps gamma independent
-    of the length of a block.
+    paper does not say whether log pi(x) is summed or averaged over x: with the mean, gamma does not
+    depend on the length of a block.
     """
     whole, text, rollout_stats = minibatch
     if cfg.whiten:
@@ -369,59 +338,40 @@ def ppo_ptx_losses(models, minibatch, cfg, device):
 # ---- before the first update -------------------------------------------------------------------
 
 def expect(what, got, want, slack, otherwise):
-    """Print a number that must be `want`, and raise ValueError if it is not."""
-    good = abs(got - want) <= slack
-    print(f"at the start: {what} {got:+.5f}" + ("" if good else f", expected {want}"))
-    if not good:
+    """Print a number that must be `want` at the start. Raises ValueError if it is not."""
+    print(f"at the start: {what} {got:+.5f}")
+    if abs(got - want) > slack:
         raise ValueError(f"{what} is {got:.4g} before the first update and must be {want}: "
                          f"{otherwise}")
 
 
 @torch.no_grad()
-def check_start(models, rollout, stats, cfg, device):
-    """What must hold before the first update, of the first minibatch. Raises ValueError."""
-    first = rollout.rows(slice(cfg.minibatch))
-    no_text = torch.empty(0, 2, dtype=torch.long)
-    ratio, clipped, gap = 0.0, 0.0, 0.0
-    for weight, _, seen in ppo_ptx_losses(models, Minibatch(first, no_text, {}), cfg, device):
-        ratio += weight * seen["ratio"]
-        clipped += weight * seen["clip_fraction"]
-    for rows, t in data.by_length(first.total, cfg.microbatch):
-        x, total = first.ids[rows, :t], first.total[rows]
-        difference = models.value.score(x, total) - models.rm.score(x, total)
-        gap = max(gap, difference.abs().max().item())
-    ratio, clipped = (float(processes.all_sum(x)) for x in (ratio, clipped))
-    bf16 = torch.is_autocast_enabled(first.ids.device.type)
-    slack = 0.05 if bf16 else 1e-3                          # bf16 rounds
+def check_start(models, rollout, kl, cfg):
+    """What must hold before any update, of some rows of the first rollout. Raises ValueError."""
+    x = rollout.rows(slice(cfg.microbatch or cfg.minibatch))
+    logp, _ = models.policy.logp(x.ids, x.mask)
+    _, stats = policy_loss(logp, x.old_logp, x.adv, x.mask, cfg.clip)
+    gap = models.value.score(x.ids, x.total) - models.rm.score(x.ids, x.total)
+    slack = 0.05 if torch.is_autocast_enabled(x.ids.device.type) else 1e-3     # bf16 rounds
     otherwise = "the policy that is trained is not the one that sampled"
-    expect("KL to the reference", stats["kl"], 0, slack, otherwise)
-    expect("ratio", ratio, 1, slack, otherwise)
-    expect("clip fraction", clipped, 0, slack, otherwise)
+    expect("KL to the reference", kl, 0, slack, otherwise)
+    expect("ratio", stats["ratio"].item(), 1, slack, otherwise)
+    expect("clip fraction", stats["clip_fraction"].item(), 0, slack, otherwise)
     if cfg.value_init == "rm":
-        expect("|value - score| at the last token", gap, 0, slack, otherwise)
-
-
-def check_normalised(checkpoint):
-    """Raise ValueError unless reward.py has measured demonstrations' mean score, and it is 0."""
-    metrics = checkpoint["meta"].get("metrics", {})
-    if "demonstrations_mean_score" in metrics:
-        expect("demonstrations' mean score", metrics["demonstrations_mean_score"], 0, 0.1,
-               "make the reward model again with reward.py")
+        expect("|value - score| at the last token", gap.abs().max().item(), 0, slack, otherwise)
 
 
 # ---- wiring ------------------------------------------------------------------------------------
 
-MAKE_INIT = "python sft.py --init base.pt --out sft.pt"
 MAKE_RM = ("python label.py --init sft.pt --out comparisons.jsonl && "
            "python reward.py --init sft.pt --data comparisons.jsonl --out rm.pt")
 
 
 def check(cfg):
     """Raise ValueError for what is missing or does not go together."""
-    for flag, path, how in (("--init", cfg.init, MAKE_INIT), ("--rm", cfg.rm, MAKE_RM)):
-        found = interop.model_files(path)
-        if not found or (found == (path,) and not os.path.isfile(path)):
-            raise ValueError(f"{flag} {path or 'FILE'} is missing; make it with `{how}`")
+    files.require("--init", interop.model_files(cfg.init),
+                  "python sft.py --init base.pt --out sft.pt")
+    files.require("--rm", interop.model_files(cfg.rm), MAKE_RM)
     if cfg.value_init not in ("rm", "random"):
         raise ValueError(f"--value-init {cfg.value_init} is unknown: it is rm or random")
     if cfg.minibatch < 1 or cfg.rollout % cfg.minibatch:
@@ -430,13 +380,15 @@ def check(cfg):
 
 
 def load_models(cfg, device):
-    """-> Models, the trained ones still on the CPU, and their tokenizer. Dropout is 0 in RL ([N])."""
+    """-> Models, the trained ones still on the CPU; their tokenizer. Dropout is 0 in RL ([N])."""
     policy, checkpoint = interop.load_model(cfg.init, GPT)
-    value, rm_checkpoint = interop.load_model(
-        cfg.rm, Scorer, checkpoint["tokenizer"], context=policy.cfg.block_size)
-    check_normalised(rm_checkpoint)
+    value, rm_checkpoint = interop.load_model(cfg.rm, Scorer, checkpoint["tokenizer"],
+                                              context=policy.cfg.block_size)
+    mean = rm_checkpoint["meta"].get("metrics", {}).get("demonstrations_mean_score", 0.0)
+    expect("demonstrations' mean score", mean, 0, 0.1, "make the reward model again with reward.py")
     with processes.autocast(cfg):
-        reference, rm = frozen_copy(policy, device), frozen_copy(value, device)
+        reference = processes.frozen_copy(policy, device)
+        rm = processes.frozen_copy(value, device)
     if cfg.value_init == "random":
         torch.manual_seed(step_seed(cfg.seed, "value"))
         value = Scorer(value.cfg)
@@ -451,9 +403,8 @@ def load_inputs(cfg, enc, context, counts) -> Inputs:
     prompts = data.encode_prompts(records, enc, context - cfg.max_new, counts)
     text = torch.empty(0, context, dtype=torch.long)
     if cfg.ptx_coef > 0 and cfg.ptx_ratio > 0:
-        found = interop.load_text(cfg.ptx, counts, enc, context, flag="--ptx", n=20_000,
-                                  seed=f"ptx {cfg.seed}")
-        text = data.cut_blocks(found.tokens, found.block)
+        text = interop.load_text(cfg.ptx, counts, enc, context, flag="--ptx", n=20_000,
+                                 seed=f"ptx {cfg.seed}")
     return Inputs(records, prompts, text, enc)
 
 

@@ -15,7 +15,7 @@ from a GPT-3 that was fine-tuned on public NLP data sets, "for historical reason
 [IG] Ouyang et al. 2022, arXiv 2203.02155   [S20] Stiennon et al. 2020, arXiv 2009.01325
 """
 import itertools
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -150,28 +150,13 @@ def quality(rm, rankings, device, microbatch):
     return metrics
 
 
-def agreement(rankings):
-    """How often two labelers who both had a preference agree, over pairs of the same outputs.
-
-    -> (share, pairs)"""
-    judged = defaultdict(dict)      # the pair (i, j) of some outputs -> {labeler: whether i is better}
-    for r in rankings:
-        outputs = (str(r.messages), tuple(r.responses))
-        for i, j in r.pairs:
-            judged[(*outputs, min(i, j), max(i, j))][r.labeler] = i < j
-    votes = []
-    for by_labeler in judged.values():
-        votes += [a == b for a, b in itertools.combinations(by_labeler.values(), 2)]
-    return sum(votes) / max(1, len(votes)), len(votes)
-
-
 def load_rankings(cfg, enc, block, counts):
     """-> encoded rankings to train on, held-out ones, those of held-out labelers to held-out
     prompts, and how far labelers agree."""
     rankings = interop.load("rankings", cfg.data, counts, flag="--data", columns=cfg.columns)
     in_group, outsiders = interop.hold_out_labelers(rankings, cfg.held_out_labelers, enc)
-    train_on, held_out = data.split(in_group, cfg.held_out)
-    _, outsiders = data.split(outsiders, cfg.held_out)
+    train_on, held_out = interop.split(in_group, cfg.held_out)
+    _, outsiders = interop.split(outsiders, cfg.held_out)
     if not train_on or not held_out:
         raise ValueError(f"{' '.join(cfg.data)}: {len(in_group)} rankings are too few to hold out "
                          f"{cfg.held_out:.0%} of the prompts: add some or change --held-out")
@@ -179,14 +164,13 @@ def load_rankings(cfg, enc, block, counts):
         data.encode_rankings(r, enc, block, counts) if r else []
         for r in (train_on, held_out, outsiders)
     )
-    return train_on, held_out, outsiders, agreement(rankings)
+    return train_on, held_out, outsiders, interop.agreement(rankings)
 
 
 def main(cfg):
-    if not cfg.init or not cfg.data:
-        raise ValueError("--init and --data are needed: `python sft.py --init base.pt --out sft.pt` "
-                         "makes the one, `python label.py --init sft.pt --out comparisons.jsonl` the "
-                         "other")
+    files.require("--init", interop.model_files(cfg.init),
+                  "python sft.py --init base.pt --out sft.pt")
+    files.require("--data", cfg.data, "python label.py --init sft.pt --out comparisons.jsonl")
     run = files.begin(cfg, "reward", init=interop.model_files(cfg.init), data=cfg.data,
                       demos=cfg.demos)
     if run.metrics is not None:

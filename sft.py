@@ -25,7 +25,7 @@ import interop
 from generate import answer
 from model import GPT, Scorer
 from plumbing import cli, files, processes
-from train import Network, TrainConfig, train
+from train import Network, TrainConfig, mean_loss, train
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,11 @@ class Minibatch(NamedTuple):
 
 def batches(rows, text, cfg, start):
     """Minibatches from step `start` on: shuffled epochs over demonstrations and blocks of text."""
+    mixed = max(1, cfg.batch // 4) if len(text) else 0      # blocks of a step
     for step in itertools.count(start):
         chosen = [rows[i] for i in data.rows_at(step, len(rows), cfg.batch, cfg.seed)]
         chosen.sort(key=lambda r: len(r[0]))                # rows of like length need few pads
-        blocks = text[:0]
-        if len(text):
-            size = max(1, cfg.batch // 4)
-            blocks = text[data.rows_at(step, len(text), size, cfg.seed)]
+        blocks = text[data.rows_at(step, len(text), mixed, cfg.seed)]
         yield Minibatch(chosen, blocks)
 
 
@@ -98,30 +96,6 @@ def sft_losses(model, minibatch, cfg, device):
         yield len(chunk) / len(text), cfg.ptx_mix * loss, {"ptx_loss": loss}
 
 
-@torch.no_grad()
-def held_out_loss(model, rows, cfg, device):
-    """Mean cross-entropy, nats, of the assistant's tokens of encoded demonstrations, a number."""
-    total, tokens = 0.0, 0
-    for chunk in processes.mine(data.chunks(rows, cfg.microbatch or 64)):
-        batch = data.tokens_batch(chunk, device)
-        marked = int(batch.mask.sum())
-        total += model.loss(*batch).item() * marked
-        tokens += marked
-    return processes.all_mean(total, tokens)
-
-
-def check(cfg):
-    """Raise ValueError for settings that do not go together."""
-    if not cfg.init:
-        raise ValueError("--init is missing: the model to start from; make one with "
-                         "`python pretrain.py --out base.pt`")
-    if cfg.select not in ("last", "rm") or (cfg.select == "rm") != bool(cfg.rm):
-        raise ValueError("--select is last or rm; rm needs --rm FILE and nothing else does")
-    if not 0 <= cfg.ptx_mix < 1:
-        raise ValueError(f"--ptx-mix {cfg.ptx_mix} must be at least 0 and below 1: it is the "
-                         f"pretraining tokens' share")
-
-
 def load_demonstrations(cfg, enc, counts):
     """(to train on, held out): those of --data or the sandbox's, and the 7s of --rated."""
     records = interop.load("demonstrations", cfg.data, counts, flag="--data", enc=enc,
@@ -131,16 +105,17 @@ def load_demonstrations(cfg, enc, counts):
         if not counts["samples rated 7 of 7"]:
             raise ValueError(f"{' '.join(cfg.rated)} has no sample rated 7: "
                              f"`python label.py --rate --init sft.pt` makes ratings")
-    return data.split(records, cfg.held_out)
+    return interop.split(records, cfg.held_out)
 
 
-def load_text(cfg, enc, block, counts):
-    """Pretraining text in blocks (N, block); N is 0 without a mix."""
-    if not cfg.ptx_mix:
-        return torch.empty(0, block, dtype=torch.long)
-    text = interop.load_text(cfg.ptx, counts, enc, block, flag="--ptx", n=5000,
-                             seed=f"ptx {cfg.seed}")
-    return data.cut_blocks(text.tokens, block)
+def check(cfg):
+    """Raise ValueError for settings that do not go together."""
+    files.require("--init", interop.model_files(cfg.init), "python pretrain.py --out base.pt")
+    if cfg.select not in ("last", "rm") or (cfg.select == "rm") != bool(cfg.rm):
+        raise ValueError("--select is last or rm; rm needs --rm FILE and nothing else does")
+    if not 0 <= cfg.ptx_mix < 1:
+        raise ValueError(f"--ptx-mix {cfg.ptx_mix} must be at least 0 and below 1: it is the "
+                         f"pretraining tokens' share")
 
 
 def main(cfg):
@@ -156,15 +131,20 @@ def main(cfg):
     held = data.encode_demonstrations(held_out, enc, block, counts) if held_out else rows[:1]
     asked = [replace(r, messages=r.messages[:-1]) for r in held_out or records[:1]]
     prompts = data.encode_prompts(asked, enc, block - cfg.max_new, counts)[:SAMPLED]
-    text = load_text(cfg, enc, block, counts)
+    text = torch.empty(0, block, dtype=torch.long)
+    if cfg.ptx_mix:
+        text = interop.load_text(cfg.ptx, counts, enc, block, flag="--ptx", n=5000,
+                                 seed=f"ptx {cfg.seed}", whole=True)
     print(data.report(counts))
+    held = processes.mine(data.chunks(held, cfg.microbatch or 64))
     rm = None
     if cfg.rm:
         rm, _ = interop.load_model(cfg.rm, Scorer, checkpoint["tokenizer"], run.device, context=block)
         rm.eval()
 
     def evaluate(step, model):
-        metrics = {"held_out_loss": held_out_loss(model, held, cfg, run.device)}
+        batches = (data.tokens_batch(chunk, run.device) for chunk in held)
+        metrics = {"held_out_loss": mean_loss(model, batches)}
         scores = answer(model, rm, prompts, enc, cfg.max_new, seed=step,
                         at_once=cfg.microbatch or SAMPLED, mine=processes.mine)
         if rm:

@@ -3,15 +3,14 @@
 A stage hands over its networks, its batches, and a generator of each batch's losses, piece by piece.
 `train` does the rest: schedule, precision, clipping, AdamW, averaging, log, evaluation, saving.
 
-Resume is exact because nothing is drawn from a generator whose state must be remembered: step s is
-seeded by (seed, s, rank). A run that was killed anywhere and started again with the same command ends
-in the same bytes as one that was not.
+Resume is exact because nothing is drawn from a generator whose state must be remembered: step s
+is seeded by (seed, s, rank). A run that was killed anywhere and started again with the same command
+ends in the same bytes as one that was not.
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 [N] Huang et al., The N Implementation Details of RLHF with PPO
 """
 import copy
-import functools
 import hashlib
 import math
 import time
@@ -21,7 +20,6 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 
 from plumbing import files, processes
@@ -42,7 +40,7 @@ class TrainConfig:
     warmup: int = 0                 # steps from 1/10 of the peak to the peak
     weight_decay: float = 0.0       # AdamW, matrices only; not in [IG]
     beta2: float = 0.95             # AdamW's second beta, the first is 0.9 ([IG] C)
-    adam_eps: float = 1e-8          # not in [IG]; PyTorch's placement makes early updates bolder ([N])
+    adam_eps: float = 1e-8          # not in [IG]; as PyTorch places it, early updates are bolder ([N])
     grad_clip: float = 1.0          # largest gradient norm of a network, 0 for none; not in [IG]
     ema: float = 0.0                # decay per step of the averaged weights, the result; 0 for none
     eval_every: int = 0             # steps between evaluations, 0 for the stage's own choice
@@ -51,8 +49,8 @@ class TrainConfig:
 
 
 class Network(NamedTuple):
-    """A module to train. It declares what is special about it: `undecayed`, endings of the names of
-    matrices without weight decay; `blocks()`, for --compile, --recompute and --shard; `transformer`."""
+    """A module to train. It says itself what is special about it: `undecayed`, how the names of
+    matrices without weight decay end; blocks() and `transformer`, see model.GPT."""
     module: nn.Module
     lr: float           # its own peak learning rate: PPO's policy and value function have one each
     keep: bool = False  # with --shard: gathered blocks stay until the step ends (see reward.py)
@@ -73,8 +71,7 @@ def lr_factor(step, steps, schedule, warmup):
 
 
 def step_seed(seed, step, rank=0):
-    """A seed for everything random at one step: a hash of (seed, step, rank), so that no two are
-    related."""
+    """A seed for everything random at one step: a hash, so that no two are related."""
     digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
     return int.from_bytes(digest[:6], "big")
 
@@ -94,10 +91,8 @@ def make_optimizer(module, cfg):
         decays = p.dim() >= 2 and not name.endswith(getattr(module, "undecayed", ()))
         # One fused kernel takes whole parameters or sharded ones, not both.
         groups[decays, processes.is_split(p)].append(p)
-    settings = [
-        {"params": params, "weight_decay": cfg.weight_decay * decays}
-        for (decays, _), params in sorted(groups.items(), reverse=True)
-    ]
+    settings = [{"params": params, "weight_decay": cfg.weight_decay * decays}
+                for (decays, _), params in sorted(groups.items(), reverse=True)]
     return torch.optim.AdamW(settings, betas=(0.9, cfg.beta2), eps=cfg.adam_eps, fused=True)
 
 
@@ -129,9 +124,9 @@ def clip_grad(module, bound):
 def update(networks, optimizers, pieces, cfg, forward):
     """One optimizer step on the sum of `pieces`, (weight, loss, stats), over all processes.
 
-    Pieces are computed in the context `forward` and backpropagated at once, into one gradient. Returns
-    this process's weighted sums of the stats, and the norms of the gradients. Unsharded, it never
-    waits for a GPU.
+    Pieces are computed in the context `forward` and backpropagated at once, into one gradient.
+    Returns this process's weighted sums of the stats, and the norms of the gradients. Unsharded, it
+    never waits for a GPU.
     """
     seen = defaultdict(float)
     for weight, loss, stats in in_context(pieces, forward):
@@ -160,41 +155,28 @@ def in_context(generator, context):
 
 # ---- the loop ----------------------------------------------------------------------------------
 
-def prepare_blocks(networks, cfg):
-    """What --compile and --recompute ask for, in place, so that the names of the weights stay."""
-    for n in networks:
-        for block in n.module.blocks() if cfg.recompute or cfg.compile else ():
-            if cfg.recompute:
-                block.forward = functools.partial(recompute, block.forward)
-            if cfg.compile:
-                block.compile()
-
-
-def recompute(f, *args):
-    if not torch.is_grad_enabled():
-        return f(*args)
-    return recomputed(f, *args, use_reentrant=False)
-
-
-def set_rates(networks, optimizers, factor):
-    for n, optimizer in zip(networks, optimizers):
-        for group in optimizer.param_groups:
-            group["lr"] = n.lr * factor
-
-
 def line_of(step, seen, norms, run):
-    """The numbers of a step, summed over all processes; it waits for the device. Raises ValueError
-    where one is not finite: at its line, and before anything is saved."""
+    """The numbers of a step, summed over all processes. Raises ValueError if one is not finite."""
     sums = zip(*processes.all_list([[float(v) for v in seen.values()]]))
     stats = {k: sum(parts) for k, parts in zip(seen, sums)}
     stats |= {k: float(v) for k, v in norms.items()}
     for name, value in stats.items():
         if not math.isfinite(value):
-            raise ValueError(
-                f"{run.meta['stage']}, step {step}: the {name} is not finite; {run.cfg.out}.part "
-                f"holds the last good save if there was one; start again with a lower --lr and "
-                f"another --out")
+            raise ValueError(f"{run.meta['stage']}, step {step}: the {name} is not finite; "
+                             f"{run.cfg.out}.part holds the last good save if there was one; start "
+                             f"again with a lower --lr and another --out")
     return stats
+
+
+@torch.no_grad()
+def mean_loss(model, batches):
+    """Mean loss of an action over all batches of all processes; each is what model.loss takes."""
+    total, actions = 0.0, 0
+    for batch in batches:
+        marked = int(batch.mask.sum())
+        total += model.loss(*batch).item() * marked
+        actions += marked
+    return processes.all_mean(total, actions)
 
 
 def set_up(run, networks, tokenizer, state) -> files.Training:
@@ -227,7 +209,7 @@ def measure(t, step, forward, evaluate, finish):
 
 
 def log(line, run, bar):
-    """One line, from one process, to the log; a few of its numbers to the terminal."""
+    """A line to the log, a few of its numbers to the terminal."""
     if processes.rank() == 0:
         files.append_log(f"{run.cfg.out}.log.jsonl", line)
     shown = ("loss", "accuracy", "score", "kl", "ptx_loss")
@@ -253,14 +235,17 @@ def train(run, networks, batches, losses, steps, tokenizer, evaluate=None, finis
     cfg, metrics, state = run.cfg, {}, {} if state is None else state
     t = set_up(run, networks, tokenizer, state)
     start, best = files.resume(t)
-    prepare_blocks(networks, cfg)
+    for n in networks:
+        processes.prepare_blocks(n.module, cfg)
     source, forward = batches(start), processes.autocast(cfg)
     began, logged, name = time.perf_counter(), start, run.meta["stage"]
     with tqdm(total=steps, initial=start, desc=name, disable=processes.rank() > 0) as bar:
         for step in range(start, steps):
             torch.manual_seed(step_seed(cfg.seed, step, processes.rank()))
             factor = lr_factor(step, steps, cfg.schedule, cfg.warmup)
-            set_rates(networks, t.optimizers, factor)
+            for n, optimizer in zip(networks, t.optimizers):
+                for group in optimizer.param_groups:
+                    group["lr"] = n.lr * factor
             with forward:
                 batch = next(source)
             for module in t.modules:

@@ -7,7 +7,7 @@
 # ruff: noqa: F401, I001 (what others use, in few lines)
 from interop import gpt2, plan, show
 from interop.door import (
-    hold_out_labelers, load, load_corpus, load_model, load_text, true_scores,
+    hold_out_labelers, load, load_corpus, load_model, load_text, true_score,
 )
 from interop.formats import files_in, read_records
 from interop.gpt2 import model_files, read_model

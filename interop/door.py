@@ -10,7 +10,7 @@ No stage knows the sandbox. It names its files; where there are none, it gets th
 import math
 
 import sandbox
-from data import cut_blocks, pack
+from data import cut_blocks, decode_response, pack
 from interop import records
 from interop.formats import files_in, read_records
 from interop.gpt2 import read_model
@@ -122,14 +122,17 @@ def hold_out_labelers(rankings, named, enc):
     return in_group, outsiders
 
 
-def true_scores(prompts, texts):
-    """The score that the sandbox's judge gives to the response to each prompt -> list of floats.
+def true_score(prompts, responses, enc):
+    """The sandbox's judge on a response, a list of ids, to each prompt -> {"true_score": mean}.
 
-    None if a prompt has no answer key to judge by.
+    {} if a prompt has no answer key to judge by.
     """
     if not all(p.meta for p in prompts):
-        return None
-    return [float(sandbox.judge(p, text).score) for p, text in zip(prompts, texts)]
+        return {}
+    scores = []
+    for prompt, response in zip(prompts, responses):
+        scores.append(sandbox.judge(prompt, decode_response(enc, response)).score)
+    return {"true_score": sum(scores) / len(scores)}
 
 
 # ---- models -------------------------------------------------------------------------------------

@@ -99,6 +99,15 @@ def file_hash(path):
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def require(flag, paths, how):
+    """Raise ValueError unless the file that `flag` names is there: `how` is the command that makes it.
+
+    paths: what it stands for, () where it was not given."""
+    if not paths or not os.path.isfile(paths[0]):
+        name = paths[0] if paths else "FILE"
+        raise ValueError(f"{flag} {name} is missing; make it with `{how}`")
+
+
 def check_inputs(inputs):
     """Raise ValueError unless every file of {flag: paths} is there."""
     for name, paths in inputs.items():

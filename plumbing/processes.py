@@ -7,6 +7,7 @@ here knows a model: a network says what its `blocks` are, and which `transformer
 One process needs none of this: what PyTorch has for many is imported where it is used.
 """
 import copy
+import functools
 import os
 from contextlib import nullcontext
 from datetime import timedelta
@@ -14,6 +15,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 # ---- this process's device ---------------------------------------------------------------------
@@ -40,6 +42,37 @@ def autocast(cfg):
     # autocast's cache would keep a bf16 copy of every gathered block, which --shard is to avoid.
     is_sharded = getattr(cfg, "shard", False)
     return torch.autocast(device, torch.bfloat16, cache_enabled=not is_sharded)
+
+
+def frozen_copy(model, device="cpu"):
+    """A copy on `device`, in eval mode, that no optimizer touches: reference policy, reward model.
+
+    Under autocast to bf16 the layers' matrices are kept in bf16: the numbers to which autocast
+    would round them at every forward, in half the memory.
+    """
+    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    kind = torch.device(device).type
+    if torch.is_autocast_enabled(kind):
+        for layer in frozen.modules():
+            if isinstance(layer, nn.Linear):
+                layer.to(torch.get_autocast_dtype(kind))
+    return frozen.to(device)
+
+
+def prepare_blocks(module, cfg):
+    """What --compile and --recompute ask for, in place, so that the names of the weights stay."""
+    for block in module.blocks() if cfg.recompute or cfg.compile else ():
+        if cfg.recompute:
+            block.forward = functools.partial(recompute, block.forward)
+        if cfg.compile:
+            block.compile()
+
+
+def recompute(f, *args):
+    """f(*args), whose activations are computed again in the backward pass."""
+    if not torch.is_grad_enabled():
+        return f(*args)
+    return checkpoint(f, *args, use_reentrant=False)
 
 
 # ---- who does what -----------------------------------------------------------------------------
