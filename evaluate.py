@@ -18,9 +18,8 @@ from dataclasses import dataclass
 
 import data
 import interop
-from evidence import report
-from evidence.answers import (TEXT_BLOCK, answer, baseline_of, find_prefix, load_models, names_of,
-                              systems_of, text_loss)
+from evidence import answers, report
+from evidence.answers import answer, find_prefix, text_loss
 from plumbing import cli
 from plumbing.files import check_out
 from plumbing.processes import autocast, get_device
@@ -88,32 +87,33 @@ def load_demonstrations(cfg, prompts):
 def main(cfg):
     if cfg.seeds:
         return report.over_seeds(cfg.seeds)
-    systems = systems_of(cfg.systems, cfg.rm, cfg.baseline)
+    systems = answers.systems_of(cfg.systems, cfg.rm, cfg.baseline)
     make_folder(cfg.out)
     device = get_device(cfg)
-    models = load_models(systems, cfg.rm, device)
-    baseline = baseline_of(cfg.baseline, cfg.systems, systems, models)
+    models = answers.load_models(systems, cfg.rm, device)
+    baseline = answers.baseline_of(cfg.baseline, cfg.systems, systems, models)
     prompts, judge = load_prompts(cfg, systems)
     demos, trials = load_demonstrations(cfg, prompts)
     docs = interop.load("texts", cfg.text, Counter(), flag="--text", n=2000, seed="held out")
-    block = min(TEXT_BLOCK, models.context)
+    block = min(answers.TEXT_BLOCK, models.context)
     text = data.pack(docs, models.enc, block, " ".join(cfg.text))
 
     rm, enc, gpts = models.rm, models.enc, models.gpts
     reference = gpts[systems[baseline].path]
-    prefixes, results = {}, []
+    prefix = {s: () for s in systems}
+    results = []
     with autocast(cfg):
         for s in systems:
             if s.prompted:
-                prefixes[s] = find_prefix(gpts[s.path], rm, enc, trials, demos, cfg, also=prompts)
+                prefix[s] = find_prefix(gpts[s.path], rm, enc, trials, demos, cfg, also=prompts)
         loss = {path: text_loss(gpt, text, device) for path, gpt in gpts.items()}
-        for name, s in zip(names_of(systems), systems):
-            gpt, prefix, greedy = gpts[s.path], prefixes.get(s, ()), None
-            sampled = answer(gpt, reference, rm, enc, prompts, 1.0, cfg, s.best_of, prefix)
+        for name, s in zip(answers.names_of(systems), systems):
+            gpt, read = gpts[s.path], prefix[s]
+            sampled = answer(gpt, reference, rm, enc, prompts, 1.0, cfg, s.best_of, read)
+            greedy = None
             if s.best_of == 1:                               # the best of equals is no system
-                greedy = answer(gpt, reference, rm, enc, prompts, 0.0, cfg, shots=prefix)
-            result = report.Result(name, s.best_of, prefix, sampled, greedy, loss[s.path])
-            results.append(result)
+                greedy = answer(gpt, reference, rm, enc, prompts, 0.0, cfg, shots=read)
+            results.append(report.Result(name, s.best_of, read, sampled, greedy, loss[s.path]))
 
     found = report.make_report(results, baseline, judge, cfg.seed)
     page = report.markdown(found, report.examples_of(results, prompts))

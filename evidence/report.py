@@ -123,7 +123,9 @@ def tables_by_case(systems):
     """A table for each figure that says how a system does at each use case."""
     cases = list(systems[0]["use_cases"])
     lines = []
-    for column in ("win_rate", *HHH) if len(cases) > 1 else ():
+    if len(cases) == 1:
+        return lines                                # the first table says it all
+    for column in ("win_rate", *HHH):
         if column not in systems[0]:
             continue
         rows = []
@@ -141,13 +143,13 @@ def markdown(report, examples):
     systems, baseline = report["systems"], report["baseline"]
     names, rates = report["matrix"]["names"], report["matrix"]["win_rates"]
     greedy = [s["greedy"] | {"name": s["name"]} for s in systems if "greedy" in s]
-    lines = [f"Against {baseline}: {systems[0]['prompts']} held-out prompts, one answer each at "
+    about = (f"Against {baseline}: {systems[0]['prompts']} held-out prompts, one answer each at "
              f"temperature 1, judged by {report['judge']}. Ties count half. In brackets: 95 % "
              f"bootstrap intervals over distinct prompts. Elo: fitted to all pairs, {baseline} = "
              f"0. At equal length: the win rate if all answers were as long as {baseline}'s. KL: "
              f"in nats a response, from the checkpoint of {baseline}; ≤ is an upper bound, with "
-             f"log n - (n-1)/n for best of n."]
-    lines += figures_table(systems)
+             f"log n - (n-1)/n for best of n.")
+    lines = [about, *figures_table(systems)]
     lines += ["", "## Who beats whom", "",
               "Share of the prompts on which the row's answer beats the column's."]
     rows = [[name, *(f"{x:.2f}" for x in row)] for name, row in zip(names, rates)]
@@ -170,9 +172,10 @@ def markdown(report, examples):
 def examples_of(results, prompts):
     """The first prompt of each use case with all answers to it, for `markdown`."""
     examples = []
-    for first, *_ in rows_by_case(results[0].sampled).values():
-        prompt = " | ".join(m["content"] for m in prompts[first].messages)
-        examples.append((prompt, [(r.name, r.sampled.texts[first]) for r in results]))
+    for rows in rows_by_case(results[0].sampled).values():
+        prompt = " | ".join(m["content"] for m in prompts[rows[0]].messages)
+        texts = [(r.name, r.sampled.texts[rows[0]]) for r in results]
+        examples.append((prompt, texts))
     return examples
 
 

@@ -1,0 +1,347 @@
+"""What is measured of answers: the KL by enumeration, the loss by hand, best of n one by one."""
+
+import json
+import math
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import data
+import generate
+import interop
+import sandbox
+from evidence import answers
+from model import GPT, GPTConfig, Scorer
+from plumbing.files import save_checkpoint
+from train import step_seed
+
+ENC = interop.get_tokenizer("sandbox")
+
+
+def tiny(seed, vocab=ENC.n_vocab, block=128, kind=GPT, spread=0.3):
+    torch.manual_seed(seed)
+    model = kind(GPTConfig(vocab, block, 1, 2, 32)).eval()
+    trunk = model if kind is GPT else model.trunk
+    torch.nn.init.normal_(trunk.wte.weight, 0.0, spread)
+    return model
+
+
+@pytest.fixture(scope="module")
+def models():
+    """(policy, baseline, reward model)"""
+    return tiny(0), tiny(1), tiny(2, kind=Scorer)
+
+
+def settings(max_new=6, batch=100, seed=0):
+    """What `answer` reads of a Config."""
+    return SimpleNamespace(max_new=max_new, batch=batch, seed=seed)
+
+
+def response_logp(model, prompt, response):
+    """log pi(response | prompt), token by token, each from a forward of its own."""
+    total = 0.0
+    for t, token in enumerate(response):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response[:t]]))[0, -1]
+        total += logits.log_softmax(-1)[token].item()
+    return total
+
+
+def score_of(rm, ids):
+    with torch.no_grad():
+        return rm.score(torch.tensor([ids]), torch.tensor([len(ids)])).item()
+
+
+# ---- systems
+
+
+def test_specs_of_systems():
+    specs = ("a/base.pt", "prompted:a/base.pt", "./a/sft.pt", "bon16:a/sft.pt")
+    systems = answers.systems_of(specs, "rm.pt")
+    assert systems == [
+        ("a/base.pt", False, 1),
+        ("a/base.pt", True, 1),
+        ("a/sft.pt", False, 1),
+        ("a/sft.pt", False, 16),
+    ]
+    assert answers.names_of(systems) == ["base", "prompted base", "sft", "sft best of 16"]
+    both = answers.systems_of(("a/sft.pt", "bon2:b/sft.pt"), "rm.pt")
+    names = [os.path.join("a", "sft"), os.path.join("b", "sft") + " best of 2"]
+    assert answers.names_of(both) == names
+
+
+def test_a_file_whose_name_looks_like_a_system_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bon2:x.pt").touch()
+    assert answers.systems_of(("bon2:x.pt",)) == [("bon2:x.pt", False, 1)]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "",
+        "bon0:x.pt",
+        "bon1:x.pt",
+        "bon:x.pt",
+        "bon-2:x.pt",
+        "promted:x.pt",
+        "prompted:",
+        ":x.pt",
+        "prompted:bon4:x.pt",
+    ],
+)
+def test_a_malformed_spec_is_refused_with_what_is_allowed(spec):
+    with pytest.raises(ValueError, match="prompted:CHECKPOINT or bonN:CHECKPOINT"):
+        answers.systems_of((spec,), "rm.pt")
+
+
+def test_systems_that_need_a_reward_model_or_come_twice_are_refused():
+    for spec in ("prompted:x.pt", "bon2:x.pt"):
+        with pytest.raises(ValueError, match="--rm"):
+            answers.systems_of((spec,), "")
+    for specs in (("x.pt", "x.pt"), ("x.pt", "./x.pt"), ("bon2:x.pt", "bon02:x.pt")):
+        with pytest.raises(ValueError, match="twice"):
+            answers.systems_of(specs, "rm.pt")
+    with pytest.raises(ValueError, match="not among"):
+        answers.systems_of(("x.pt",), "rm.pt", baseline="y.pt")
+    with pytest.raises(ValueError, match="checkpoints"):
+        answers.systems_of(())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """base.pt and sft.pt of 128 tokens, short.pt of 24, rm.pt."""
+    folder = tmp_path_factory.mktemp("answers")
+    made = {
+        "base": (tiny(0), "pretrain"),
+        "sft": (tiny(1), "sft"),
+        "short": (tiny(2, block=24), "sft"),
+        "rm": (tiny(3, kind=Scorer), "reward"),
+    }
+    for name, (model, stage) in made.items():
+        path = str(folder / f"{name}.pt")
+        save_checkpoint(path, model, interop.tokenizer_id(ENC), {"stage": stage})
+    return folder
+
+
+def test_each_checkpoint_is_loaded_once_and_all_fit_each_other(folder):
+    base, sft, short, rm = (str(folder / f"{s}.pt") for s in ("base", "sft", "short", "rm"))
+    systems = answers.systems_of((base, f"prompted:{base}", f"bon2:{sft}", short), rm)
+    models = answers.load_models(systems, rm, "cpu")
+    assert list(models.gpts) == [base, sft, short] and models.context == 128
+    assert models.stage == {base: "pretrain", sft: "sft", short: "sft"}
+    assert models.enc.name == "sandbox" and not models.rm.training
+    assert not any(gpt.training for gpt in models.gpts.values())
+
+
+def test_the_baseline_is_the_first_of_sft_that_reads_what_all_read(folder):
+    base, sft, short, rm = (str(folder / f"{s}.pt") for s in ("base", "sft", "short", "rm"))
+
+    def baseline(*specs, wanted=""):
+        systems = answers.systems_of(specs, rm)
+        models = answers.load_models(systems, "", "cpu")
+        return answers.baseline_of(wanted, specs, systems, models)
+
+    assert baseline(base, f"bon2:{sft}", f"prompted:{sft}", sft, short) == 3
+    assert baseline(base, f"bon2:{sft}") == 0
+    assert baseline(base, f"bon2:{sft}", sft, wanted=f"bon2:{sft}") == 1
+    with pytest.raises(ValueError, match="shorter context"):
+        baseline(base, sft, short, wanted=short)
+
+
+# ---- what is measured
+
+
+class ThreeTokens:
+    """A tokenizer of "a", "b" and EOS."""
+
+    eot_token = 2
+
+    def encode_ordinary(self, text):
+        return [0, 1]
+
+    def decode(self, tokens):
+        return "".join("ab"[t] for t in tokens)
+
+
+def test_the_kl_is_that_of_an_enumeration():
+    """With three tokens and two steps there are seven responses: E, aE, bE, aa, ab, ba, bb."""
+    policy, baseline = (tiny(s, vocab=3, block=16, spread=0.15) for s in (0, 1))
+    enc, prompts = ThreeTokens(), [data.Prompt([{"role": "user", "content": "a"}])] * 3000
+    prompt = data.encode_prompt(enc, prompts[0].messages)
+    responses = [[2], [0, 2], [1, 2], [0, 0], [0, 1], [1, 0], [1, 1]]
+    logp = [response_logp(policy, prompt, r) for r in responses]
+    ref = [response_logp(baseline, prompt, r) for r in responses]
+    assert sum(map(math.exp, logp)) == pytest.approx(1, abs=1e-5)
+    ratio = {}
+    for r, p, q in zip(responses, logp, ref):
+        ratio[data.decode_response(enc, r), len(r)] = p - q
+    kl = sum(math.exp(p) * (p - q) for p, q in zip(logp, ref))
+
+    cfg = settings(max_new=2, batch=500)
+    found = answers.answer(policy, baseline, None, enc, prompts, 1.0, cfg)
+    seen = list(zip(found.texts, found.length))
+    assert found.kl == pytest.approx([ratio[s] for s in seen], abs=1e-4)
+    assert len(set(seen)) > 3 and kl > 0.05
+    assert found.kl.mean() == pytest.approx(kl, abs=4 * found.kl.std() / len(prompts) ** 0.5)
+    assert found.ended.tolist() == [len(text) != 2 for text in found.texts]
+    assert found.rm_score is None and not found.score.any()
+
+
+def test_an_answer_does_not_depend_on_the_batch_it_is_measured_in(models):
+    prompts = sandbox.eval_prompts(12, 0)
+    one, many = (
+        answers.answer(*models, ENC, prompts, 0.0, settings(batch=batch)) for batch in (1, 5)
+    )
+    assert one.texts == many.texts
+    assert one.kl == pytest.approx(many.kl, abs=1e-4)
+    assert one.rm_score == pytest.approx(many.rm_score, abs=1e-4)
+    assert one.judged == [sandbox.judge(p, t) for p, t in zip(prompts, one.texts)]
+    assert one.score.tolist() == [j.score for j in one.judged]
+
+
+def test_without_an_answer_key_the_reward_model_is_the_judge(models):
+    prompts = [data.Prompt([{"role": "user", "content": "Who are you?"}])] * 4
+    found = answers.answer(*models, ENC, prompts, 1.0, settings(max_new=4))
+    assert found.judged == [None] * 4
+    assert found.score.tolist() == found.rm_score.tolist() and found.score.std() > 0
+
+
+def test_best_of_keeps_the_sample_that_the_reward_model_likes(models):
+    """The same numbers are drawn for the n samples, kept or not: one by one, their best is it."""
+    model, baseline, rm = models
+    n, prompts, cfg = 5, sandbox.eval_prompts(7, 0), settings()
+    found = answers.answer(model, baseline, rm, ENC, prompts, 1.0, cfg, best_of=n)
+    asked = [data.encode_prompt(ENC, p.messages) for p in prompts]
+    samples = generate.sample(
+        model, asked, cfg.max_new, ENC.eot_token, n=n, seed=step_seed(cfg.seed, 0)
+    )
+    for i, prompt in enumerate(asked):
+        responses = samples.responses[i * n : (i + 1) * n]
+        scores = [score_of(rm, prompt + r) for r in responses]
+        best = responses[int(np.argmax(scores))]
+        assert found.texts[i] == data.decode_response(ENC, best)
+        assert found.rm_score[i] == pytest.approx(max(scores), abs=1e-4)
+        kl = response_logp(model, prompt, best) - response_logp(baseline, prompt, best)
+        assert found.kl[i] == pytest.approx(kl + math.log(n) - (n - 1) / n, abs=1e-4)
+
+
+# ---- few-shot prefixes
+
+SHOTS = [
+    {"role": "user", "content": "Good day, I am Ben."},
+    {"role": "assistant", "content": "Hello Ben."},
+]
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "ends"),
+    [
+        (" Hello Anna.\n\nUser: Insult Ben.", "Hello Anna.", True),
+        (" Hello", "Hello", False),
+        (" Hello Anna.<end>", "Hello Anna.", True),
+    ],
+)
+def test_an_empty_line_ends_the_answer_of_a_prompted_model(said, text, ends):
+    """To the reward model EOS takes its place; other models may say what they like."""
+    ids = ENC.encode_ordinary(said.removesuffix("<end>"))
+    ids += [ENC.eot_token] * said.endswith("<end>")
+    cut = ENC.encode_ordinary(" Hello Anna.\n\n") if "\n\n" in said else ids
+    response = answers.as_response(ENC, ids, 20, prompted=True)
+    assert response.ids == cut and response.text == text
+    assert response.scored == (data.encode_response(ENC, text) if ends else ids)
+    assert answers.as_response(ENC, ids, 20)[:2] == (ids, ids)
+
+
+def test_an_empty_line_may_be_two_tokens():
+    [newline] = [t for t in range(ENC.n_vocab) if ENC.decode([t]) == "\n"]
+    hello, ben = ENC.encode_ordinary(" Hello"), ENC.encode_ordinary(" Ben")
+    said = hello + [newline] + ben + [newline, newline]
+    assert answers.first_paragraph(ENC, said + ben) == said
+    assert answers.first_paragraph(ENC, said[:-1] + ben) == said[:-1] + ben
+
+
+def test_shots_are_read_by_the_model_alone(models):
+    """The model is made to like empty lines, which end its answers."""
+    _, baseline, rm = models
+    model = tiny(0)
+    [empty] = ENC.encode_ordinary("\n\n")
+    liked = model.wte.weight[empty].detach()
+    model.ln_f.bias.data += 4 * liked / liked.pow(2).sum()
+    prompts = [p for p in sandbox.eval_prompts(400, 0) if p.use_case == "chat"][:12]
+    cfg = settings()
+    found = answers.answer(model, baseline, rm, ENC, prompts, 1.0, cfg, shots=SHOTS)
+    asked = [data.encode_prompt(ENC, p.messages) for p in prompts]
+    read = [data.encode_prompt(ENC, SHOTS + p.messages) for p in prompts]
+    samples = generate.sample(model, read, cfg.max_new, ENC.eot_token, seed=step_seed(cfg.seed, 0))
+    cut = 0
+    for i, ids in enumerate(samples.responses):
+        response = answers.as_response(ENC, ids, cfg.max_new, prompted=True)
+        cut += response.ids != ids
+        assert found.texts[i] == response.text and found.length[i] == len(response.ids)
+        assert found.ended[i] == (response.scored[-1] == ENC.eot_token)
+        score = score_of(rm, asked[i] + response.scored)
+        assert found.rm_score[i] == pytest.approx(score, abs=1e-4)
+        kl = response_logp(model, read[i], response.ids)
+        kl -= response_logp(baseline, asked[i], response.ids)
+        assert found.kl[i] == pytest.approx(kl, abs=1e-3)
+    assert 0 < cut < len(prompts)
+
+
+def test_the_prefix_with_the_highest_reward_wins(models, capsys):
+    model, _, rm = models
+    trials, demos, cfg = sandbox.prompts(4, 0), sandbox.demonstrations(50), settings()
+    won = answers.find_prefix(model, rm, ENC, trials, demos, cfg)
+    said = capsys.readouterr().out
+    longest = max(len(data.encode_prompt(ENC, p.messages)) for p in trials)
+    room = 128 - cfg.max_new - len(ENC.encode_ordinary("\n\n")) - longest
+    tried = answers.draw_prefixes(ENC, demos, room, cfg.seed)
+    assert won in tried and len(tried) == answers.PREFIXES
+    worth = []
+    for shots in tried:
+        found = answers.answer(model, model, rm, ENC, trials, 1.0, cfg, shots=shots)
+        worth.append(found.rm_score.mean())
+    assert len(set(worth)) > 2 and won == tried[int(np.argmax(worth))]
+    assert f"prefix {np.argmax(worth) + 1} of 8 won: RM score {max(worth):.3f}" in said
+
+
+def test_prefixes_are_demonstrations_that_leave_room():
+    demos = sandbox.demonstrations(50)
+    shown = {json.dumps(d.messages) for d in demos}
+    for room in (20, 40, 80):
+        prefixes = answers.draw_prefixes(ENC, demos, room, 0)
+        lengths = [len(data.encode_dialogue(ENC, shots)[0]) for shots in prefixes]
+        assert prefixes and max(lengths) <= room
+        one = [shots for shots in prefixes if len(shots) == 2]
+        assert one and all(json.dumps(shots) in shown for shots in one)
+    assert answers.draw_prefixes(ENC, [data.Demonstration(SHOTS[1:])], 80, 0) == []
+
+
+def test_every_prefix_leaves_room_for_prompt_and_response(models):
+    model, _, rm = models
+    long = max(sandbox.eval_prompts(500, 0), key=lambda p: len(data.encode_prompt(ENC, p.messages)))
+    trials, demos = sandbox.prompts(3, 0), sandbox.demonstrations(50)
+    cfg = settings(max_new=50)
+    won = answers.find_prefix(model, rm, ENC, trials, demos, cfg, also=[long])
+    assert len(data.encode_prompt(ENC, won + long.messages)) + 50 <= 128
+    with pytest.raises(ValueError, match="no demonstration leaves room"):
+        answers.find_prefix(model, rm, ENC, trials, demos, settings(max_new=100), also=[long])
+
+
+# ---- the alignment tax
+
+
+@pytest.mark.parametrize("n_blocks", [3, 100])
+def test_text_loss_is_the_mean_cross_entropy_of_all_blocks(n_blocks):
+    model = tiny(0, vocab=11)
+    rng = torch.Generator().manual_seed(0)
+    tokens = torch.randint(11, (n_blocks * 64 + 17,), generator=rng)
+    blocks = tokens[: n_blocks * 64].view(n_blocks, 64)
+    with torch.no_grad():
+        logits = model(blocks)[:, :-1].reshape(-1, 11)
+        want = F.cross_entropy(logits, blocks[:, 1:].reshape(-1))
+    assert answers.text_loss(model, tokens, "cpu") == pytest.approx(want.item(), rel=1e-5)

@@ -1,0 +1,220 @@
+"""Win rates, best of n and ratings: against enumerations, and intervals that cover the truth."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from evidence import statistics
+
+# ---- win rates
+
+
+def test_win_rate_counts_ties_half():
+    win_rate = statistics.win_rate
+    assert win_rate(np.array([1, 2, 3]), np.array([1, 3, 2])) == pytest.approx(0.5)
+    assert win_rate(np.array([1, 2, 3, 4]), np.array([1, 1, 2, 3])) == pytest.approx(3.5 / 4)
+    assert win_rate(np.array([1.0, 2.0]), np.array([1.0, 2.0])) == 0.5
+    assert win_rate(np.array([0, 0]), np.array([1, 1])) == 0
+
+
+def test_the_bootstrap_interval_covers_the_truth_19_times_in_20():
+    """Scores 0, 1, 2 at .2 .3 .5 against .5 .3 .2: wins .3*.5 + .5*.8 = .55, ties .29."""
+    rng, covered, widths = np.random.default_rng(0), 0, []
+    for draw in range(200):
+        ours = rng.choice(3, 120, p=[0.2, 0.3, 0.5])
+        theirs = rng.choice(3, 120, p=[0.5, 0.3, 0.2])
+        low, high = statistics.bootstrap(ours, theirs, np.arange(120), seed=draw, resamples=400)
+        covered += low <= 0.55 + 0.29 / 2 <= high
+        widths.append(high - low)
+    assert 0.90 <= covered / 200 <= 0.99
+    assert 0.05 < min(widths) and max(widths) < 0.25
+
+
+def test_the_interval_is_a_function_of_its_seed_and_narrows_with_prompts():
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(size=2000), rng.normal(size=2000)
+    names = np.arange(2000)
+
+    def interval_of(n):
+        return statistics.bootstrap(ours[:n], theirs[:n], names[:n], seed=1, resamples=500)
+
+    assert interval_of(100) == interval_of(100)
+    few, many = interval_of(100), interval_of(2000)
+    assert many[1] - many[0] < (few[1] - few[0]) / 3
+
+
+def test_answers_to_the_same_prompt_again_do_not_narrow_the_interval():
+    rng = np.random.default_rng(0)
+    ours, theirs, names = rng.normal(size=200), rng.normal(size=200), np.arange(200)
+    once = statistics.bootstrap(ours, theirs, names)
+    again = statistics.bootstrap(np.tile(ours, 9), np.tile(theirs, 9), np.tile(names, 9))
+    assert again == once
+
+
+def test_the_interval_covers_the_truth_if_prompts_have_several_answers():
+    """60 prompts with 1 to 5 answers; those to one prompt share a taste: they depend."""
+    rng, covered = np.random.default_rng(1), 0
+    for draw in range(300):
+        prompts = np.repeat(np.arange(60), rng.integers(1, 6, 60))
+        p = rng.choice([0.2, 0.9], 60)[prompts]
+        ours, theirs = rng.random(len(p)) < p, np.full(len(p), 0.5)
+        low, high = statistics.bootstrap(ours, theirs, prompts, draw, resamples=300)
+        covered += low <= 0.55 <= high
+    assert 0.90 <= covered / 300 <= 0.99
+
+
+def test_the_interval_over_seeds():
+    """0.6, 0.7, 0.8: standard deviation 0.1, Student's t of two degrees of freedom 4.303."""
+    mean, half = statistics.interval([0.6, 0.7, 0.8])
+    assert (mean, half) == pytest.approx((0.7, 4.303 * 0.1 / 3**0.5), rel=1e-3)
+    mean, half = statistics.interval([[1.0, 2.0], [1.0, 4.0]])
+    assert mean.tolist() == [1, 3] and half == pytest.approx([0, 12.71 * 2**0.5 / 2**0.5])
+    assert statistics.interval([5.0]) == (5, math.inf)
+
+
+# ---- best of n
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_best_of_n_is_the_mean_over_all_subsets(levels):
+    """With 3 levels nearly all tie: a subset's best is then each of those that tie, equally."""
+    rng, N = np.random.default_rng(levels), 7
+    proxy, gold = rng.integers(levels, size=(4, N)) / 8, rng.normal(size=(4, N))
+    for n in range(1, N + 1):
+        best = []
+        for p, g in zip(proxy, gold):
+            for subset in map(list, itertools.combinations(range(N), n)):
+                best.append(g[subset][p[subset] == p[subset].max()].mean())
+        found = statistics.best_of_n(proxy, gold, n)
+        assert found == pytest.approx(np.mean(best), abs=1e-12)
+
+
+def test_best_of_n_of_a_thousand_samples():
+    """Of ranks 1 ... N the highest of n is n (N + 1) / (n + 1) on average."""
+    rng = np.random.default_rng(0)
+    ranks = rng.permuted(np.tile(np.arange(1.0, 1001), (2, 1)), axis=1)
+    for n in (1, 2, 16, 500, 999, 1000):
+        want = n * 1001 / (n + 1)
+        assert statistics.best_of_n(ranks, ranks, n) == pytest.approx(want, rel=1e-12)
+    for n in (0, 1001):
+        with pytest.raises(ValueError, match="1 to 1000"):
+            statistics.best_of_n(ranks, ranks, n)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 16, 64])
+def test_the_kl_of_best_of_n(n):
+    """The best of n uniform numbers has the density n u^(n-1). Of a few responses that come again
+    and again it is less."""
+    bound = statistics.best_of_n_kl(n)
+    u = (np.arange(1_000_000) + 0.5) / 1_000_000
+    density = n * u ** (n - 1)
+    assert bound == pytest.approx(np.mean(density * np.log(density + 1e-300)), abs=1e-4)
+    p = np.array([0.05, 0.4, 0.25, 0.2, 0.1])  # worst first: the best is at most the k-th
+    best = np.diff(np.append(0, p.cumsum()) ** n)  # with probability cumsum^n
+    kl = (best[best > 0] * np.log((best / p)[best > 0])).sum()
+    assert kl <= bound + 1e-12 and (n == 1 or kl < bound - 0.01)
+
+
+# ---- ratings
+
+
+def test_bradley_terry_recovers_the_strengths_of_exact_wins():
+    strengths = np.array([0.0, 3.0, -1.5, 0.4, -1.9])
+    wins = 7 / (1 + np.exp(strengths[None] - strengths[:, None]))
+    assert statistics.bradley_terry(wins, tie=0) == pytest.approx(strengths, abs=1e-6)
+    assert statistics.bradley_terry(wins * 1e8) == pytest.approx(strengths, abs=1e-6)
+    assert abs(statistics.bradley_terry(wins)).max() < abs(strengths).max()
+
+
+def test_at_bradley_terrys_maximum_everyone_wins_as_often_as_expected():
+    """d log-likelihood / d s_i = wins of i - sum over j of games(i, j) sigmoid(s_i - s_j)."""
+    one_sided = [  # here whole Newton steps end nowhere
+        [0, 0, 0, 1e2, 0],
+        [1e4, 0, 1e5, 0, 0],
+        [1e4, 10, 0, 1, 1],
+        [0.1, 0, 0, 0, 0],
+        [1e4, 10, 0, 0, 0],
+    ]
+    seen = [np.array(one_sided) + 0.5]
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        seen.append(rng.integers(1, 10 ** (1 + seed % 4), (6, 6)).astype(float))
+    for wins in seen:
+        np.fill_diagonal(wins, 0)
+        s = statistics.bradley_terry(wins, tie=0)
+        expected = ((wins + wins.T) / (1 + np.exp(s[None] - s[:, None]))).sum(1)
+        assert expected == pytest.approx(wins.sum(1), rel=1e-8)
+        assert s.mean() == pytest.approx(0, abs=1e-12)
+
+
+def test_a_system_that_wins_everything_has_a_finite_rating():
+    """800 wins and one tie are odds of 800.5 to 0.5."""
+    s = statistics.bradley_terry(np.array([[0.0, 800], [0, 0]]))
+    assert s[0] - s[1] == pytest.approx(math.log(800.5 / 0.5), abs=1e-6)
+    chain = np.triu(np.full((7, 7), 1e6), 1)
+    found = statistics.bradley_terry(chain)
+    assert np.isfinite(found).all() and (np.diff(found) < 0).all()
+    assert np.isfinite(statistics.bradley_terry(chain, tie=0)).all()
+
+
+def test_ratings_are_win_rates_and_elo():
+    first = np.random.default_rng(0).random(300) < 10 / 11
+    scores = np.array([first, ~first, first])
+    rates, elo, ci = statistics.ratings(scores, np.arange(300), 1, resamples=80)
+    assert rates[0, 1] == first.mean() and rates[0, 2] == 0.5
+    assert rates == pytest.approx(1 - rates.T)
+    assert elo[1] == 0 and (ci[1] == 0).all() and elo[0] == pytest.approx(elo[2])
+    assert ci[0, 0] <= elo[0] <= ci[0, 1]
+
+
+def test_the_interval_of_elo_covers_the_truth():
+    """Scores of two systems are one apart, the higher one's with odds of 10 to 1: 400 Elo."""
+    rng, covered = np.random.default_rng(0), 0
+    for draw in range(60):
+        first = rng.random(300) < 10 / 11
+        _, _, ci = statistics.ratings(
+            np.array([first, ~first]), np.arange(300), 1, draw, resamples=100
+        )
+        covered += ci[0, 0] <= 400 <= ci[0, 1]
+    assert 0.85 <= covered / 60
+
+
+def test_the_interval_of_ratings_does_not_narrow_with_the_same_prompts_again():
+    scores, names = np.random.default_rng(0).normal(size=(3, 80)), np.arange(80)
+    once, again = (
+        statistics.ratings(np.tile(scores, (1, k)), np.tile(names, k), 0, resamples=200)[2]
+        for k in (1, 9)
+    )
+    assert again == pytest.approx(once, rel=0.05)  # but for the tie that is added
+
+
+# ---- length
+
+
+def test_length_controlled_is_fair_to_systems_that_differ_in_length_only():
+    """The longer answer wins with a probability that grows with tanh(d / std d); ours is longer."""
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.integers(10, 60, 20_000), rng.integers(5, 40, 20_000)
+    d, even = ours - theirs, np.full(20_000, 0.5)
+    for advantage in (0.0, 1.0):
+        won = rng.random(len(d)) < 1 / (1 + np.exp(-advantage - 2 * np.tanh(d / d.std())))
+        found = statistics.length_controlled(won, even, ours, theirs)
+        assert found == pytest.approx(1 / (1 + math.exp(-advantage)), abs=0.015)
+        assert statistics.win_rate(won, even) > found + 0.04
+
+
+def test_length_controlled_is_the_win_rate_at_equal_lengths():
+    ours, theirs = np.random.default_rng(0).integers(3, size=(2, 50))
+    length = np.arange(50)
+    for longer in (0, 4):
+        found = statistics.length_controlled(ours, theirs, length + longer, length)
+        assert found == pytest.approx(statistics.win_rate(ours, theirs), abs=1e-6)
+
+
+def test_length_controlled_is_finite_where_length_decides_everything():
+    d, zeros = np.array([-3.0, -1, 2, 5]), np.zeros(4)
+    for ours in (d, -d, np.ones(4), -np.ones(4)):
+        assert 0 <= statistics.length_controlled(ours, zeros, d, zeros) <= 1
+    assert statistics.length_controlled(np.ones(4), zeros, d, zeros) > 0.99
