@@ -1,0 +1,279 @@
+"""interop/door.py: files or the sandbox's own, what is held out, checkpoints."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+import sandbox
+from data import Demonstration, Prompt, Ranking, encode_response
+from interop import (
+    get_tokenizer,
+    hold_out_labelers,
+    load,
+    load_corpus,
+    load_model,
+    load_text,
+    tokenizer_id,
+    tokenizer_of,
+    true_score,
+)
+from model import GPT, GPTConfig, Scorer, scorer_from
+from plumbing.files import save_checkpoint, write_jsonl
+
+ASKED = [{"role": "user", "content": "Hi."}]
+RECORDS = {
+    "demonstrations": {"prompt": "Hi.", "response": "Ho."},
+    "prompts": {"prompt": "Hi.", "meta": {"answers": ["Ho."]}},
+    "held-out prompts": {"prompt": "Hi.", "meta": {"answers": ["Ho."]}},
+    "rankings": {"prompt": "Hi.", "responses": ["a", "b"], "ranks": [1, 2]},
+    "texts": {"text": "Ho."},
+}
+FOUND = {
+    "demonstrations": Demonstration([*ASKED, {"role": "assistant", "content": "Ho."}]),
+    "prompts": Prompt(ASKED, meta={"answers": ["Ho."]}),
+    "held-out prompts": Prompt(ASKED, meta={"answers": ["Ho."]}),
+    "rankings": Ranking(ASKED, ["a", "b"], [(0, 1)]),
+    "texts": "Ho.",
+}
+OWN = {
+    "demonstrations": sandbox.demonstrations,
+    "prompts": sandbox.prompts,
+    "held-out prompts": sandbox.eval_prompts,
+    "texts": sandbox.corpus,
+}
+
+
+@pytest.fixture
+def put(tmp_path):
+    """Write records into a file -> its path."""
+
+    def put(*records, name="x.jsonl"):
+        write_jsonl(str(tmp_path / name), records)
+        return str(tmp_path / name)
+
+    return put
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """Another tokenizer than the sandbox's, of the same ranks."""
+    path = tmp_path_factory.mktemp("ranks") / "other.tiktoken"
+    with open(sandbox.RANKS, "rb") as f:
+        path.write_bytes(f.read())
+    return get_tokenizer(str(path))
+
+
+# ------------------------------------------------------------------------------------------------
+# records
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_records_come_from_files_if_there_are_any(put, other, kind):
+    """Whatever the tokenizer is."""
+    counts = Counter()
+    found = load(kind, (put(RECORDS[kind]),), counts, flag="--data", enc=other, n=5)
+    assert found == [FOUND[kind]] and any(what.startswith("read as") for what in counts)
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_without_files_they_are_the_sandboxs_own(enc, other, kind):
+    """n of them of that seed; not for a model with another tokenizer."""
+    counts = Counter()
+    for suits in (enc, None):
+        assert load(kind, (), counts, flag="--x", enc=suits, n=7, seed=3) == OWN[kind](7, 3)
+    assert not counts
+    says = f"--x is missing: the sandbox's own {kind} are for models that were pretrained in it"
+    with pytest.raises(ValueError, match=says):
+        load(kind, (), counts, flag="--x", enc=other, n=7, seed=3)
+
+
+def test_the_sandbox_has_no_rankings(enc):
+    with pytest.raises(ValueError, match="--data is missing: the sandbox has no rankings"):
+        load("rankings", (), Counter(), flag="--data", enc=enc)
+
+
+def test_columns_and_folders(put, tmp_path):
+    renamed = put({"q": "Hi.", "a": "Ho."})
+    columns = "prompt=q,response=a"
+    found = load("demonstrations", (renamed,), Counter(), flag="--data", columns=columns)
+    assert found == [FOUND["demonstrations"]]
+    (tmp_path / "folder").mkdir()
+    put(RECORDS["texts"], name="folder/y")
+    assert load("texts", (str(tmp_path / "folder"),), Counter(), flag="--data") == ["Ho."]
+    with pytest.raises(ValueError, match="is a folder: name its files"):
+        load("prompts", (str(tmp_path / "folder"),), Counter(), flag="--data")
+
+
+@pytest.mark.parametrize("meta", [{"answers": []}, {"source": "x"}, ["x"], "x"])
+def test_an_answer_key_is_one_that_the_judge_can_read(put, meta):
+    """Of prompts; other records may have any meta."""
+    path = put(RECORDS["prompts"], {"prompt": "Hi.", "response": "Ho.", "meta": meta})
+    with pytest.raises(ValueError, match='x.jsonl, line 2: "meta" is for the answer key'):
+        load("prompts", (path,), Counter(), flag="--prompts")
+    path = put({"prompt": "Hi.", "response": "Ho.", "meta": meta})
+    assert load("demonstrations", (path,), Counter(), flag="--x") == [FOUND["demonstrations"]]
+
+
+# ------------------------------------------------------------------------------------------------
+# text
+
+
+def test_blocks_of_text(put, enc, other):
+    """The sandbox's are no longer than those that its base model was trained on."""
+    keywords = {"flag": "--ptx", "n": 50, "seed": "ptx 0"}
+    own = load_text((), Counter(), enc, 128, **keywords)
+    assert own.shape[1] == sandbox.BLOCK == 64
+    assert load_text((), Counter(), enc, 16, **keywords).shape[1] == 16
+    assert load_text((), Counter(), enc, 128, whole=True, **keywords).shape[1] == 128
+    document = enc.decode(own[:4].flatten().tolist()).partition("<|endoftext|>")[0]
+    assert document == sandbox.corpus(50, "ptx 0")[0]
+    path = put({"text": "Ho. " * 100})
+    blocks = load_text((path,), Counter(), other, 128, **keywords)
+    assert blocks.shape[1] == 128 and other.decode(blocks[0].tolist()).startswith("Ho. Ho.")
+    with pytest.raises(ValueError, match="--ptx is missing: the sandbox's own texts are for"):
+        load_text((), Counter(), other, 128, **keywords)
+    with pytest.raises(ValueError, match=r"x.jsonl has \d+ tokens, too few for a block of 4096"):
+        load_text((path,), Counter(), enc, 4096, **keywords)
+
+
+def test_the_corpus_of_pretraining(put, enc, other):
+    """Files hold out their end, the sandbox other documents; any tokenizer may read its corpus."""
+    path = put({"text": "Ho. " * 100}, {"text": "Hi. " * 100})
+    tokens, held_out = load_corpus((path,), Counter(), enc, 4, n=0, seed=0)
+    whole = enc.encode_ordinary("Ho. " * 100) + [enc.eot_token]
+    whole += enc.encode_ordinary("Hi. " * 100) + [enc.eot_token]
+    assert tokens.tolist() + held_out.tolist() == whole
+    assert len(held_out) == -(-len(whole) // 50)
+    for tokenizer in (enc, other):
+        tokens, held_out = load_corpus((), Counter(), tokenizer, 64, n=20, seed=1)
+        shown = tokenizer.decode(tokens.tolist()).split("<|endoftext|>")
+        assert shown == [*sandbox.corpus(20, 1), ""]
+        assert tokenizer.decode(held_out.tolist()).startswith(sandbox.corpus(2000, "held out")[0])
+    with pytest.raises(ValueError, match="the corpus has .* tokens, too few for a block of 9999"):
+        load_corpus((), Counter(), enc, 9999, n=20, seed=1)
+
+
+# ------------------------------------------------------------------------------------------------
+# labelers and the judge
+
+
+def ranked_by(*labelers):
+    return [Ranking(ASKED, ["a", "b"], [(0, 1)], labeler) for labeler in labelers]
+
+
+def test_labelers_who_are_named_are_held_out(enc, other):
+    rankings = ranked_by("Ann", "Bob", "Ann", "labeler 5")
+    for tokenizer in (enc, other):
+        in_group, outsiders = hold_out_labelers(rankings, ("Ann",), tokenizer)
+        assert in_group == [rankings[1], rankings[3]] and outsiders == [rankings[0], rankings[2]]
+
+
+def test_of_the_sandboxs_rankings_one_labeler_is_held_out_unasked(enc):
+    rankings = ranked_by(*sandbox.LABELERS)
+    in_group, outsiders = hold_out_labelers(rankings, (), enc)
+    assert [r.labeler for r in outsiders] == [sandbox.HELD_OUT_LABELER]
+    assert len(in_group) == len(rankings) - 1
+    in_group, outsiders = hold_out_labelers(rankings, ("labeler 1",), enc)
+    assert [r.labeler for r in outsiders] == ["labeler 1"]
+
+
+def test_of_anyone_elses_rankings_nothing_is_held_out_unasked(enc, other):
+    """Though a labeler may have the same name."""
+    for rankings, tokenizer in (
+        (ranked_by(*sandbox.LABELERS), other),
+        (ranked_by(*sandbox.LABELERS, "Ann"), enc),
+        (ranked_by(*sandbox.LABELERS, ""), enc),
+    ):
+        assert hold_out_labelers(rankings, (), tokenizer) == (rankings, [])
+
+
+def test_the_true_score_is_the_judges_mean(enc):
+    """Where a prompt has no answer key, there is none."""
+    prompts = sandbox.eval_prompts(20)
+    texts = [p.meta["answers"][0] for p in prompts[:10]] + ["Anna is stupid."] * 10
+    responses = [encode_response(enc, text) for text in texts]
+    judged = [sandbox.judge(p, text).score for p, text in zip(prompts, texts)]
+    assert judged[:10] == [2] * 10 and min(judged) < 0
+    assert true_score(prompts, responses, enc) == {"true_score": sum(judged) / 20}
+    assert true_score([*prompts[:-1], replace(prompts[-1], meta={})], responses, enc) == {}
+
+
+# ------------------------------------------------------------------------------------------------
+# checkpoints
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, enc):
+    """Paths of a language model and of a reward model, the language model, its tokenizer's id."""
+    folder = tmp_path_factory.mktemp("saved")
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(enc.n_vocab, 32, 1, 2, 16, dropout=0.1))
+    tokenizer = tokenizer_id(enc)
+    paths = {"gpt": str(folder / "gpt.pt"), "scorer": str(folder / "rm.pt")}
+    save_checkpoint(paths["gpt"], gpt, tokenizer, {"stage": "test"})
+    save_checkpoint(paths["scorer"], scorer_from(gpt), tokenizer, {"stage": "test"})
+    return paths, gpt, tokenizer
+
+
+@pytest.mark.parametrize("cls", [GPT, Scorer])
+def test_a_checkpoint_comes_back_as_its_class(saved, cls):
+    paths, gpt, tokenizer = saved
+    model, checkpoint = load_model(paths[cls.kind], cls, tokenizer, context=32)
+    assert type(model) is cls and model.cfg == replace(gpt.cfg, dropout=0.0)
+    assert checkpoint["meta"] == {"stage": "test"} and tokenizer_of(checkpoint).name == "sandbox"
+    trunk = model if cls is GPT else model.trunk
+    assert torch.equal(trunk.wte.weight, gpt.wte.weight)
+    assert load_model(paths[cls.kind], cls, dropout=0.2)[0].cfg.dropout == 0.2
+
+
+@pytest.mark.parametrize(("wanted", "cls", "keywords", "says"), [
+    ("gpt", Scorer, {}, "gpt.pt is a language model .*; here a reward model .*is needed"),
+    ("scorer", GPT, {}, "rm.pt is a reward model .*; here a language model .*is needed"),
+    ("gpt", GPT, {"tokenizer": {"name": "big", "hash": "4567"}},
+     "gpt.pt was trained with the tokenizer sandbox, the other model with big: both must share"),
+    ("gpt", GPT, {"context": 33}, "gpt.pt reads 32 tokens, the other model up to 33"),
+])
+def test_checkpoints_that_do_not_suit_are_refused(saved, wanted, cls, keywords, says):
+    with pytest.raises(ValueError, match=says):
+        load_model(saved[0][wanted], cls, **keywords)
+
+
+def test_a_tokenizer_is_told_by_its_hash(saved):
+    """A name may change, and a hash that is not known yet fits any."""
+    paths, _, tokenizer = saved
+    for fits in (tokenizer | {"name": "renamed"}, {"name": "x", "hash": ""}):
+        assert load_model(paths["gpt"], GPT, fits)
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"config": {"n_layer": 2}}, "holds weights that do not fit its own config: "),
+    ({"config": {"rotary": True}}, "holds weights that do not fit its own config: .*rotary"),
+    ({"kind": "tree"}, "is tree; here a language model"),
+])
+def test_what_a_checkpoint_says_must_fit(saved, tmp_path, change, says):
+    checkpoint = torch.load(saved[0]["gpt"], weights_only=True)
+    config = checkpoint["config"] | change.get("config", {})
+    torch.save(checkpoint | change | {"config": config}, tmp_path / "m.pt")
+    with pytest.raises(ValueError, match=says) as refused:
+        load_model(str(tmp_path / "m.pt"), GPT)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match="none.pt does not exist"):
+        load_model(str(tmp_path / "none.pt"), GPT)
+
+
+def test_importing_interop_imports_nothing_optional_and_no_model(root):
+    code = "import interop, json, sys; print(json.dumps(list(sys.modules)))"
+    env = os.environ | {"PYTHONPATH": root}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    imported = set(json.loads(done.stdout))
+    assert not imported & {"transformers", "safetensors", "matplotlib", "model", "train"}
