@@ -47,7 +47,7 @@ $(OUT)/report/report.md: $(addprefix $(OUT)/,base.pt sft.pt feedme.pt ppo-plain.
 	$(PY) evaluate.py $(OUT)/base.pt prompted:$(OUT)/base.pt $(OUT)/sft.pt $(OUT)/feedme.pt \
 	  bon16:$(OUT)/sft.pt $(OUT)/ppo-plain.pt $(OUT)/ppo.pt --rm $(OUT)/rm.pt --out $(OUT)/report
 
-# [IG] 3.1, ROUNDS times: comparisons of the current policy's outputs -> reward model -> PPO from SFT.
+# [IG] 3.1, ROUNDS times: comparisons of the policy's outputs -> reward model -> PPO from SFT.
 # KEEP=1 trains each reward model on the comparisons of all rounds so far, KEEP=0 on the new only.
 ROUNDS ?= 2
 KEEP   ?= 1
@@ -74,7 +74,7 @@ claims: .venv/ready
 test: .venv/ready
 	$(PY) -m pytest -q
 
-# what the targets above made in $(OUT), and no other file; the models of `make claims` stay in runs/
+# what the targets above made in $(OUT), no other file; the models of `make claims` stay in runs/
 MODELS  := base sft rm ppo ppo-plain feedme round-[1-9] round-[1-9]-rm
 BESIDE  := .pt .pt.tmp .pt.part .pt.part.tmp .pt.log.jsonl
 REPORTS := report.json report.md systems.png matrix.png use_cases.png

@@ -30,22 +30,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prompt:
-    messages: list                  # [{"role", "content"}, ...], the last one not the assistant's
+    messages: list      # [{"role", "content"}, ...], the last one not the assistant's
     use_case: str = ""
     meta: dict = field(default_factory=dict)    # a judge's answer key; training never looks
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    messages: list                  # the last one is the assistant's
+    messages: list      # the last one is the assistant's
     use_case: str = ""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    messages: list                  # the prompt
-    responses: list                 # K strings
-    pairs: list                     # [(better, worse), ...] indices into responses, no ties
+    messages: list      # the prompt
+    responses: list     # K strings
+    pairs: list         # [(better, worse), ...] indices into responses, no ties
     labeler: str = ""
     use_case: str = ""
 
@@ -64,13 +64,12 @@ def encode_dialogue(enc, messages):
     ids, trained = [], []
     for i, m in enumerate(messages):
         head = enc.encode_ordinary(("\n\n" if i else "") + ROLES[m["role"]])
-        is_assistant = m["role"] == "assistant"
-        if is_assistant:
+        body = enc.encode_ordinary(" " + m["content"].strip())
+        is_response = m["role"] == "assistant"
+        if is_response:
             body = encode_response(enc, m["content"])
-        else:
-            body = enc.encode_ordinary(" " + m["content"].strip())
         ids += head + body
-        trained += [False] * len(head) + [is_assistant] * len(body)
+        trained += [False] * len(head) + [is_response] * len(body)
     return ids, trained
 
 
@@ -102,11 +101,10 @@ def encode_demonstrations(records, enc, block, counts: Counter):
     for r in records:
         ids, trained = encode_dialogue(enc, r.messages)
         response = encode_response(enc, r.messages[-1]["content"])
-        if len(response) > block // 2 and len(ids) > block:
+        if len(ids) > block and len(response) > block // 2:
             counts["demonstrations dropped: the response is too long"] += 1
             continue
-        if len(ids) > block:
-            counts["demonstrations cut from the left"] += 1
+        counts["demonstrations cut from the left"] += len(ids) > block
         encoded.append((ids[-block:], trained[-block:]))
     counts["demonstrations"] += len(encoded)
     if not encoded:
@@ -117,8 +115,7 @@ def encode_demonstrations(records, enc, block, counts: Counter):
 def encode_prompts(records, enc, room, counts: Counter):
     """-> [ids, ...] of at most `room` tokens: the rest of the context is for the response."""
     if room < 1:
-        raise ValueError("--max-new takes the whole context and leaves no room for a prompt: "
-                         "lower it")
+        raise ValueError("--max-new leaves no room in the context for a prompt: lower it")
     encoded = [encode_prompt(enc, r.messages) for r in records]
     counts["prompts"] += len(encoded)
     counts["prompts cut from the left"] += sum(len(ids) > room for ids in encoded)
@@ -133,8 +130,8 @@ class EncodedRanking(NamedTuple):
 
 
 def encode_rankings(records, enc, block, counts: Counter):
-    """-> [EncodedRanking, ...]. Responses over half the context are dropped with their pairs,
-    prompts are cut to what is left. Raises ValueError if no ranking fits."""
+    """-> [EncodedRanking, ...]. Responses over half the context are dropped with their pairs, and
+    prompts cut to what is left. Raises ValueError if no ranking fits."""
     encoded = []
     for r in records:
         responses = [encode_response(enc, x) for x in r.responses]
@@ -207,8 +204,7 @@ def by_length(length, size, share=lambda rows: rows):
     length (B,); at most `size` rows each, 0 for all. share(rows) keeps this process's part.
     """
     rows = share(length.argsort(stable=True))
-    parts = rows.split(size or len(length))
-    return [(part, int(length[part].max())) for part in parts]
+    return [(part, int(length[part].max())) for part in rows.split(size or len(length))]
 
 
 # ---- tensors -----------------------------------------------------------------------------------

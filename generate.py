@@ -1,7 +1,7 @@
 """3/8  Sampling with a key-value cache; and a prompt that is computed once for all its responses.
 
 What came before a token is a *past*. Three kinds share one interface, which model.py calls:
-positions(t) of new tokens, the mask(T) under which they attend, extend(layer, k, v) by the old ones.
+positions(t) of new tokens, the mask(T) under which they attend, extend(layer, k, v) by old ones.
 
     Recorder    sees the prompts pass and keeps their keys and values
     Prefix      prompts that were computed once, continued by any number of rows, with gradients
@@ -79,9 +79,9 @@ def prefix(trunk: GPT, ids, length, owner) -> Prefix:
 class Cache:
     """Buffers for decoding. Row b writes its next key at its own length, over its prompt's pads.
 
-    It empties a Recorder of prompts and repeats each n times. length (N,): tokens of each row; size:
-    columns, for the longest prompt and the response; static: attend to all columns, which never
-    changes a shape, instead of those that may be in use.
+    It empties a Recorder of prompts and repeats each n times. length (N,): tokens of each row;
+    size: columns, for the longest prompt and the response; static: attend to all of them, which
+    never changes a shape, instead of those that may be in use.
     """
 
     def __init__(self, recorder, n, length, size, static=False):
@@ -103,7 +103,7 @@ class Cache:
         return self.length[:, None]                                       # (N, 1)
 
     def mask(self, T):
-        """0 where a row may look, else -inf -> (N, 1, 1, S); a bool mask becomes this once a layer."""
+        """0 where a row may look, else -inf, (N, 1, 1, S): SDPA makes this of a bool mask, each time."""
         columns = torch.arange(self.used, device=self.length.device)
         beyond = columns > self.length[:, None]                           # (N, S)
         zeros = torch.zeros(beyond.shape, dtype=self.keys[0].dtype, device=beyond.device)
@@ -210,13 +210,13 @@ def generate(model: GPT, prompts, prompt_len, max_new, eos, n=1, temperature=1.0
     """
     B, P, device = len(prompts), prompts.shape[1], prompts.device
     if P + max_new > model.cfg.block_size:
-        raise ValueError(f"a prompt of {P} tokens and {max_new} new ones do not fit the model's context "
-                         f"of {model.cfg.block_size}: shorten the prompt or lower --max-new")
+        raise ValueError(f"a prompt of {P} tokens and {max_new} new ones do not fit the context of "
+                         f"{model.cfg.block_size}: shorten the prompt or lower --max-new")
     was_training = model.training
     model.eval()
     recorder = Recorder()
     h = model.hidden(prompts, recorder)                                   # (B, P, C)
-    h = h[torch.arange(B, device=device), prompt_len - 1]                 # (B, C)
+    h = h[torch.arange(B, device=device), prompt_len - 1].repeat_interleave(n, 0)   # (B n, C)
     start = prompt_len.repeat_interleave(n)                               # (B n,)
     # Compiled, the cache has one size for all prompts: another would be compiled anew.
     size = model.cfg.block_size if compile else P + max_new
@@ -224,8 +224,7 @@ def generate(model: GPT, prompts, prompt_len, max_new, eos, n=1, temperature=1.0
     rng = torch.Generator(device).manual_seed(seed)
     rows, N = draws or (slice(None), B * n)
     u = torch.rand(max_new, N, generator=rng, device=device)[:, rows]     # (max_new, B n)
-    new = decode_all(model, cache, h.repeat_interleave(n, 0), u, eos, (temperature, top_k, top_p),
-                     compile)
+    new = decode_all(model, cache, h, u, eos, (temperature, top_k, top_p), compile)
     model.train(was_training)
     return join(prompts, start, new, eos)
 
@@ -252,9 +251,8 @@ def sample(model: GPT, prompts, max_new, eos, n=1, **how) -> Samples:
     """`generate` for encoded prompts, lists of ids, on the model's device; **how is handed on."""
     device = next(model.parameters()).device
     ids, length = generate(model, *data.pad(prompts, device), max_new, eos, n=n, **how)
-    responses = []
-    for i, (row, end) in enumerate(zip(ids.tolist(), length.tolist())):
-        responses.append(row[len(prompts[i // n]):end])
+    ends = zip(ids.tolist(), length.tolist())
+    responses = [row[len(prompts[i // n]):end] for i, (row, end) in enumerate(ends)]
     return Samples(ids, length, responses)
 
 

@@ -1,5 +1,5 @@
-"""8/8  Stage 3: reinforcement learning from the reward model: token-level PPO with a value function,
-a KL penalty at every token and pretraining gradients mixed in (PPO-ptx).
+"""8/8  Stage 3: reinforcement learning from the reward model: token-level PPO with a value
+function, a KL penalty at every token and pretraining gradients mixed in (PPO-ptx).
 
 The environment is a bandit: a prompt comes, the policy responds, the reward model scores it.
 
@@ -8,11 +8,10 @@ The environment is a bandit: a prompt comes, the policy responds, the reward mod
 
 What the log should show: kl 0, ratio 1 and clip_fraction 0 at the start; score and kl rising
 together; approx_kl below 0.05 and clip_fraction below 0.3; explained_variance rising; eos_rate near
-1; ptx_loss flat. In the sandbox the score rises by about 1.
+1; ptx_loss flat.
 
-DEVIATION [IG] C.4: the sandbox's preset has its own rates, and for its short run rollouts of 256,
-beta 0.1, gamma 3 on a quarter of a block an episode, and an average over 50 steps (EMA 0.98); the
-other presets keep the paper's values.
+DEVIATION [IG] C.4: the sandbox's preset has rates of its own, rollouts of 256, beta 0.1, gamma 3 on
+a quarter of a block an episode, and an average over 50 steps (EMA 0.98) for its short run.
 DEVIATION [IG] C.2: the reward model has the policy's size; the paper's has 6B for every policy.
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155   [S20] Stiennon et al. 2020, arXiv 2009.01325
@@ -56,8 +55,7 @@ class Config(TrainConfig):
     kl_target: float = 0.0          # nats an episode that kl_coef adapts to, if > 0 ([Z19] 2.2)
     kl_horizon: int = 10_000        # episodes over which kl_coef adapts ([Z19])
     kl_budget: float = 0.0          # nats an episode that end the run, if > 0; not in [IG]
-    ptx_coef: float = 27.8          # gamma of [IG] Eq. 2, on the mean loss of a pretraining token;
-                                    # [IG]: 27.8; 0 is plain PPO
+    ptx_coef: float = 27.8          # gamma of [IG] Eq. 2; 0 is plain PPO; [IG]: 27.8
     ptx_ratio: float = 8.0          # pretraining blocks for each episode; [IG] C.4: 8
     gamma: float = 1.0              # no discount ([IG] C.4)
     lam: float = 0.95               # lambda of GAE; not in [IG]: [S20], [Z19]
@@ -66,8 +64,7 @@ class Config(TrainConfig):
     vf_coef: float = 1.0            # of the value loss; Adam all but undoes it: a separate network
     whiten: bool = True             # advantages, over a minibatch's tokens; not in [IG]: [N]
     eos_penalty: float = 1.0        # off the score of a response without an end; not in [IG]: [S20]
-    lr: float = 1e-5                # peak, policy; [IG] E.9 scans 2.55e-6 .. 2.55e-5; without ptx
-                                    # it diverged above 8.05e-6
+    lr: float = 1e-5                # peak, policy; [IG] E.9 scans 2.55e-6 .. 2.55e-5
     value_lr: float = 9e-6          # peak, value function ([IG] C.4)
     schedule: str = "constant"      # constant after the warm-up ([IG] C.4)
     warmup: int = 10                # iterations from 1/10 of the peak ([IG] C.4)
@@ -281,7 +278,12 @@ def minibatches(models, inputs, cfg, state, device, start=0):
         stats |= speed | interop.true_score(asked, rollout.responses(), inputs.enc)
         if iteration == 0:
             check_start(models, rollout, stats["kl"], cfg)
-        control_kl(state, stats["kl"], cfg, iteration)
+        if cfg.kl_target:
+            state["kl_coef"] = adapt_kl(
+                kl_coef, stats["kl"], cfg.kl_target, cfg.rollout, cfg.kl_horizon)
+        if 0 < cfg.kl_budget < stats["kl"]:
+            tqdm.write(f"the last iteration: {stats['kl']:.2f} nats exceed --kl-budget")
+            state["stop"] = True
 
         began = time.perf_counter()
         shuffle = torch.Generator().manual_seed(step_seed(cfg.seed, f"order {iteration}"))
@@ -300,23 +302,13 @@ def steps_per_iteration(cfg):
     return cfg.rollout // cfg.minibatch * cfg.epochs
 
 
-def control_kl(state, kl, cfg, iteration):
-    """Adapt the penalty to --kl-target, and stop at --kl-budget. kl: nats an episode."""
-    if cfg.kl_target:
-        state["kl_coef"] = adapt_kl(
-            state["kl_coef"], kl, cfg.kl_target, cfg.rollout, cfg.kl_horizon)
-    if cfg.kl_budget and kl > cfg.kl_budget:
-        tqdm.write(f"iteration {iteration}, the last one: {kl:.2f} nats exceed --kl-budget")
-        state["stop"] = True
-
-
 def ppo_ptx_losses(models, minibatch, cfg, device):
     """[IG] Eq. 2, negated: clipped surrogate + value loss + gamma E_pretrain[-log pi(x)].
 
-    E[r - beta KL] is what the advantages hold (token_rewards). Yields (weight, loss, stats) for each
-    micro-batch; their gradients add up in one buffer, the paper's "consecutive steps" (C.4). The
-    paper does not say whether log pi(x) is summed or averaged over x: with the mean, gamma does not
-    depend on the length of a block.
+    E[r - beta KL] is what the advantages hold (token_rewards). Yields (weight, loss, stats) for
+    each micro-batch; their gradients add up in one buffer, the paper's "consecutive steps" (C.4).
+    The paper does not say whether log pi(x) is summed or averaged over x: with the mean, gamma does
+    not depend on the length of a block.
     """
     whole, text, rollout_stats = minibatch
     if cfg.whiten:
@@ -335,7 +327,7 @@ def ppo_ptx_losses(models, minibatch, cfg, device):
         yield len(chunk) / len(text), cfg.ptx_coef * loss, {"ptx_loss": loss}
 
 
-# ---- before the first update -------------------------------------------------------------------
+# ---- wiring ------------------------------------------------------------------------------------
 
 def expect(what, got, want, slack, otherwise):
     """Print a number that must be `want` at the start. Raises ValueError if it is not."""
@@ -361,8 +353,6 @@ def check_start(models, rollout, kl, cfg):
         expect("|value - score| at the last token", gap.abs().max().item(), 0, slack, otherwise)
 
 
-# ---- wiring ------------------------------------------------------------------------------------
-
 MAKE_RM = ("python label.py --init sft.pt --out comparisons.jsonl && "
            "python reward.py --init sft.pt --data comparisons.jsonl --out rm.pt")
 
@@ -372,8 +362,6 @@ def check(cfg):
     files.require("--init", interop.model_files(cfg.init),
                   "python sft.py --init base.pt --out sft.pt")
     files.require("--rm", interop.model_files(cfg.rm), MAKE_RM)
-    if cfg.value_init not in ("rm", "random"):
-        raise ValueError(f"--value-init {cfg.value_init} is unknown: it is rm or random")
     if cfg.minibatch < 1 or cfg.rollout % cfg.minibatch:
         raise ValueError(f"--rollout {cfg.rollout} is no multiple of --minibatch {cfg.minibatch}: "
                          f"change one of them")

@@ -43,7 +43,8 @@ class Config(TrainConfig):
 
 
 # [GPT3] 2.1 has the batch sizes and rates, in tokens.
-LARGE = {"tokenizer": "gpt2", "save_every": 500, "eval_every": 1000, "log_every": 10, "compile": True}
+LARGE = {"tokenizer": "gpt2", "save_every": 500, "eval_every": 1000, "log_every": 10,
+         "compile": True}
 PRESETS = {
     "sandbox": {},
     "gpt2": LARGE | {
@@ -70,11 +71,9 @@ def text_losses(model, blocks, cfg, device):
 def check(cfg):
     """Raise ValueError for sizes that do not fit together."""
     if cfg.n_embd % cfg.n_head:
-        raise ValueError(f"--n-embd {cfg.n_embd} is no multiple of --n-head {cfg.n_head}: change one "
-                         f"of them")
+        raise ValueError(f"--n-embd {cfg.n_embd} is no multiple of --n-head {cfg.n_head}")
     if cfg.block > cfg.context:
-        raise ValueError(f"--block {cfg.block} is longer than --context {cfg.context}: lower one or "
-                         f"raise the other")
+        raise ValueError(f"--block {cfg.block} is longer than --context {cfg.context}")
 
 
 def main(cfg):

@@ -1,16 +1,16 @@
 """7/8  Stage 2: the reward model, trained on rankings of K responses to a prompt.
 
-All C(K,2) pairs of a prompt are one batch element: each response is scored once, not once a pair, and
-the prompt that the K responses share is computed once. Ties are dropped; a prompt's loss is the mean
-over the pairs that are left.
+All C(K,2) pairs of a prompt are one batch element: each response is scored once, not once a pair,
+and the prompt that the K responses share is computed once. Ties are dropped; a prompt's loss is the
+mean over the pairs that are left.
 
     python reward.py --init sft.pt --data comparisons.jsonl --out rm.pt
 
 On the sandbox's comparisons it predicts about 0.70 of the held-out ones; labelers agree on 0.73.
 --compile has nothing to compile here: every pass of a step has a past, the shared prompt.
 
-DEVIATION [IG] C.2: starts from the SFT model, as [IG] 3.5 says; the paper's final reward model started
-from a GPT-3 that was fine-tuned on public NLP data sets, "for historical reasons", with similar results.
+DEVIATION [IG] C.2: starts from the SFT model, as [IG] 3.5 says; the paper's final reward model
+started from a GPT-3 fine-tuned on public NLP data sets, "for historical reasons", as good.
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155   [S20] Stiennon et al. 2020, arXiv 2009.01325
 """
@@ -33,18 +33,16 @@ from train import Network, TrainConfig, train
 class Config(TrainConfig):
     init: str = ""                  # the model whose trunk to start from, made by sft.py ([IG] 3.5)
     data: tuple[str, ...] = ()      # rankings, made by label.py or in any known format
-    columns: str = ""               # names of the fields of --data, where they differ:
-                                    # chosen=best,rejected=worst
+    columns: str = ""               # names of fields of --data: chosen=best,rejected=worst
     out: str = "rm.pt"              # the checkpoint to write
-    demos: tuple[str, ...] = ()     # demonstrations that get mean score 0 ([IG] 3.5), files; none:
-                                    # the sandbox's
+    demos: tuple[str, ...] = ()     # demonstrations that get mean score 0, files; none: sandbox's
     epochs: int = 1                 # more overfit ([IG] C.2)
     batch: int = 16                 # prompts of one step; [IG] C.2: 64
     lr: float = 5e-4                # peak; [IG] C.2: 9e-6 at 6B
     warmup: int = 20                # steps; not in [IG]
     held_out: float = 0.1           # share of the prompts kept for validation
-    held_out_labelers: tuple[str, ...] = ()   # whose rankings are never trained on ([IG] 4.1); none:
-                                    # of the simulated labelers the fifth
+    held_out_labelers: tuple[str, ...] = ()   # who are never trained on ([IG] 4.1); none: of the
+                                    # sandbox's simulated labelers the fifth
 
 
 PRESETS = {
@@ -98,9 +96,8 @@ def mean_score(rm, demonstrations, device, microbatch):
 
 
 def normalise(rm, demonstrations, device, microbatch):
-    """Shift the head's bias so that demonstrations have mean score 0 ([IG] 3.5).
-
-    The loss does not see a shift, so without this the scale's zero would be left to chance."""
+    """Shift the head's bias so that demonstrations have mean score 0: the loss sees no shift, and
+    without this zero would be left to chance. [IG] 3.5"""
     rm.head.bias.data -= mean_score(rm, demonstrations, device, microbatch)
 
 
@@ -123,19 +120,17 @@ def accuracy(margins):
     return sum(margin > 0 for margin, _ in margins) / len(margins)
 
 
-def calibration_error(margins, bins=10):
+def calibration_error(margin, bins=10):
     """Mean |accuracy - confidence| over bins of confidence, weighted by their pairs.
 
-    The confidence of a pair is sigmoid(|margin|), from 0.5 to 1."""
-    confidence = torch.tensor([abs(margin) for margin, _ in margins]).sigmoid()
-    right = torch.tensor([float(margin > 0) for margin, _ in margins])
+    margin (M,); the confidence of a pair is sigmoid(|margin|), from 0.5 to 1."""
+    confidence, right = margin.abs().sigmoid(), (margin > 0).double()
     bin = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
     total = 0.0
-    for b in bin.unique().tolist():
-        chosen = bin == b
-        gap = (right[chosen].mean() - confidence[chosen].mean()).abs().item()
-        total += gap * int(chosen.sum())
-    return total / len(margins)
+    for b in bin.unique():
+        gap = (right[bin == b] - confidence[bin == b]).mean().abs()
+        total += gap.item() * int((bin == b).sum())
+    return total / len(margin)
 
 
 def quality(rm, rankings, device, microbatch):
@@ -144,15 +139,15 @@ def quality(rm, rankings, device, microbatch):
     margin = torch.tensor([margin for margin, _ in margins], dtype=torch.float64)
     metrics = {"held_out_accuracy": accuracy(margins), "held_out_pairs": len(margins),
                "held_out_loss": -F.logsigmoid(margin).mean().item(),
-               "calibration_error": calibration_error(margins)}
+               "calibration_error": calibration_error(margin)}
     for case in sorted({case for _, case in margins}):
         metrics[f"accuracy {case}"] = accuracy([m for m in margins if m[1] == case])
     return metrics
 
 
 def load_rankings(cfg, enc, block, counts):
-    """-> encoded rankings to train on, held-out ones, those of held-out labelers to held-out
-    prompts, and how far labelers agree."""
+    """-> encoded rankings to train on, held-out ones, held-out labelers' of held-out prompts; and
+    how far labelers agree, (share, pairs)."""
     rankings = interop.load("rankings", cfg.data, counts, flag="--data", columns=cfg.columns)
     in_group, outsiders = interop.hold_out_labelers(rankings, cfg.held_out_labelers, enc)
     train_on, held_out = interop.split(in_group, cfg.held_out)
@@ -160,11 +155,9 @@ def load_rankings(cfg, enc, block, counts):
     if not train_on or not held_out:
         raise ValueError(f"{' '.join(cfg.data)}: {len(in_group)} rankings are too few to hold out "
                          f"{cfg.held_out:.0%} of the prompts: add some or change --held-out")
-    train_on, held_out, outsiders = (
-        data.encode_rankings(r, enc, block, counts) if r else []
-        for r in (train_on, held_out, outsiders)
-    )
-    return train_on, held_out, outsiders, interop.agreement(rankings)
+    parts = [data.encode_rankings(part, enc, block, counts) if part else []
+             for part in (train_on, held_out, outsiders)]
+    return *parts, interop.agreement(rankings)
 
 
 def main(cfg):
@@ -191,9 +184,9 @@ def main(cfg):
             yield [rankings[i] for i in rows]
 
     def evaluate(step, rm):
-        metrics = quality(rm, held_out, run.device, cfg.microbatch) | {"labeler_agreement": agreed}
-        mean = mean_score(rm, demos, run.device, cfg.microbatch)
-        metrics["demonstrations_mean_score"] = mean
+        metrics = quality(rm, held_out, run.device, cfg.microbatch)
+        metrics["labeler_agreement"] = agreed
+        metrics["demonstrations_mean_score"] = mean_score(rm, demos, run.device, cfg.microbatch)
         if outsiders:
             margins = pair_margins(rm, outsiders, run.device, cfg.microbatch)
             metrics["held_out_labelers_accuracy"] = accuracy(margins)

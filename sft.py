@@ -7,8 +7,8 @@
 In the sandbox the loss falls from about 4 to 0.2 nats a token.
 
 DEVIATION [IG] C.3: one model is both the SFT baseline and the start of PPO, with 10 % pretraining
-mixed in. The paper trains them apart: the baseline without the mix (`--ptx-mix 0`), the start of PPO
-for 2 epochs with it; `ppo.py --init` takes either.
+mixed in. The paper trains them apart: the baseline without the mix (`--ptx-mix 0`), the start of
+PPO for 2 epochs with it; `ppo.py --init` takes either.
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 """
@@ -33,21 +33,18 @@ class Config(TrainConfig):
     init: str = ""                  # the pretrained model to start from, made by pretrain.py
     out: str = "sft.pt"             # the checkpoint to write
     data: tuple[str, ...] = ()      # demonstrations, files in any known format; none: the sandbox's
-    rated: tuple[str, ...] = ()     # ratings, made by label.py --rate: the samples rated 7 of 7 join
-                                    # the demonstrations: FeedME, OpenAI's text-davinci-001 and 002
-    columns: str = ""               # names of the fields of --data, where they differ:
-                                    # prompt=question,response=answer
+    rated: tuple[str, ...] = ()     # ratings (label.py --rate), whose 7s join the demonstrations:
+                                    # FeedME, OpenAI's text-davinci-001 and 002
+    columns: str = ""               # names of fields of --data: prompt=question,response=answer
     ptx: tuple[str, ...] = ()       # pretraining text for --ptx-mix, files; none: the sandbox's
-    ptx_mix: float = 0.1            # pretraining tokens' share of the loss ([IG] C.3 mixes 10 % of
-                                    # data), 0 for none
+    ptx_mix: float = 0.1            # its share of the loss ([IG] C.3: 10 % of data), 0 for none
     demonstrations: int = 400       # demonstrations of the sandbox, if there is no --data
     epochs: int = 16                # [IG] C.1
     batch: int = 32                 # demonstrations of one step ([IG] C.1)
     dropout: float = 0.2            # residual dropout ([IG] C.1)
     lr: float = 1e-3                # peak; [IG] C.1: 9.65e-6 at 1.3B and 6B
     held_out: float = 0.1           # share of the prompts kept for validation
-    select: str = "last"            # last, or rm: the epoch with the best reward on validation
-                                    # prompts, as [IG] 3.5
+    select: str = "last"            # last, or rm: the epoch with the best reward ([IG] 3.5)
     rm: str = ""                    # the reward model for --select rm
     max_new: int = 32               # longest response sampled at an evaluation, tokens
 
@@ -120,8 +117,8 @@ def check(cfg):
 
 def main(cfg):
     check(cfg)
-    run = files.begin(cfg, "sft", init=interop.model_files(cfg.init), data=cfg.data, rated=cfg.rated,
-                      ptx=cfg.ptx, rm=interop.model_files(cfg.rm))
+    run = files.begin(cfg, "sft", init=interop.model_files(cfg.init), data=cfg.data,
+                      rated=cfg.rated, ptx=cfg.ptx, rm=interop.model_files(cfg.rm))
     if run.metrics is not None:
         return run.metrics
     model, checkpoint = interop.load_model(cfg.init, GPT, dropout=cfg.dropout)
@@ -139,7 +136,8 @@ def main(cfg):
     held = processes.mine(data.chunks(held, cfg.microbatch or 64))
     rm = None
     if cfg.rm:
-        rm, _ = interop.load_model(cfg.rm, Scorer, checkpoint["tokenizer"], run.device, context=block)
+        rm, _ = interop.load_model(cfg.rm, Scorer, checkpoint["tokenizer"], run.device,
+                                   context=block)
         rm.eval()
 
     def evaluate(step, model):

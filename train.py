@@ -1,6 +1,6 @@
 """4/8  The one training loop that every stage runs on. It knows no model and no data.
 
-A stage hands over its networks, its batches, and a generator of each batch's losses, piece by piece.
+A stage hands over its networks, its batches, and a generator of each batch's losses, in pieces.
 `train` does the rest: schedule, precision, clipping, AdamW, averaging, log, evaluation, saving.
 
 Resume is exact because nothing is drawn from a generator whose state must be remembered: step s
@@ -40,7 +40,7 @@ class TrainConfig:
     warmup: int = 0                 # steps from 1/10 of the peak to the peak
     weight_decay: float = 0.0       # AdamW, matrices only; not in [IG]
     beta2: float = 0.95             # AdamW's second beta, the first is 0.9 ([IG] C)
-    adam_eps: float = 1e-8          # not in [IG]; as PyTorch places it, early updates are bolder ([N])
+    adam_eps: float = 1e-8          # not in [IG]; where PyTorch puts it, first steps are bolder ([N])
     grad_clip: float = 1.0          # largest gradient norm of a network, 0 for none; not in [IG]
     ema: float = 0.0                # decay per step of the averaged weights, the result; 0 for none
     eval_every: int = 0             # steps between evaluations, 0 for the stage's own choice
@@ -191,14 +191,6 @@ def set_up(run, networks, tokenizer, state) -> files.Training:
     return files.Training(run, networks, optimizers, average, tokenizer, state)
 
 
-def better(best, metrics, step, module):
-    """The best result so far, by metrics["select"] if the stage has it."""
-    if "select" not in metrics or (best and metrics["select"] <= best["select"]):
-        return best
-    weights = copy.deepcopy(processes.whole_state(module.state_dict()))
-    return {"select": metrics["select"], "step": step, "metrics": metrics, "weights": weights}
-
-
 def measure(t, step, forward, evaluate, finish):
     """Finish the result, if this is its end, and evaluate it -> metrics."""
     with forward:
@@ -208,12 +200,7 @@ def measure(t, step, forward, evaluate, finish):
         return {} if evaluate is None else evaluate(step, processes.whole(t.result))
 
 
-def log(line, run, bar):
-    """A line to the log, a few of its numbers to the terminal."""
-    if processes.rank() == 0:
-        files.append_log(f"{run.cfg.out}.log.jsonl", line)
-    shown = ("loss", "accuracy", "score", "kl", "ptx_loss")
-    bar.set_postfix({k: f"{line[k]:.3g}" for k in shown if k in line})
+SHOWN = ("loss", "accuracy", "score", "kl", "ptx_loss")      # of the log, in the terminal
 
 
 def train(run, networks, batches, losses, steps, tokenizer, evaluate=None, finish=None, state=None,
@@ -264,9 +251,10 @@ def train(run, networks, batches, losses, steps, tokenizer, evaluate=None, finis
                 line = {"step": step, "lr": networks[0].lr * factor, **stats, "seconds": seconds}
                 if evaluates:
                     metrics = measure(t, step, forward, evaluate, finish if last else None)
-                    best = better(best, metrics, step, t.result)
+                    best = files.better(best, metrics, step, t.result)
                     line |= metrics
-                log(line, run, bar)
+                files.append_log(run, line)
+                bar.set_postfix({k: f"{line[k]:.3g}" for k in SHOWN if k in line})
                 if saves:
                     files.save_part(t, step + 1, best)
                 began, logged = time.perf_counter(), step + 1

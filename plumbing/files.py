@@ -3,6 +3,7 @@
 FILE.pt is a result; FILE.pt.part beside it is an unfinished run, from which the same command goes on;
 FILE.pt.log.jsonl has a line of numbers for each step.
 """
+import copy
 import hashlib
 import json
 import os
@@ -166,6 +167,8 @@ class Run(NamedTuple):
 
 AT_LEAST_1 = ("batch", "epochs", "iterations", "rollout", "minibatch", "max_new", "tokens",
               "log_every", "save_every")
+CHOICES = {"schedule": ("cosine", "restarts", "constant"), "value_init": ("rm", "random"),
+           "select": ("last", "rm"), "precision": ("auto", "fp32", "bf16")}
 
 
 def check_settings(cfg):
@@ -174,8 +177,10 @@ def check_settings(cfg):
         if getattr(cfg, name, 1) < 1:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} must be at least 1, got {getattr(cfg, name)}")
-    if cfg.schedule not in ("cosine", "restarts", "constant"):
-        raise ValueError(f"--schedule must be cosine, restarts or constant, got {cfg.schedule}")
+    for name, choices in CHOICES.items():
+        if getattr(cfg, name, choices[0]) not in choices:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} must be {' or '.join(choices)}, got {getattr(cfg, name)}")
 
 
 def begin(cfg, stage, **inputs) -> Run:
@@ -273,6 +278,14 @@ def resume(t: Training):
     return start, best
 
 
+def better(best, metrics, step, module):
+    """The best result so far, by metrics["select"] if the stage has it."""
+    if "select" not in metrics or (best and metrics["select"] <= best["select"]):
+        return best
+    weights = copy.deepcopy(processes.whole_state(module.state_dict()))
+    return {"select": metrics["select"], "step": step, "metrics": metrics, "weights": weights}
+
+
 def save_part(t: Training, step, best):
     """Save all that `resume` needs to go on with `step`. All processes call it."""
     weights = processes.whole_state(t.result.state_dict())
@@ -303,8 +316,11 @@ def save_result(t: Training, best, metrics):
 
 # ---- logs --------------------------------------------------------------------------------------
 
-def append_log(path, line):
-    """Add a dict to a log. Raises ValueError."""
+def append_log(run, line):
+    """Add a dict to the log of a run, from one process. Raises ValueError."""
+    if processes.rank() > 0:
+        return
+    path = f"{run.cfg.out}.log.jsonl"
     try:
         with open(path, "a") as f:
             f.write(json.dumps(line) + "\n")

@@ -18,14 +18,17 @@ import tiktoken
 import torch
 from tiktoken import _educational
 
-import cli
-import data
-import model
 import ppo
 import reward
 import sample
 import sft
-from model import GPT, GPTConfig, Scorer, generate, load_model, read_checkpoint, save_checkpoint
+from data import encode_prompt
+from generate import generate
+from interop import get_tokenizer, gpt2, load_model, plan, read_model, tokenizer_id, tokenizer_of
+from interop.tokenizers import GPT2_PATTERN, write_tokenizer
+from model import GPT, GPTConfig, Scorer
+from plumbing import cli
+from plumbing.files import save_checkpoint, write_jsonl
 
 V, T, EOS = 83, 24, 82
 TEXT = "The cat sat on the mat, and the dog didn't. We'll see 12 naïve cafés: 漢字漢字 漢字! User: What is it?\n\nAssistant: It is."
@@ -92,14 +95,15 @@ def no_cache(tmp_path_factory):
 
 def write_ranks(path, ranks):
     with open(path, "wb") as f:
-        f.writelines(base64.b64encode(token) + b" %d\n" % n for token, n in sorted(ranks.items(), key=lambda x: x[1]))
+        f.writelines(base64.b64encode(token) + b" %d\n" % n
+                     for token, n in sorted(ranks.items(), key=lambda x: x[1]))
     return str(path)
 
 
 @functools.cache
 def learned(words):
     """The merged tokens of a small byte-pair encoding of TEXT, in the order of their merging."""
-    ranks = _educational.bpe_train(TEXT * 3, 256 + words, data.GPT2_PATTERN, visualise=None)
+    ranks = _educational.bpe_train(TEXT * 3, 256 + words, GPT2_PATTERN, visualise=None)
     return sorted((token for token in ranks if len(token) > 1), key=ranks.get)
 
 
@@ -122,7 +126,7 @@ def ranks(request, small, real):
 
 def saved(path, network, ranks):
     """A checkpoint with the tokenizer of a file of ranks."""
-    save_checkpoint(str(path), network, data.tokenizer_id(data.get_tokenizer(str(ranks))), {"stage": "test"})
+    save_checkpoint(str(path), network, tokenizer_id(get_tokenizer(str(ranks))), {"stage": "test"})
     return str(path)
 
 
@@ -130,8 +134,8 @@ def saved(path, network, ranks):
 def exported(tmp_path_factory, small):
     """A folder with a small model that takes the place of GPT-2, its tokenizer included."""
     folder = tmp_path_factory.mktemp("exported")
-    network = ours(vocab=data.get_tokenizer(small).n_vocab)
-    assert model.export_gpt2(saved(folder / "m.pt", network, small), str(folder / "gpt2"))
+    network = ours(vocab=get_tokenizer(small).n_vocab)
+    assert gpt2.export(saved(folder / "m.pt", network, small), str(folder / "gpt2"))
     return folder / "gpt2"
 
 
@@ -143,7 +147,7 @@ def command(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["model.py", *map(str, argv)])
         capsys.readouterr()
         try:
-            model.main()
+            plan.main()
             code = 0
         except SystemExit as e:
             code = e.code
@@ -158,7 +162,8 @@ def command(monkeypatch, capsys):
 
 def theirs(hf, kind="GPT2LMHeadModel", seed=0):
     config = hf.GPT2Config(
-        vocab_size=V, n_positions=T, n_embd=16, n_layer=2, n_head=4, bos_token_id=EOS, eos_token_id=EOS, num_labels=1
+        vocab_size=V, n_positions=T, n_embd=16, n_layer=2, n_head=4, bos_token_id=EOS,
+        eos_token_id=EOS, num_labels=1
     )
     return lively(getattr(hf, kind)(config), seed)
 
@@ -169,7 +174,8 @@ def causal_masks(weights):
         name.replace("c_attn.bias", mask): x
         for name in weights
         if name.endswith("attn.c_attn.bias")
-        for mask, x in (("bias", torch.ones(1, 1, T, T).tril().to(torch.uint8)), ("masked_bias", torch.tensor(-1e4)))
+        for mask, x in (("bias", torch.ones(1, 1, T, T).tril().to(torch.uint8)),
+                        ("masked_bias", torch.tensor(-1e4)))
     }
 
 
@@ -182,7 +188,8 @@ LAYOUTS = {
     "safetensors": lambda m, folder: m.save_pretrained(folder),
     "all names of the class": lambda m, folder: write_bin(m, folder, m.state_dict()),
     "without the prefix": lambda m, folder: write_bin(m, folder, m.transformer.state_dict()),
-    "masks, as gpt2 was published": lambda m, folder: write_bin(m, folder, causal_masks(m.transformer.state_dict())),
+    "masks, as gpt2 was published": lambda m,
+    folder: write_bin(m, folder, causal_masks(m.transformer.state_dict())),
     "masks and the prefix": lambda m, folder: write_bin(m, folder, causal_masks(m.state_dict())),
 }
 
@@ -191,7 +198,7 @@ LAYOUTS = {
 def test_their_language_model_is_ours(hf, tmp_path, write):
     network, ids = theirs(hf), rows(3, T)
     write(network, str(tmp_path))
-    loaded, checkpoint = load_model(str(tmp_path), "gpt")
+    loaded, checkpoint = load_model(str(tmp_path), GPT)
     with torch.no_grad():
         close(loaded(ids), network(ids).logits)
     assert loaded.cfg == GPTConfig(V, T, 2, 4, 16) and checkpoint["tokenizer"] == {"name": "gpt2", "hash": ""}
@@ -201,7 +208,7 @@ def test_their_language_model_is_ours(hf, tmp_path, write):
 def test_weights_of_half_precision_are_widened(hf, tmp_path, dtype):
     network, ids = theirs(hf).to(dtype), rows(3, T)
     network.save_pretrained(tmp_path)
-    loaded, checkpoint = load_model(str(tmp_path), "gpt")
+    loaded, checkpoint = load_model(str(tmp_path), GPT)
     assert {x.dtype for x in [*loaded.parameters(), *checkpoint["weights"].values()]} == {torch.float32}
     with torch.no_grad():
         close(loaded(ids), network.float()(ids).logits)
@@ -212,7 +219,8 @@ def same_continuations(network, other):
     said, eos = [], network.cfg.vocab_size - 1
     for n in range(1, 13):
         prompt = rows(1, n, seed=n)
-        settings = {"max_new_tokens": 12, "eos_token_id": eos, "pad_token_id": eos, "attention_mask": torch.ones_like(prompt)}
+        settings = {"max_new_tokens": 12, "eos_token_id": eos, "pad_token_id": eos,
+                    "attention_mask": torch.ones_like(prompt)}
         expected = other.generate(prompt, do_sample=False, **settings)
         ids, total = generate(network, prompt, torch.tensor([n]), 12, eos, temperature=0)
         assert ids[0, : total[0]].tolist() == expected[0].tolist()
@@ -224,17 +232,19 @@ def same_continuations(network, other):
 def test_their_continuations_are_ours(hf, tmp_path):
     network = theirs(hf)
     network.save_pretrained(tmp_path)
-    same_continuations(load_model(str(tmp_path), "gpt")[0], network)
+    same_continuations(load_model(str(tmp_path), GPT)[0], network)
 
 
-@pytest.mark.parametrize("write", [LAYOUTS["safetensors"], LAYOUTS["masks and the prefix"]], ids=["safetensors", "bin"])
+@pytest.mark.parametrize("write", [LAYOUTS["safetensors"], LAYOUTS["masks and the prefix"]],
+                         ids=["safetensors", "bin"])
 def test_their_classifier_with_one_label_is_a_scorer(hf, tmp_path, write):
     network = theirs(hf, "GPT2ForSequenceClassification")
     write(network, str(tmp_path))
-    scorer, _ = load_model(str(tmp_path), "scorer")
+    scorer, _ = load_model(str(tmp_path), Scorer)
     ids, length = rows(6, T), torch.tensor([1, 5, 9, 13, 20, T])
     with torch.no_grad():
-        close(scorer.score(ids, length), torch.stack([network(ids[b : b + 1, :n]).logits[0, 0] for b, n in enumerate(length)]))
+        close(scorer.score(ids, length),
+              torch.stack([network(ids[b : b + 1, :n]).logits[0, 0] for b, n in enumerate(length)]))
 
 
 # -------------------------------------------------------------------------------------------------
@@ -249,10 +259,11 @@ def loaded_by(hf, folder, kind):
 
 def agree(hf, path, folder, seed=0):
     """A checkpoint and its folder compute the same, the one here, the other in transformers."""
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_model(path)
     network, _ = load_model(path, checkpoint["kind"])
     network.eval()
-    ids = torch.randint(network.cfg.vocab_size, (4, 12), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(network.cfg.vocab_size, (4, 12),
+                        generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         if checkpoint["kind"] == "gpt":
             close(loaded_by(hf, folder, "AutoModelForCausalLM")(ids).logits, network(ids))
@@ -264,7 +275,7 @@ def agree(hf, path, folder, seed=0):
 
 @pytest.mark.parametrize("kind", [GPT, Scorer])
 def test_ours_is_theirs(hf, tmp_path, small, command, kind):
-    network = ours(kind, data.get_tokenizer(small).n_vocab)
+    network = ours(kind, get_tokenizer(small).n_vocab)
     assert kind is GPT or abs(network.head.bias.item()) > 0.01
     path, folder = saved(tmp_path / "m.pt", network, small), tmp_path / "new" / "folder"
     code, said, _ = command("export", path, folder)
@@ -272,7 +283,7 @@ def test_ours_is_theirs(hf, tmp_path, small, command, kind):
     agree(hf, path, folder)
     auto = "AutoModelForCausalLM" if kind is GPT else "AutoModelForSequenceClassification"
     assert [type(loaded_by(hf, folder, auto)).__name__] == read_config(folder)["architectures"]
-    assert read_config(folder)["eos_token_id"] == data.get_tokenizer(small).eot_token
+    assert read_config(folder)["eos_token_id"] == get_tokenizer(small).eot_token
     if kind is GPT:
         same_continuations(network, loaded_by(hf, folder, auto))
 
@@ -285,7 +296,7 @@ def read_config(folder):
 def test_a_folder_that_went_through_a_checkpoint_is_the_same(hf, tmp_path, command, kind):
     before, after = tmp_path / "before", tmp_path / "after"
     LAYOUTS["all names of the class"](theirs(hf, kind), str(before))
-    network, _ = load_model(str(before), "gpt" if kind == "GPT2LMHeadModel" else "scorer")
+    network, _ = load_model(str(before), GPT if kind == "GPT2LMHeadModel" else "scorer")
     save_checkpoint(tmp_path / "m.pt", network, {"name": "sandbox", "hash": ""}, {})
     assert command("export", tmp_path / "m.pt", after)[0] == 0
     weights = [torch.load(folder / "pytorch_model.bin") for folder in (before, after)]
@@ -299,10 +310,10 @@ def test_a_folder_that_went_through_a_checkpoint_is_the_same(hf, tmp_path, comma
 def test_no_model_is_exported_over_another(hf, tmp_path, small):
     """transformers prefers model.safetensors, so what is exported beside it would not be read."""
     theirs(hf).save_pretrained(tmp_path / "folder")
-    path = saved(tmp_path / "m.pt", ours(vocab=data.get_tokenizer(small).n_vocab, seed=1), small)
+    path = saved(tmp_path / "m.pt", ours(vocab=get_tokenizer(small).n_vocab, seed=1), small)
     for source in (path, str(tmp_path / "folder")):
         with pytest.raises(ValueError, match="folder holds another model: name a new folder"):
-            model.export_gpt2(source, str(tmp_path / "folder"))
+            gpt2.export(source, str(tmp_path / "folder"))
 
 
 # -------------------------------------------------------------------------------------------------
@@ -310,9 +321,9 @@ def test_no_model_is_exported_over_another(hf, tmp_path, small):
 
 
 def test_the_tokenizer_files_split_text_as_the_ranks_do(hf, tmp_path, ranks):
-    enc = data.get_tokenizer(ranks)
+    enc = get_tokenizer(ranks)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    assert model.write_tokenizer(ranks, str(tmp_path))
+    assert write_tokenizer(ranks, str(tmp_path))
     tokenizer = hf.AutoTokenizer.from_pretrained(tmp_path)
     for text in [*NASTY, TEXT]:
         assert tokenizer(text)["input_ids"] == enc.encode_ordinary(text), text
@@ -326,33 +337,33 @@ def test_the_tokenizer_files_split_text_as_the_ranks_do(hf, tmp_path, ranks):
 
 def test_the_folder_has_the_tokenizer_of_the_ranks(tmp_path, ranks):
     """Its hash, so that models with either may meet, and what was written from a folder is the same again."""
-    enc = data.get_tokenizer(ranks)
+    enc = get_tokenizer(ranks)
     for name, source in (("a", ranks), ("b", str(tmp_path / "a"))):
         (tmp_path / name).mkdir()
-        assert model.write_tokenizer(source, str(tmp_path / name))
-        again = data.get_tokenizer(str(tmp_path / name))
-        assert data.tokenizer_id(again)["hash"] == data.tokenizer_id(enc)["hash"]
+        assert write_tokenizer(source, str(tmp_path / name))
+        again = get_tokenizer(str(tmp_path / name))
+        assert tokenizer_id(again)["hash"] == tokenizer_id(enc)["hash"]
         assert [again.encode_ordinary(x) for x in NASTY] == [enc.encode_ordinary(x) for x in NASTY]
     assert sum(len(enc.encode_ordinary(TEXT[i:])) < len(TEXT[i:]) / 2 for i in range(9)) == 9  # merges do happen
 
 
 def test_a_model_of_a_folder_brings_its_tokenizer(exported, small):
-    checkpoint = read_checkpoint(str(exported))
+    checkpoint = read_model(str(exported))
     assert checkpoint["tokenizer"]["name"] == str(exported)
-    assert data.tokenizer_id(data.tokenizer_of(checkpoint))["hash"] == data.tokenizer_id(data.get_tokenizer(small))["hash"]
+    assert tokenizer_id(tokenizer_of(checkpoint))["hash"] == tokenizer_id(get_tokenizer(small))["hash"]
 
 
 @pytest.mark.parametrize("missing", ["vocab.json", "merges.txt"])
 def test_a_folder_without_both_files_has_the_tokenizer_of_gpt2(exported, tmp_path, missing):
     shutil.copytree(exported, tmp_path / "folder", ignore=lambda *_: [missing])
-    assert read_checkpoint(str(tmp_path / "folder"))["tokenizer"] == {"name": "gpt2", "hash": ""}
+    assert read_model(str(tmp_path / "folder"))["tokenizer"] == {"name": "gpt2", "hash": ""}
 
 
 def test_the_tokenizer_of_a_folder_is_read_as_it_is_now(tmp_path):
     hashes = set()
     for words in (20, 30):
-        model.write_tokenizer(small_ranks(tmp_path / f"{words}.tiktoken", words), str(tmp_path))
-        hashes.add(data.tokenizer_id(data.get_tokenizer(str(tmp_path)))["hash"])
+        write_tokenizer(small_ranks(tmp_path / f"{words}.tiktoken", words), str(tmp_path))
+        hashes.add(tokenizer_id(get_tokenizer(str(tmp_path)))["hash"])
     assert len(hashes) == 2
 
 
@@ -360,20 +371,21 @@ def test_the_tokenizer_of_a_folder_is_read_as_it_is_now(tmp_path):
 def test_ranks_are_written_as_they_are_now(tmp_path):
     for words in (20, 30):
         path = small_ranks(tmp_path / "mine.tiktoken", words)
-        model.write_tokenizer(path, str(tmp_path))
-    assert data.tokenizer_id(data.get_tokenizer(str(tmp_path)))["hash"] == data.tokenizer_id(data.get_tokenizer(path))["hash"]
+        write_tokenizer(path, str(tmp_path))
+    assert tokenizer_id(get_tokenizer(str(tmp_path)))["hash"] == tokenizer_id(get_tokenizer(path))["hash"]
 
 
 
 def test_ranks_with_another_order_of_bytes_come_back(tmp_path):
     tokens = [bytes([b]) for b in range(256)] + learned(60)
     path = write_ranks(tmp_path / "mine.tiktoken", {token: n for n, token in enumerate(tokens)})
-    assert model.write_tokenizer(path, str(tmp_path))
-    assert data.tokenizer_id(data.get_tokenizer(str(tmp_path)))["hash"] == data.tokenizer_id(data.get_tokenizer(path))["hash"]
+    assert write_tokenizer(path, str(tmp_path))
+    assert tokenizer_id(get_tokenizer(str(tmp_path)))["hash"] == tokenizer_id(get_tokenizer(path))["hash"]
 
 
-def test_the_sandbox_splits_text_in_a_way_of_its_own_and_the_command_says_so(tmp_path, enc, command):
-    save_checkpoint(tmp_path / "m.pt", ours(vocab=enc.n_vocab), data.tokenizer_id(enc), {})
+def test_the_sandbox_splits_text_in_a_way_of_its_own_and_the_command_says_so(tmp_path, enc,
+                                                                             command):
+    save_checkpoint(tmp_path / "m.pt", ours(vocab=enc.n_vocab), tokenizer_id(enc), {})
     code, said, _ = command("export", tmp_path / "m.pt", tmp_path / "folder")
     assert code == 0 and "without a tokenizer: transformers" in said
     assert sorted(os.listdir(tmp_path / "folder")) == ["config.json", "pytorch_model.bin"]
@@ -382,26 +394,27 @@ def test_the_sandbox_splits_text_in_a_way_of_its_own_and_the_command_says_so(tmp
 def test_a_tokenizer_whose_file_is_gone_may_be_that_of_gpt2(tmp_path, monkeypatch, small):
     """Its hash tells."""
     path = shutil.copy(small, tmp_path / "mine.tiktoken")
-    checkpoint = read_checkpoint(saved(tmp_path / "m.pt", ours(vocab=400), path))
+    checkpoint = read_model(saved(tmp_path / "m.pt", ours(vocab=400), path))
     os.remove(path)
-    monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": data.get_tokenizer(small)}.get)
-    assert data.tokenizer_id(data.tokenizer_of(checkpoint))["hash"] == checkpoint["tokenizer"]["hash"]
-    monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": data.get_tokenizer("sandbox")}.get)
+    monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": get_tokenizer(small)}.get)
+    assert tokenizer_id(tokenizer_of(checkpoint))["hash"] == checkpoint["tokenizer"]["hash"]
+    monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": get_tokenizer("sandbox")}.get)
     with pytest.raises(ValueError, match="has changed since|do not belong together"):
-        data.tokenizer_of(checkpoint)
+        tokenizer_of(checkpoint)
 
 
 
 def test_the_end_of_text_is_the_tokenizers(tmp_path, small):
-    model.export_gpt2(saved(tmp_path / "m.pt", ours(vocab=384), small), str(tmp_path / "folder"))
-    assert read_config(tmp_path / "folder")["eos_token_id"] == data.get_tokenizer(small).eot_token
+    gpt2.export(saved(tmp_path / "m.pt", ours(vocab=384), small), str(tmp_path / "folder"))
+    assert read_config(tmp_path / "folder")["eos_token_id"] == get_tokenizer(small).eot_token
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, small):
-    path = saved(tmp_path / "m.pt", ours(vocab=data.get_tokenizer(small).n_vocab - 1), small)
-    model.export_gpt2(path, str(tmp_path / "folder"))
-    with pytest.raises(ValueError, match="has 317 tokens, more than the model's 316: they do not belong together"):
-        data.tokenizer_of(read_checkpoint(str(tmp_path / "folder")))
+    path = saved(tmp_path / "m.pt", ours(vocab=get_tokenizer(small).n_vocab - 1), small)
+    gpt2.export(path, str(tmp_path / "folder"))
+    with pytest.raises(ValueError,
+                       match="has 317 tokens, more than the model's 316: they do not belong together"):
+        tokenizer_of(read_model(str(tmp_path / "folder")))
 
 
 # -------------------------------------------------------------------------------------------------
@@ -410,7 +423,8 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, small):
 WORDS = ["cat", "dog", "mat", "café", "漢字", "12"]
 STAGES = {
     "sft": (sft, "--data demos.jsonl --ptx-mix 0 --held-out 0.2 --epochs 2 --batch 4 --lr 1e-2"),
-    "reward": (reward, "--data rankings.jsonl --demos demos.jsonl --held-out 0.3 --epochs 1 --batch 4 --lr 1e-2"),
+    "reward": (reward,
+               "--data rankings.jsonl --demos demos.jsonl --held-out 0.3 --epochs 1 --batch 4 --lr 1e-2"),
     "ppo": (
         ppo,
         """--prompts prompts.jsonl --demos demos.jsonl --ptx-coef 0 --iterations 2 --rollout 4 --minibatch 2 --max-new 6
@@ -420,12 +434,14 @@ STAGES = {
 
 
 def write_records():
-    data.write_jsonl("demos.jsonl", [{"prompt": f"What is {w}?", "response": f"It is {w}."} for w in WORDS * 2])
-    data.write_jsonl("prompts.jsonl", [{"prompt": f"Is it {w}?"} for w in WORDS])
-    data.write_jsonl(
+    write_jsonl("demos.jsonl",
+                [{"prompt": f"What is {w}?", "response": f"It is {w}."} for w in WORDS * 2])
+    write_jsonl("prompts.jsonl", [{"prompt": f"Is it {w}?"} for w in WORDS])
+    write_jsonl(
         "rankings.jsonl",
         [
-            {"prompt": f"What is {w}, {n}?", "responses": [f"The {w}.", "It didn't.", f"It is {w}."], "ranks": [2, 3, 1]}
+            {"prompt": f"What is {w}, {n}?",
+             "responses": [f"The {w}.", "It didn't.", f"It is {w}."], "ranks": [2, 3, 1]}
             for n in range(3)
             for w in WORDS
         ],
@@ -435,7 +451,8 @@ def write_records():
 def stage(name, out, **inputs):
     """Run a stage in the current folder -> (the path of its result, what it printed)."""
     module, options = STAGES[name]
-    argv = [*options.split(), "--out", out, "--device", "cpu", *(x for k, v in inputs.items() for x in (f"--{k}", str(v)))]
+    argv = [*options.split(), "--out", out, "--device", "cpu",
+            *(x for k, v in inputs.items() for x in (f"--{k}", str(v)))]
     if name == "sft":
         argv += ["--max-new", "4"]
     printed = []
@@ -452,10 +469,11 @@ def pipeline(tmp_path_factory, small):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         write_records()
-        model.export_gpt2(saved("base.pt", ours(vocab=data.get_tokenizer(small).n_vocab, block=64), small), "base")
-        model.export_gpt2(stage("sft", "sft.pt", init="base")[0], "sft")
-        model.export_gpt2(stage("reward", "rm.pt", init="sft")[0], "rm")
-        model.export_gpt2(stage("ppo", "ppo.pt", init="sft", rm="rm")[0], "ppo")
+        gpt2.export(saved("base.pt", ours(vocab=get_tokenizer(small).n_vocab, block=64), small),
+                    "base")
+        gpt2.export(stage("sft", "sft.pt", init="base")[0], "sft")
+        gpt2.export(stage("reward", "rm.pt", init="sft")[0], "rm")
+        gpt2.export(stage("ppo", "ppo.pt", init="sft", rm="rm")[0], "ppo")
     return place
 
 
@@ -470,9 +488,9 @@ def inside(pipeline, tmp_path, monkeypatch):
 def test_what_a_stage_made_of_a_folder_is_theirs(hf, inside, name):
     """The reward model's bias is what gives its demonstrations a mean of 0; ppo.py has checked that it came along."""
     agree(hf, f"{name}.pt", name)
-    assert data.tokenizer_id(data.get_tokenizer(name)) | {"name": ""} == read_checkpoint(f"{name}.pt")["tokenizer"] | {"name": ""}
-    before = read_checkpoint({"sft": "base.pt", "rm": "sft.pt", "ppo": "sft.pt"}[name])["weights"]
-    after = {k.removeprefix("trunk."): w for k, w in read_checkpoint(f"{name}.pt")["weights"].items()}
+    assert tokenizer_id(get_tokenizer(name)) | {"name": ""} == read_model(f"{name}.pt")["tokenizer"] | {"name": ""}
+    before = read_model({"sft": "base.pt", "rm": "sft.pt", "ppo": "sft.pt"}[name])["weights"]
+    after = {k.removeprefix("trunk."): w for k, w in read_model(f"{name}.pt")["weights"].items()}
     assert all((before[k] - after[k]).abs().max() > 1e-3 for k in ("wte.weight", "h.0.attn.c_attn.weight", "ln_f.bias"))
     assert name != "rm" or abs(after["head.bias"].item()) > 1e-3
 
@@ -484,12 +502,12 @@ def test_fine_tuning_with_the_tokens_of_gpt2(hf, tmp_path, monkeypatch, real):
     ranks = real("tokenizer/gpt2.tiktoken")
     config = hf.GPT2Config(n_positions=64, n_embd=16, n_layer=2, n_head=4)
     lively(hf.GPT2LMHeadModel(config)).save_pretrained("base")
-    model.write_tokenizer(ranks, "base")
+    write_tokenizer(ranks, "base")
     stage("sft", "sft.pt", init="base")
-    model.export_gpt2("sft.pt", "sft")
+    gpt2.export("sft.pt", "sft")
     agree(hf, "sft.pt", "sft")
-    assert read_checkpoint("sft.pt")["tokenizer"]["hash"] == data.tokenizer_id(data.get_tokenizer(ranks))["hash"]
-    prompt = data.encode_prompt(data.get_tokenizer("sft"), [{"role": "user", "content": "Is it?"}])
+    assert read_model("sft.pt")["tokenizer"]["hash"] == tokenizer_id(get_tokenizer(ranks))["hash"]
+    prompt = encode_prompt(get_tokenizer("sft"), [{"role": "user", "content": "Is it?"}])
     assert hf.AutoTokenizer.from_pretrained("sft")("User: Is it?\n\nAssistant:")["input_ids"] == prompt
 
 
@@ -523,22 +541,24 @@ def test_a_run_from_a_folder_is_one_of_its_files(inside, name, out, inputs, chan
     os.rename(changed, "moved")
     moved = {k: "moved" if v == changed else v for k, v in inputs.items()}
     assert "is finished already" in stage(name, out, **moved)[1]
-    before = read_checkpoint(out)["meta"]["inputs"]
+    before = read_model(out)["meta"]["inputs"]
     change("moved")
     os.rename(out, f"{out}.part")
-    with pytest.raises(ValueError, match=r"\.part is an unfinished run with other settings or inputs"):
+    with pytest.raises(ValueError,
+                       match=r"\.part is an unfinished run with other settings or inputs"):
         stage(name, out, **moved)
     os.rename(f"{out}.part", out)
     if name != "ppo" or changed != "rm" or change is change_config:  # else its demonstrations have no mean of 0 any more
         assert "is finished already" not in stage(name, out, **moved)[1]
-        after = read_checkpoint(out)["meta"]["inputs"]
+        after = read_model(out)["meta"]["inputs"]
         assert [k for k in before if before[k] != after[k]] == [k for k, v in inputs.items() if v == changed]
 
 
 def test_sample_takes_a_folder(inside, capsys):
     def said(network, rm):
         capsys.readouterr()
-        sample.main(sample.Config((network,), prompt="Is it 漢字?", rm=rm, n=4, max_new=8, device="cpu"))
+        sample.main(sample.Config((network,), prompt="Is it 漢字?", rm=rm, n=4, max_new=8,
+                                  device="cpu"))
         return capsys.readouterr().out
 
     shown = said("sft.pt", "rm.pt")
@@ -546,12 +566,14 @@ def test_sample_takes_a_folder(inside, capsys):
 
 
 def test_a_context_or_kind_that_does_not_fit_is_refused(inside):
-    with pytest.raises(ValueError, match="sft is a language model .*here a reward model .*is needed"):
-        load_model("sft", "scorer")
-    with pytest.raises(ValueError, match="rm is a reward model .*here a language model .*is needed"):
-        load_model("rm", "gpt")
+    with pytest.raises(ValueError,
+                       match="sft is a language model .*here a reward model .*is needed"):
+        load_model("sft", Scorer)
+    with pytest.raises(ValueError,
+                       match="rm is a reward model .*here a language model .*is needed"):
+        load_model("rm", GPT)
     with pytest.raises(ValueError, match="sft reads 64 tokens, the other model up to 65"):
-        load_model("sft", "gpt", context=65)
+        load_model("sft", GPT, context=65)
     with pytest.raises(ValueError, match="rm is a reward model"):
         stage("sft", "new.pt", init="rm")
     with pytest.raises(ValueError, match="sft is a language model"):
@@ -560,9 +582,9 @@ def test_a_context_or_kind_that_does_not_fit_is_refused(inside):
 
 
 def test_a_reward_model_with_another_tokenizer_is_refused(inside, tmp_path):
-    enc = data.get_tokenizer(small_ranks(tmp_path / "other.tiktoken", 50))
-    model.write_tokenizer(str(tmp_path / "other.tiktoken"), "rm")
-    assert data.tokenizer_id(enc)["hash"] == data.tokenizer_id(data.get_tokenizer("rm"))["hash"]
+    enc = get_tokenizer(small_ranks(tmp_path / "other.tiktoken", 50))
+    write_tokenizer(str(tmp_path / "other.tiktoken"), "rm")
+    assert tokenizer_id(enc)["hash"] == tokenizer_id(get_tokenizer("rm"))["hash"]
     with pytest.raises(ValueError, match="tokenizer"):
         stage("ppo", "new.pt", init="sft.pt", rm="rm")
 
@@ -577,7 +599,7 @@ FILES = ["config.json", "merges.txt", "pytorch_model.bin", "vocab.json"]
 def hub(tmp_path, monkeypatch, exported):
     """A place that is laid out as the hub, the folder that downloads go to, and an empty current folder."""
     shutil.copytree(exported, tmp_path / "hub" / "gpt2" / "resolve" / "main")
-    monkeypatch.setattr(model, "HUB", (tmp_path / "hub").as_uri())
+    monkeypatch.setattr(gpt2, "HUB", (tmp_path / "hub").as_uri())
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     (tmp_path / "empty").mkdir()
@@ -591,28 +613,28 @@ def same(a, b):
 
 def test_a_published_name_is_downloaded_once(hub, exported, small):
     source, target = hub
-    wanted = read_checkpoint(str(exported))["weights"]
-    network, checkpoint = load_model("gpt2", "gpt")
+    wanted = read_model(str(exported))["weights"]
+    network, checkpoint = load_model("gpt2", GPT)
     assert same(network.state_dict(), wanted) and sorted(os.listdir(target)) == FILES
-    assert data.tokenizer_id(data.tokenizer_of(checkpoint))["hash"] == data.tokenizer_id(data.get_tokenizer(small))["hash"]
+    assert tokenizer_id(tokenizer_of(checkpoint))["hash"] == tokenizer_id(get_tokenizer(small))["hash"]
     shutil.rmtree(source)
-    assert same(load_model("gpt2", "gpt")[0].state_dict(), wanted)
+    assert same(load_model("gpt2", GPT)[0].state_dict(), wanted)
     assert not os.listdir()
 
 
 def test_only_what_is_missing_is_fetched(hub, exported):
     source, target = hub
-    load_model("gpt2", "gpt")
+    load_model("gpt2", GPT)
     (target / "merges.txt").unlink()
     (source / "pytorch_model.bin").write_bytes(b"another")
-    load_model("gpt2", "gpt")
+    load_model("gpt2", GPT)
     assert (target / "merges.txt").read_bytes() == (exported / "merges.txt").read_bytes()
 
 
 def test_a_folder_that_has_the_name_comes_first(hub, exported):
     shutil.copytree(exported, "gpt2")
     change_weights("gpt2")
-    assert not same(load_model("gpt2", "gpt")[0].state_dict(), read_checkpoint(str(exported))["weights"])
+    assert not same(load_model("gpt2", GPT)[0].state_dict(), read_model(str(exported))["weights"])
     assert not hub[1].exists()
 
 
@@ -621,13 +643,13 @@ def test_without_a_network_the_sentence_says_where_the_file_goes(hub, exported, 
     source, target = hub
     (source / missing).unlink()
     with pytest.raises(ValueError) as refused:
-        load_model("gpt2", "gpt")
+        load_model("gpt2", GPT)
     said = str(refused.value)
     assert said.startswith("gpt2 could not be downloaded") and "\n" not in said
-    assert f"put {missing} of {model.HUB}/gpt2 into {target}" in said
+    assert f"put {missing} of {gpt2.HUB}/gpt2 into {target}" in said
     assert set(os.listdir(target)) <= set(FILES) - {missing}
     shutil.copy(exported / missing, target)
-    assert load_model("gpt2", "gpt")[0].cfg.n_layer == 2
+    assert load_model("gpt2", GPT)[0].cfg.n_layer == 2
 
 
 @pytest.fixture
@@ -651,14 +673,14 @@ def server(hub, monkeypatch):
         thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        monkeypatch.setattr(model, "HUB", f"http://127.0.0.1:{served.server_port}")
+        monkeypatch.setattr(gpt2, "HUB", f"http://127.0.0.1:{served.server_port}")
         yield cut
         served.shutdown()
         thread.join()
 
 
 def test_a_download_over_http(server, hub, exported):
-    assert same(load_model("gpt2", "gpt")[0].state_dict(), read_checkpoint(str(exported))["weights"])
+    assert same(load_model("gpt2", GPT)[0].state_dict(), read_model(str(exported))["weights"])
     assert sorted(os.listdir(hub[1])) == FILES
 
 
@@ -667,9 +689,9 @@ def test_a_download_over_http(server, hub, exported):
 def test_half_a_file_is_not_taken_for_the_file(server, hub, name):
     server.append(name)
     with pytest.raises(ValueError, match="gpt2 could not be downloaded"):
-        data.tokenizer_of(load_model("gpt2", "gpt")[1])
+        tokenizer_of(load_model("gpt2", GPT)[1])
     server.clear()
-    data.tokenizer_of(load_model("gpt2", "gpt")[1])
+    tokenizer_of(load_model("gpt2", GPT)[1])
 
 
 def test_a_download_that_stops_leaves_nothing_of_the_file(hub, monkeypatch):
@@ -693,8 +715,9 @@ def test_a_download_that_stops_leaves_nothing_of_the_file(hub, monkeypatch):
 
     opened = torch.hub.urlopen
     monkeypatch.setattr(torch.hub, "urlopen", lambda request: Stops(opened(request)))
-    with pytest.raises(ValueError, match="could not be downloaded .*reset by peer.*put config.json of"):
-        load_model("gpt2", "gpt")
+    with pytest.raises(ValueError,
+                       match="could not be downloaded .*reset by peer.*put config.json of"):
+        load_model("gpt2", GPT)
     assert os.listdir(hub[1]) == []
     monkeypatch.undo()
 
@@ -703,7 +726,7 @@ def test_a_download_that_stops_leaves_nothing_of_the_file(hub, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_a_sentence(hub, tmp_path):
     (tmp_path / "home").write_text("a file where the folder should be")
     with pytest.raises(ValueError, match="gpt2 could not be downloaded|cannot write"):
-        load_model("gpt2", "gpt")
+        load_model("gpt2", GPT)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -718,7 +741,8 @@ class Code:
 def config(**changes):
     def change(folder):
         found = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({k: v for k, v in (found | changes).items() if v != "gone"}))
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in (found | changes).items()
+                                                        if v != "gone"}))
 
     return change
 
@@ -753,12 +777,16 @@ REFUSED = {
     "no config": (lambda folder: (folder / "config.json").unlink(), NO_GPT2),
     "no weights": (lambda folder: (folder / "pytorch_model.bin").unlink(), NO_GPT2),
     "a folder of something else": (lambda folder: [x.unlink() for x in folder.iterdir()], NO_GPT2),
-    "broken json": (text("config.json", b'{"n_layer": 2,'), r"config\.json is not the config of a GPT-2"),
+    "broken json": (text("config.json", b'{"n_layer": 2,'),
+                    r"config\.json is not the config of a GPT-2"),
     "no json": (text("config.json", b"\xff\xfe\x00"), r"config\.json is not the config of a GPT-2"),
     "a list": (text("config.json", b"[1, 2]"), r"config\.json is not the config of a GPT-2"),
-    "another model": (config(n_layer="gone", num_hidden_layers=2), r"is not the config of a GPT-2 \(KeyError: 'n_layer'\)"),
-    "another activation": (config(activation_function="relu"), "has activation_function relu; only GPT-2's own gelu_new"),
-    "exact gelu": (config(activation_function="gelu"), "has activation_function gelu; only GPT-2's own gelu_new"),
+    "another model": (config(n_layer="gone", num_hidden_layers=2),
+                      r"is not the config of a GPT-2 \(KeyError: 'n_layer'\)"),
+    "another activation": (config(activation_function="relu"),
+                           "has activation_function relu; only GPT-2's own gelu_new"),
+    "exact gelu": (config(activation_function="gelu"),
+                   "has activation_function gelu; only GPT-2's own gelu_new"),
     "too few layers": (config(n_layer=1), NO_FIT),
     "too many layers": (config(n_layer=3), NO_FIT),
     "another width": (config(n_embd=32), NO_FIT),
@@ -770,8 +798,10 @@ REFUSED = {
     "empty": (cut_to(0), r"pytorch_model\.bin is not a readable file of GPT-2's weights"),
     "half": (cut_to(0.5), r"pytorch_model\.bin is not a readable file of GPT-2's weights"),
     "nearly all": (cut_to(0.99), r"pytorch_model\.bin is not a readable file of GPT-2's weights"),
-    "text": (text("pytorch_model.bin", b"version https://git-lfs.github.com/spec/v1\n"), "is not a readable file of GPT-2's weights"),
-    "code": (weights(lambda found: found | {"transformer.ln_f.bias": Code()}), "is not a readable file of GPT-2's weights"),
+    "text": (text("pytorch_model.bin", b"version https://git-lfs.github.com/spec/v1\n"),
+             "is not a readable file of GPT-2's weights"),
+    "code": (weights(lambda found: found | {"transformer.ln_f.bias": Code()}),
+             "is not a readable file of GPT-2's weights"),
     "safetensors, cut off": (
         text("model.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{"),
         r"safetensors is not a readable file of GPT-2's weights|needs a package",
@@ -786,7 +816,8 @@ REFUSED = {
     "heads that do not divide the width": (config(n_head=3), "config|heads"),
     "no heads": (config(n_head=0), "config|heads"),
     "no context": (config(n_positions=None), "config"),
-    "scores scaled by layer": (config(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx"),
+    "scores scaled by layer": (config(scale_attn_by_inverse_layer_idx=True),
+                               "scale_attn_by_inverse_layer_idx"),
     "scores not scaled": (config(scale_attn_weights=False), "scale_attn_weights"),
     "another epsilon": (config(layer_norm_epsilon=1e-3), "layer_norm_epsilon"),
     "an unembedding of its own": (
@@ -806,21 +837,22 @@ def test_folders_that_are_refused(exported, tmp_path, monkeypatch, damage, says)
     damage(folder)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=says) as refused:
-        load_model(str(folder), "gpt")[0](rows(1, 4))
+        load_model(str(folder), GPT)[0](rows(1, 4))
     assert str(folder) in str(refused.value) and "\n" not in str(refused.value)
     assert os.listdir() == ["folder"]  # nothing was executed
 
 
 def test_a_classifier_with_two_labels_is_refused(exported, tmp_path):
     shutil.copytree(exported, tmp_path / "folder")
-    weights(lambda found: without("lm_head.weight")(found) | {"score.weight": torch.zeros(2, 16)})(tmp_path / "folder")
+    weights(lambda found: without("lm_head.weight")(found) | {"score.weight": torch.zeros(2,
+                                                                                          16)})(tmp_path / "folder")
     with pytest.raises(ValueError, match=NO_FIT):
-        load_model(str(tmp_path / "folder"), "scorer")
+        load_model(str(tmp_path / "folder"), Scorer)
 
 
 def test_what_is_refused_above_was_fine_before(exported, tmp_path):
     """And the code in the weights is a real attack."""
-    assert load_model(str(exported), "gpt")[0](rows(1, 4)).isfinite().all()
+    assert load_model(str(exported), GPT)[0](rows(1, 4)).isfinite().all()
     shutil.copytree(exported, tmp_path / "folder")
     REFUSED["code"][0](tmp_path / "folder")
     with pytest.MonkeyPatch.context() as patch:
@@ -834,8 +866,9 @@ def test_without_the_package_for_safetensors_the_sentence_names_it(exported, tmp
     (tmp_path / "folder" / "model.safetensors").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "safetensors", None)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(ValueError, match=r"model\.safetensors needs a package: pip install safetensors"):
-        load_model(str(tmp_path / "folder"), "gpt")
+    with pytest.raises(ValueError,
+                       match=r"model\.safetensors needs a package: pip install safetensors"):
+        load_model(str(tmp_path / "folder"), GPT)
 
 
 def refused(command, *argv):
@@ -846,7 +879,7 @@ def refused(command, *argv):
 
 
 def test_exports_that_cannot_be(tmp_path, small, command, monkeypatch):
-    path = saved(tmp_path / "m.pt", ours(vocab=data.get_tokenizer(small).n_vocab), small)
+    path = saved(tmp_path / "m.pt", ours(vocab=get_tokenizer(small).n_vocab), small)
     assert "none.pt does not exist" in refused(command, tmp_path / "none.pt", tmp_path / "new")
     assert NO_GPT2 in refused(command, tmp_path, tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -856,7 +889,8 @@ def test_exports_that_cannot_be(tmp_path, small, command, monkeypatch):
     (tmp_path / "taken" / "config.json").mkdir(parents=True)
     assert "name another folder" in refused(command, path, tmp_path / "taken")
     assert (tmp_path / "file").read_text() == "in the way"
-    for error in (OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")):
+    for error in (OSError(28, "No space left on device"),
+                  RuntimeError("PytorchStreamWriter failed writing file")):
         monkeypatch.setattr(torch, "save", lambda *a, error=error: (_ for _ in ()).throw(error))
         assert "free some space" in refused(command, path, tmp_path / "new")
 
@@ -871,7 +905,7 @@ def test_export_needs_both_names(command):
 def test_a_tokenizer_that_is_gone_is_named(tmp_path, monkeypatch, command, name):
     small_ranks(tmp_path / "small.tiktoken")
     (tmp_path / "folder").mkdir()
-    model.write_tokenizer(str(tmp_path / "small.tiktoken"), str(tmp_path / "folder"))
+    write_tokenizer(str(tmp_path / "small.tiktoken"), str(tmp_path / "folder"))
     path = saved(tmp_path / "m.pt", ours(vocab=317), tmp_path / name)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
     os.rename(tmp_path / name, tmp_path / "elsewhere")
