@@ -1,12 +1,15 @@
-"""GPT-2's weights in and out, against transformers: folders, tokenizers, downloads, and what is refused.
+"""interop/gpt2.py: GPT-2's weights in and out, against transformers: folders, tokenizers,
+downloads, and what is refused; stages that start from folders.
 
 Where transformers is not installed its tests are skipped, or fail if TRANSFORMERS_REQUIRED is set.
 """
 
 import base64
+import contextlib
 import functools
 import http.server
 import importlib
+import io
 import json
 import os
 import shutil
@@ -31,7 +34,11 @@ from plumbing import cli
 from plumbing.files import save_checkpoint, write_jsonl
 
 V, T, EOS = 83, 24, 82
-TEXT = "The cat sat on the mat, and the dog didn't. We'll see 12 naïve cafés: 漢字漢字 漢字! User: What is it?\n\nAssistant: It is."
+CLASSES = {"gpt": GPT, "scorer": Scorer}
+TEXT = (
+    "The cat sat on the mat, and the dog didn't. We'll see 12 naïve cafés: 漢字漢字 漢字! "
+    "User: What is it?\n\nAssistant: It is."
+)
 NASTY = [
     "",
     "Hello world",
@@ -110,7 +117,14 @@ def learned(words):
 def small_ranks(path, words=60):
     """A file of ranks with GPT-2's order of bytes: printable ones first."""
     first = sorted(range(256), key=lambda b: not chr(b).isprintable() or b == 32)
-    return write_ranks(path, {token: n for n, token in enumerate([bytes([b]) for b in first] + learned(words))})
+    tokens = [bytes([b]) for b in first] + learned(words)
+    return write_ranks(path, {token: n for n, token in enumerate(tokens)})
+
+
+def hash_of(enc):
+    """Of a tokenizer, or of what names one."""
+    enc = get_tokenizer(str(enc)) if isinstance(enc, (str, os.PathLike)) else enc
+    return tokenizer_id(enc)["hash"]
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +202,9 @@ LAYOUTS = {
     "safetensors": lambda m, folder: m.save_pretrained(folder),
     "all names of the class": lambda m, folder: write_bin(m, folder, m.state_dict()),
     "without the prefix": lambda m, folder: write_bin(m, folder, m.transformer.state_dict()),
-    "masks, as gpt2 was published": lambda m,
-    folder: write_bin(m, folder, causal_masks(m.transformer.state_dict())),
+    "masks, as gpt2 was published": lambda m, folder: write_bin(
+        m, folder, causal_masks(m.transformer.state_dict())
+    ),
     "masks and the prefix": lambda m, folder: write_bin(m, folder, causal_masks(m.state_dict())),
 }
 
@@ -201,7 +216,8 @@ def test_their_language_model_is_ours(hf, tmp_path, write):
     loaded, checkpoint = load_model(str(tmp_path), GPT)
     with torch.no_grad():
         close(loaded(ids), network(ids).logits)
-    assert loaded.cfg == GPTConfig(V, T, 2, 4, 16) and checkpoint["tokenizer"] == {"name": "gpt2", "hash": ""}
+    assert loaded.cfg == GPTConfig(V, T, 2, 4, 16)
+    assert checkpoint["tokenizer"] == {"name": "gpt2", "hash": ""}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -209,13 +225,15 @@ def test_weights_of_half_precision_are_widened(hf, tmp_path, dtype):
     network, ids = theirs(hf).to(dtype), rows(3, T)
     network.save_pretrained(tmp_path)
     loaded, checkpoint = load_model(str(tmp_path), GPT)
-    assert {x.dtype for x in [*loaded.parameters(), *checkpoint["weights"].values()]} == {torch.float32}
+    weights = [*loaded.parameters(), *checkpoint["weights"].values()]
+    assert {w.dtype for w in weights} == {torch.float32}
     with torch.no_grad():
         close(loaded(ids), network.float()(ids).logits)
 
 
 def same_continuations(network, other):
-    """Ours and theirs say the same to single prompts, greedily; the first of them finds a token that then ends the others."""
+    """Ours and theirs say the same to single prompts, greedily; the first of them finds a token
+    that then ends the others."""
     said, eos = [], network.cfg.vocab_size - 1
     for n in range(1, 13):
         prompt = rows(1, n, seed=n)
@@ -226,7 +244,8 @@ def same_continuations(network, other):
         assert ids[0, : total[0]].tolist() == expected[0].tolist()
         said.append(expected[0, n:].tolist())
         eos = said[0][3]
-    assert {len(x) for x in said} > {12} and len({t for x in said for t in x}) > 5  # some end, in many ways
+    assert {len(x) for x in said} > {12}  # some end,
+    assert len({t for x in said for t in x}) > 5  # in many ways
 
 
 def test_their_continuations_are_ours(hf, tmp_path):
@@ -260,7 +279,7 @@ def loaded_by(hf, folder, kind):
 def agree(hf, path, folder, seed=0):
     """A checkpoint and its folder compute the same, the one here, the other in transformers."""
     checkpoint = read_model(path)
-    network, _ = load_model(path, checkpoint["kind"])
+    network, _ = load_model(path, CLASSES[checkpoint["kind"]])
     network.eval()
     ids = torch.randint(network.cfg.vocab_size, (4, 12),
                         generator=torch.Generator().manual_seed(seed))
@@ -296,7 +315,7 @@ def read_config(folder):
 def test_a_folder_that_went_through_a_checkpoint_is_the_same(hf, tmp_path, command, kind):
     before, after = tmp_path / "before", tmp_path / "after"
     LAYOUTS["all names of the class"](theirs(hf, kind), str(before))
-    network, _ = load_model(str(before), GPT if kind == "GPT2LMHeadModel" else "scorer")
+    network, _ = load_model(str(before), GPT if kind == "GPT2LMHeadModel" else Scorer)
     save_checkpoint(tmp_path / "m.pt", network, {"name": "sandbox", "hash": ""}, {})
     assert command("export", tmp_path / "m.pt", after)[0] == 0
     weights = [torch.load(folder / "pytorch_model.bin") for folder in (before, after)]
@@ -304,7 +323,8 @@ def test_a_folder_that_went_through_a_checkpoint_is_the_same(hf, tmp_path, comma
     assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
     known = read_config(before)
     kept = {k for k, v in read_config(after).items() if k in known and known[k] == v}
-    assert read_config(after).keys() - kept == {"architectures", "num_labels"}  # which a config alone does not have
+    alone = {"architectures", "num_labels"}  # which a config that has no model does not say
+    assert read_config(after).keys() - kept == alone
 
 
 def test_no_model_is_exported_over_another(hf, tmp_path, small):
@@ -329,28 +349,32 @@ def test_the_tokenizer_files_split_text_as_the_ranks_do(hf, tmp_path, ranks):
         assert tokenizer(text)["input_ids"] == enc.encode_ordinary(text), text
     assert tokenizer.eos_token_id == enc.eot_token and len(tokenizer) == enc.n_vocab
     vocabulary = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
-    assert sorted(vocabulary.values()) == list(range(enc.n_vocab)) and vocabulary["<|endoftext|>"] == enc.eot_token
+    assert sorted(vocabulary.values()) == list(range(enc.n_vocab))
+    assert vocabulary["<|endoftext|>"] == enc.eot_token
     end = "an end <|endoftext|> or not"
-    assert tokenizer(end)["input_ids"] == enc.encode(end, allowed_special="all") != enc.encode_ordinary(end)
+    assert tokenizer(end)["input_ids"] == enc.encode(end, allowed_special="all")
+    assert enc.eot_token in tokenizer(end)["input_ids"]
     assert enc.eot_token not in enc.encode_ordinary(end)
 
 
 def test_the_folder_has_the_tokenizer_of_the_ranks(tmp_path, ranks):
-    """Its hash, so that models with either may meet, and what was written from a folder is the same again."""
+    """Its hash, so that models with either may meet, and what was written from a folder is the same
+    again."""
     enc = get_tokenizer(ranks)
     for name, source in (("a", ranks), ("b", str(tmp_path / "a"))):
         (tmp_path / name).mkdir()
         assert write_tokenizer(source, str(tmp_path / name))
         again = get_tokenizer(str(tmp_path / name))
-        assert tokenizer_id(again)["hash"] == tokenizer_id(enc)["hash"]
+        assert hash_of(again) == hash_of(enc)
         assert [again.encode_ordinary(x) for x in NASTY] == [enc.encode_ordinary(x) for x in NASTY]
-    assert sum(len(enc.encode_ordinary(TEXT[i:])) < len(TEXT[i:]) / 2 for i in range(9)) == 9  # merges do happen
+    for i in range(9):  # merges do happen
+        assert len(enc.encode_ordinary(TEXT[i:])) < len(TEXT[i:]) / 2
 
 
 def test_a_model_of_a_folder_brings_its_tokenizer(exported, small):
     checkpoint = read_model(str(exported))
     assert checkpoint["tokenizer"]["name"] == str(exported)
-    assert tokenizer_id(tokenizer_of(checkpoint))["hash"] == tokenizer_id(get_tokenizer(small))["hash"]
+    assert hash_of(tokenizer_of(checkpoint)) == hash_of(small)
 
 
 @pytest.mark.parametrize("missing", ["vocab.json", "merges.txt"])
@@ -363,28 +387,27 @@ def test_the_tokenizer_of_a_folder_is_read_as_it_is_now(tmp_path):
     hashes = set()
     for words in (20, 30):
         write_tokenizer(small_ranks(tmp_path / f"{words}.tiktoken", words), str(tmp_path))
-        hashes.add(tokenizer_id(get_tokenizer(str(tmp_path)))["hash"])
+        hashes.add(hash_of(tmp_path))
     assert len(hashes) == 2
-
 
 
 def test_ranks_are_written_as_they_are_now(tmp_path):
     for words in (20, 30):
         path = small_ranks(tmp_path / "mine.tiktoken", words)
         write_tokenizer(path, str(tmp_path))
-    assert tokenizer_id(get_tokenizer(str(tmp_path)))["hash"] == tokenizer_id(get_tokenizer(path))["hash"]
-
+    assert hash_of(tmp_path) == hash_of(path)
 
 
 def test_ranks_with_another_order_of_bytes_come_back(tmp_path):
     tokens = [bytes([b]) for b in range(256)] + learned(60)
     path = write_ranks(tmp_path / "mine.tiktoken", {token: n for n, token in enumerate(tokens)})
     assert write_tokenizer(path, str(tmp_path))
-    assert tokenizer_id(get_tokenizer(str(tmp_path)))["hash"] == tokenizer_id(get_tokenizer(path))["hash"]
+    assert hash_of(tmp_path) == hash_of(path)
 
 
-def test_the_sandbox_splits_text_in_a_way_of_its_own_and_the_command_says_so(tmp_path, enc,
-                                                                             command):
+def test_the_sandbox_splits_text_in_a_way_of_its_own_and_the_command_says_so(
+    tmp_path, enc, command
+):
     save_checkpoint(tmp_path / "m.pt", ours(vocab=enc.n_vocab), tokenizer_id(enc), {})
     code, said, _ = command("export", tmp_path / "m.pt", tmp_path / "folder")
     assert code == 0 and "without a tokenizer: transformers" in said
@@ -397,11 +420,10 @@ def test_a_tokenizer_whose_file_is_gone_may_be_that_of_gpt2(tmp_path, monkeypatc
     checkpoint = read_model(saved(tmp_path / "m.pt", ours(vocab=400), path))
     os.remove(path)
     monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": get_tokenizer(small)}.get)
-    assert tokenizer_id(tokenizer_of(checkpoint))["hash"] == checkpoint["tokenizer"]["hash"]
+    assert hash_of(tokenizer_of(checkpoint)) == checkpoint["tokenizer"]["hash"]
     monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": get_tokenizer("sandbox")}.get)
     with pytest.raises(ValueError, match="has changed since|do not belong together"):
         tokenizer_of(checkpoint)
-
 
 
 def test_the_end_of_text_is_the_tokenizers(tmp_path, small):
@@ -412,8 +434,8 @@ def test_the_end_of_text_is_the_tokenizers(tmp_path, small):
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, small):
     path = saved(tmp_path / "m.pt", ours(vocab=get_tokenizer(small).n_vocab - 1), small)
     gpt2.export(path, str(tmp_path / "folder"))
-    with pytest.raises(ValueError,
-                       match="has 317 tokens, more than the model's 316: they do not belong together"):
+    says = "has 317 tokens, more than the model's 316: they do not belong together"
+    with pytest.raises(ValueError, match=says):
         tokenizer_of(read_model(str(tmp_path / "folder")))
 
 
@@ -422,44 +444,35 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, small):
 
 WORDS = ["cat", "dog", "mat", "café", "漢字", "12"]
 STAGES = {
-    "sft": (sft, "--data demos.jsonl --ptx-mix 0 --held-out 0.2 --epochs 2 --batch 4 --lr 1e-2"),
-    "reward": (reward,
-               "--data rankings.jsonl --demos demos.jsonl --held-out 0.3 --epochs 1 --batch 4 --lr 1e-2"),
-    "ppo": (
-        ppo,
-        """--prompts prompts.jsonl --demos demos.jsonl --ptx-coef 0 --iterations 2 --rollout 4 --minibatch 2 --max-new 6
-        --warmup 0 --lr 1e-2 --ema 0""",
-    ),
+    sft: """--data demos.jsonl --ptx-mix 0 --held-out 0.2 --epochs 2 --batch 4 --lr 1e-2
+         --max-new 4""",
+    reward: """--data rankings.jsonl --demos demos.jsonl --held-out 0.3 --epochs 1 --batch 4
+            --lr 1e-2""",
+    ppo: """--prompts prompts.jsonl --ptx-coef 0 --iterations 2 --rollout 4 --minibatch 2
+         --max-new 6 --warmup 0 --lr 1e-2 --ema 0""",
 }
 
 
 def write_records():
-    write_jsonl("demos.jsonl",
-                [{"prompt": f"What is {w}?", "response": f"It is {w}."} for w in WORDS * 2])
+    demos = [{"prompt": f"What is {w}?", "response": f"It is {w}."} for w in WORDS * 2]
+    write_jsonl("demos.jsonl", demos)
     write_jsonl("prompts.jsonl", [{"prompt": f"Is it {w}?"} for w in WORDS])
-    write_jsonl(
-        "rankings.jsonl",
-        [
-            {"prompt": f"What is {w}, {n}?",
-             "responses": [f"The {w}.", "It didn't.", f"It is {w}."], "ranks": [2, 3, 1]}
-            for n in range(3)
-            for w in WORDS
-        ],
-    )
+    rankings = []
+    for w in WORDS * 3:
+        responses = [f"The {w}.", "It didn't.", f"It is {w}."]
+        prompt = f"What is {w}, {len(rankings)}?"
+        rankings.append({"prompt": prompt, "responses": responses, "ranks": [2, 3, 1]})
+    write_jsonl("rankings.jsonl", rankings)
 
 
-def stage(name, out, **inputs):
+def run(stage, out, **inputs):
     """Run a stage in the current folder -> (the path of its result, what it printed)."""
-    module, options = STAGES[name]
-    argv = [*options.split(), "--out", out, "--device", "cpu",
-            *(x for k, v in inputs.items() for x in (f"--{k}", str(v)))]
-    if name == "sft":
-        argv += ["--max-new", "4"]
-    printed = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("builtins.print", lambda *a, **k: printed.append(" ".join(map(str, a))))
-        module.main(cli.parse(module.Config, module.PRESETS, "", argv))
-    return out, "\n".join(printed)
+    argv = [*STAGES[stage].split(), "--out", out, "--device", "cpu"]
+    for name, path in inputs.items():
+        argv += [f"--{name}", str(path)]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        stage.main(cli.parse(stage.Config, stage.PRESETS, "", argv))
+    return out, printed.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -469,11 +482,11 @@ def pipeline(tmp_path_factory, small):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         write_records()
-        gpt2.export(saved("base.pt", ours(vocab=get_tokenizer(small).n_vocab, block=64), small),
-                    "base")
-        gpt2.export(stage("sft", "sft.pt", init="base")[0], "sft")
-        gpt2.export(stage("reward", "rm.pt", init="sft")[0], "rm")
-        gpt2.export(stage("ppo", "ppo.pt", init="sft", rm="rm")[0], "ppo")
+        base = ours(vocab=get_tokenizer(small).n_vocab, block=64)
+        gpt2.export(saved("base.pt", base, small), "base")
+        gpt2.export(run(sft, "sft.pt", init="base")[0], "sft")
+        gpt2.export(run(reward, "rm.pt", init="sft")[0], "rm")
+        gpt2.export(run(ppo, "ppo.pt", init="sft", rm="rm")[0], "ppo")
     return place
 
 
@@ -486,12 +499,14 @@ def inside(pipeline, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["sft", "rm", "ppo"])
 def test_what_a_stage_made_of_a_folder_is_theirs(hf, inside, name):
-    """The reward model's bias is what gives its demonstrations a mean of 0; ppo.py has checked that it came along."""
+    """The reward model's bias, which gives its demonstrations a mean of 0, is in their ln_f."""
     agree(hf, f"{name}.pt", name)
-    assert tokenizer_id(get_tokenizer(name)) | {"name": ""} == read_model(f"{name}.pt")["tokenizer"] | {"name": ""}
+    assert hash_of(name) == read_model(f"{name}.pt")["tokenizer"]["hash"]
     before = read_model({"sft": "base.pt", "rm": "sft.pt", "ppo": "sft.pt"}[name])["weights"]
-    after = {k.removeprefix("trunk."): w for k, w in read_model(f"{name}.pt")["weights"].items()}
-    assert all((before[k] - after[k]).abs().max() > 1e-3 for k in ("wte.weight", "h.0.attn.c_attn.weight", "ln_f.bias"))
+    weights = read_model(f"{name}.pt")["weights"]
+    after = {k.removeprefix("trunk."): w for k, w in weights.items()}
+    for k in ("wte.weight", "h.0.attn.c_attn.weight", "ln_f.weight"):
+        assert (before[k] - after[k]).abs().max() > 1e-3
     assert name != "rm" or abs(after["head.bias"].item()) > 1e-3
 
 
@@ -503,12 +518,13 @@ def test_fine_tuning_with_the_tokens_of_gpt2(hf, tmp_path, monkeypatch, real):
     config = hf.GPT2Config(n_positions=64, n_embd=16, n_layer=2, n_head=4)
     lively(hf.GPT2LMHeadModel(config)).save_pretrained("base")
     write_tokenizer(ranks, "base")
-    stage("sft", "sft.pt", init="base")
+    run(sft, "sft.pt", init="base")
     gpt2.export("sft.pt", "sft")
     agree(hf, "sft.pt", "sft")
-    assert read_model("sft.pt")["tokenizer"]["hash"] == tokenizer_id(get_tokenizer(ranks))["hash"]
+    assert read_model("sft.pt")["tokenizer"]["hash"] == hash_of(ranks)
     prompt = encode_prompt(get_tokenizer("sft"), [{"role": "user", "content": "Is it?"}])
-    assert hf.AutoTokenizer.from_pretrained("sft")("User: Is it?\n\nAssistant:")["input_ids"] == prompt
+    tokenizer = hf.AutoTokenizer.from_pretrained("sft")
+    assert tokenizer("User: Is it?\n\nAssistant:")["input_ids"] == prompt
 
 
 def change_weights(folder):
@@ -527,31 +543,28 @@ def change_config(folder):
 
 
 @pytest.mark.parametrize("change", [change_weights, change_config])
-@pytest.mark.parametrize(
-    ("name", "out", "inputs", "changed"),
-    [
-        ("sft", "sft.pt", {"init": "base"}, "base"),
-        ("reward", "rm.pt", {"init": "sft"}, "sft"),
-        ("ppo", "ppo.pt", {"init": "sft", "rm": "rm"}, "sft"),
-        ("ppo", "ppo.pt", {"init": "sft", "rm": "rm"}, "rm"),
-    ],
-)
-def test_a_run_from_a_folder_is_one_of_its_files(inside, name, out, inputs, changed, change):
-    assert "is finished already" in stage(name, out, **inputs)[1]
-    os.rename(changed, "moved")
-    moved = {k: "moved" if v == changed else v for k, v in inputs.items()}
-    assert "is finished already" in stage(name, out, **moved)[1]
+@pytest.mark.parametrize(("stage", "out", "inputs", "changed"), [
+    (sft, "sft.pt", {"init": "base"}, "init"),
+    (reward, "rm.pt", {"init": "sft"}, "init"),
+    (ppo, "ppo.pt", {"init": "sft", "rm": "rm"}, "init"),
+    (ppo, "ppo.pt", {"init": "sft", "rm": "rm"}, "rm"),
+])
+def test_a_run_from_a_folder_is_one_of_its_files(inside, stage, out, inputs, changed, change):
+    """Wherever the folder lies."""
+    assert "is finished already" in run(stage, out, **inputs)[1]
+    os.rename(inputs[changed], "moved")
+    moved = inputs | {changed: "moved"}
+    assert "is finished already" in run(stage, out, **moved)[1]
     before = read_model(out)["meta"]["inputs"]
     change("moved")
     os.rename(out, f"{out}.part")
-    with pytest.raises(ValueError,
-                       match=r"\.part is an unfinished run with other settings or inputs"):
-        stage(name, out, **moved)
+    says = r"\.part is an unfinished run with other settings or inputs"
+    with pytest.raises(ValueError, match=says):
+        run(stage, out, **moved)
     os.rename(f"{out}.part", out)
-    if name != "ppo" or changed != "rm" or change is change_config:  # else its demonstrations have no mean of 0 any more
-        assert "is finished already" not in stage(name, out, **moved)[1]
-        after = read_model(out)["meta"]["inputs"]
-        assert [k for k in before if before[k] != after[k]] == [k for k, v in inputs.items() if v == changed]
+    assert "is finished already" not in run(stage, out, **moved)[1]
+    after = read_model(out)["meta"]["inputs"]
+    assert [k for k in before if before[k] != after[k]] == [changed]
 
 
 def test_sample_takes_a_folder(inside, capsys):
@@ -566,27 +579,24 @@ def test_sample_takes_a_folder(inside, capsys):
 
 
 def test_a_context_or_kind_that_does_not_fit_is_refused(inside):
-    with pytest.raises(ValueError,
-                       match="sft is a language model .*here a reward model .*is needed"):
+    with pytest.raises(ValueError, match="sft is a language model .*; here a reward model .*is"):
         load_model("sft", Scorer)
-    with pytest.raises(ValueError,
-                       match="rm is a reward model .*here a language model .*is needed"):
+    with pytest.raises(ValueError, match="rm is a reward model .*; here a language model .*is"):
         load_model("rm", GPT)
     with pytest.raises(ValueError, match="sft reads 64 tokens, the other model up to 65"):
         load_model("sft", GPT, context=65)
     with pytest.raises(ValueError, match="rm is a reward model"):
-        stage("sft", "new.pt", init="rm")
+        run(sft, "new.pt", init="rm")
     with pytest.raises(ValueError, match="sft is a language model"):
-        stage("ppo", "new.pt", init="sft", rm="sft")
-
+        run(ppo, "new.pt", init="sft", rm="sft")
 
 
 def test_a_reward_model_with_another_tokenizer_is_refused(inside, tmp_path):
     enc = get_tokenizer(small_ranks(tmp_path / "other.tiktoken", 50))
     write_tokenizer(str(tmp_path / "other.tiktoken"), "rm")
-    assert tokenizer_id(enc)["hash"] == tokenizer_id(get_tokenizer("rm"))["hash"]
+    assert hash_of(enc) == hash_of("rm")
     with pytest.raises(ValueError, match="tokenizer"):
-        stage("ppo", "new.pt", init="sft.pt", rm="rm")
+        run(ppo, "new.pt", init="sft.pt", rm="rm")
 
 
 # -------------------------------------------------------------------------------------------------
@@ -597,14 +607,16 @@ FILES = ["config.json", "merges.txt", "pytorch_model.bin", "vocab.json"]
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch, exported):
-    """A place that is laid out as the hub, the folder that downloads go to, and an empty current folder."""
-    shutil.copytree(exported, tmp_path / "hub" / "gpt2" / "resolve" / "main")
+    """A place that is laid out as the hub, the folder that downloads go to, and an empty current
+    folder."""
+    source = tmp_path / "hub" / "gpt2" / "resolve" / "main"
+    shutil.copytree(exported, source)
     monkeypatch.setattr(gpt2, "HUB", (tmp_path / "hub").as_uri())
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    return tmp_path / "hub" / "gpt2" / "resolve" / "main", tmp_path / "home" / "hub" / "checkpoints" / "gpt2"
+    return source, tmp_path / "home" / "hub" / "checkpoints" / "gpt2"
 
 
 def same(a, b):
@@ -616,7 +628,7 @@ def test_a_published_name_is_downloaded_once(hub, exported, small):
     wanted = read_model(str(exported))["weights"]
     network, checkpoint = load_model("gpt2", GPT)
     assert same(network.state_dict(), wanted) and sorted(os.listdir(target)) == FILES
-    assert tokenizer_id(tokenizer_of(checkpoint))["hash"] == tokenizer_id(get_tokenizer(small))["hash"]
+    assert hash_of(tokenizer_of(checkpoint)) == hash_of(small)
     shutil.rmtree(source)
     assert same(load_model("gpt2", GPT)[0].state_dict(), wanted)
     assert not os.listdir()
@@ -684,7 +696,6 @@ def test_a_download_over_http(server, hub, exported):
     assert sorted(os.listdir(hub[1])) == FILES
 
 
-
 @pytest.mark.parametrize("name", FILES)
 def test_half_a_file_is_not_taken_for_the_file(server, hub, name):
     server.append(name)
@@ -715,12 +726,11 @@ def test_a_download_that_stops_leaves_nothing_of_the_file(hub, monkeypatch):
 
     opened = torch.hub.urlopen
     monkeypatch.setattr(torch.hub, "urlopen", lambda request: Stops(opened(request)))
-    with pytest.raises(ValueError,
-                       match="could not be downloaded .*reset by peer.*put config.json of"):
+    says = "could not be downloaded .*reset by peer.*put config.json of"
+    with pytest.raises(ValueError, match=says):
         load_model("gpt2", GPT)
     assert os.listdir(hub[1]) == []
     monkeypatch.undo()
-
 
 
 def test_a_cache_that_cannot_be_written_is_a_sentence(hub, tmp_path):
@@ -738,11 +748,14 @@ class Code:
         return os.mkdir, ("executed",)
 
 
+GONE = object()
+
+
 def config(**changes):
     def change(folder):
-        found = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({k: v for k, v in (found | changes).items()
-                                                        if v != "gone"}))
+        found = json.loads((folder / "config.json").read_text()) | changes
+        found = {k: v for k, v in found.items() if v is not GONE}
+        (folder / "config.json").write_text(json.dumps(found))
 
     return change
 
@@ -771,7 +784,10 @@ def cut_to(share):
     return cut
 
 
-NO_GPT2 = "is a folder without a GPT-2 in it: it must hold config.json and either model.safetensors or pytorch_model.bin"
+NO_GPT2 = (
+    "is a folder without a GPT-2 in it: it must hold config.json and either model.safetensors or "
+    "pytorch_model.bin"
+)
 NO_FIT = "holds weights that do not fit its own config"
 REFUSED = {
     "no config": (lambda folder: (folder / "config.json").unlink(), NO_GPT2),
@@ -781,7 +797,7 @@ REFUSED = {
                     r"config\.json is not the config of a GPT-2"),
     "no json": (text("config.json", b"\xff\xfe\x00"), r"config\.json is not the config of a GPT-2"),
     "a list": (text("config.json", b"[1, 2]"), r"config\.json is not the config of a GPT-2"),
-    "another model": (config(n_layer="gone", num_hidden_layers=2),
+    "another model": (config(n_layer=GONE, num_hidden_layers=2),
                       r"is not the config of a GPT-2 \(KeyError: 'n_layer'\)"),
     "another activation": (config(activation_function="relu"),
                            "has activation_function relu; only GPT-2's own gelu_new"),
@@ -844,8 +860,8 @@ def test_folders_that_are_refused(exported, tmp_path, monkeypatch, damage, says)
 
 def test_a_classifier_with_two_labels_is_refused(exported, tmp_path):
     shutil.copytree(exported, tmp_path / "folder")
-    weights(lambda found: without("lm_head.weight")(found) | {"score.weight": torch.zeros(2,
-                                                                                          16)})(tmp_path / "folder")
+    score = {"score.weight": torch.zeros(2, 16)}
+    weights(lambda found: without("lm_head.weight")(found) | score)(tmp_path / "folder")
     with pytest.raises(ValueError, match=NO_FIT):
         load_model(str(tmp_path / "folder"), Scorer)
 
@@ -866,8 +882,8 @@ def test_without_the_package_for_safetensors_the_sentence_names_it(exported, tmp
     (tmp_path / "folder" / "model.safetensors").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "safetensors", None)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(ValueError,
-                       match=r"model\.safetensors needs a package: pip install safetensors"):
+    says = r"model\.safetensors needs a package: pip install safetensors"
+    with pytest.raises(ValueError, match=says):
         load_model(str(tmp_path / "folder"), GPT)
 
 
@@ -898,7 +914,6 @@ def test_exports_that_cannot_be(tmp_path, small, command, monkeypatch):
 def test_export_needs_both_names(command):
     code, _, said = command("export", "m.pt")
     assert code == 2 and "folder" in said and "Traceback" not in said
-
 
 
 @pytest.mark.parametrize("name", ["small.tiktoken", "folder"])
