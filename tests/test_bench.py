@@ -1,0 +1,82 @@
+"""evidence/bench.py: what the floor counts, and that a race measures."""
+
+import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from evidence import bench
+from model import GPT, GPTConfig
+
+CFG = GPTConfig(vocab_size=23, block_size=40, n_layer=2, n_head=2, n_embd=16)
+
+
+def test_floors_count_the_arithmetic_that_pytorch_counts():
+    """PyTorch counts a causal row as a full square, and attention only where it is made of
+    products."""
+    gpt, ids = GPT(CFG), bench.tokens_of(CFG, 3, 12)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        gpt(ids)
+    assert bench.flops(CFG, 36, 3 * 12 * 12, 36) == counter.get_total_flops()
+
+
+def test_a_rollout_reads_the_weights_and_the_cache_once_a_step():
+    prefill, steps = bench.decoding(CFG, B=3, P=5, R=2, dtype="fp32")
+    weights = 12 * 2 * 16 * 16 + 23 * 16
+    assert steps[1] == 4 * (2 * weights + 3 * 2 * 2 * 16 * (6 + 7))  # 2 layers' K, V of 6, 7 tokens
+    assert prefill[0] == bench.flops(CFG, 15, 3 * 15, 3)
+
+
+def test_the_floor_is_the_longer_of_arithmetic_and_traffic_of_each_part():
+    assert bench.floor([(100, 1), (0, 30)], flops_per_second=10, bytes_per_second=3) == 10 + 10
+
+
+@pytest.mark.parametrize(
+    ("case", "shape", "tokens"),
+    [
+        ("train", (2, 8), 16),
+        ("sft", (2, 8), 16),
+        ("generate", (4, 4, 5), 20),
+        ("rm", (2, 3, 4, 5), 38),
+        ("ppo", (4, 4, 5), 20),
+    ],
+)
+def test_a_case_does_its_work_and_knows_its_size(case, shape, tokens):
+    made = bench.OURS[case](CFG, shape, bench.Config(device="cpu"))
+    made.run()
+    made.run()
+    assert made.tokens == tokens and all(flops > 0 for flops, _ in made.work)
+
+
+def test_processes_take_turns():
+    systems = {
+        "copy": (bench.copy, (1000, "cpu"), True),
+        "ours": (bench.train, (CFG, (2, 8), bench.Config(device="cpu")), False),
+    }
+    results = bench.race(systems, 3, "cpu")
+    assert list(results) == ["copy", "ours"] and results["ours"].tokens == 16
+    for result in results.values():
+        assert len(result.seconds) == 3 and min(result.seconds) > 0 and result.memory > 50
+
+
+def test_systems_are_compared_by_medians_of_their_rounds():
+    """The machine does 10 FLOPs and 4 bytes a second; ours takes 2 s for what needs 1.5 s."""
+    results = {
+        "matmul": bench.Result([9.0, 10.0, 30.0], 0.0, 0, [(100, 0)]),
+        "copy": bench.Result([1.0, 2.0, 3.0], 0.0, 0, [(0, 8)]),
+        "ours": bench.Result([2.0, 4.0, 1.0], 70.0, 6, [(10, 1), (1, 2)]),
+        "peer": bench.Result([4.0, 4.0, 4.0], 80.0, 6, []),
+    }
+    ours, peer = bench.compare(results)
+    assert ours["system"] == "ours" and ours["ratio"] == ours["ratio_most"] == 1
+    assert (ours["seconds"], ours["tokens_per_second"], ours["peak_mb"]) == (2, 3, 70)
+    assert (ours["floor_seconds"], ours["of_floor"], ours["mfu"]) == (1.5, 0.75, 11 / 2 / 10)
+    assert (peer["ratio"], peer["ratio_least"], peer["ratio_most"]) == (2, 1, 4)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"cases": "train,ppoo"}, {"size": "L"}, {"dtype": "fp8"}, {"peer": "trl"}, {"rounds": 0}],
+)
+def test_what_cannot_be_measured_is_a_sentence(bad):
+    with pytest.raises(ValueError, match="--"):
+        bench.main(bench.Config(**bad))
