@@ -27,17 +27,17 @@ from plumbing.processes import autocast, get_device
 
 @dataclass(frozen=True)
 class Config:
-    systems: tuple[str, ...] = ()   # checkpoints, prompted:CHECKPOINT, bonN:CHECKPOINT
+    systems: tuple[str, ...] = ()   # what to compare: CHECKPOINT, prompted:CHECKPOINT, bonN:...
     rm: str = ""                    # the reward model, made by reward.py; none: no RM score
     out: str = "report"             # the folder to write
-    baseline: str = ""              # win rates and KL refer to it; none: the first from sft.py
-    prompts: tuple[str, ...] = ()   # files of prompts; none: the sandbox's held-out prompts
-    demos: tuple[str, ...] = ()     # files of what prompted: shows; none: the sandbox's
+    baseline: str = ""              # what win rates and KL refer to; none: the first made by sft.py
+    prompts: tuple[str, ...] = ()   # prompts, files in any known format; none: the sandbox's
+    demos: tuple[str, ...] = ()     # demonstrations that prompted: shows, files; none: sandbox's
     n: int = 800                    # held-out prompts of the sandbox
-    text: tuple[str, ...] = ()      # files whose loss is the alignment tax; none: the sandbox's
+    text: tuple[str, ...] = ()      # text whose loss is the alignment tax, files; none: sandbox's
     max_new: int = 32               # longest response, tokens
     batch: int = 200                # responses sampled together
-    seeds: tuple[str, ...] = ()     # instead: report.json files of seeds, to print their means
+    seeds: tuple[str, ...] = ()     # instead: report.json of several seeds, to print their means
     seed: int = 0                   # of prompts, prefixes, samples and the bootstrap
     precision: str = "auto"         # fp32, bf16, or auto: bf16 on cuda, fp32 on cpu
     device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
