@@ -24,7 +24,6 @@ from model import GPT
 
 
 # ---- the past ----------------------------------------------------------------------------------
-
 class Recorder:
     """Sees a first pass and keeps each layer's keys and values."""
 
@@ -103,7 +102,7 @@ class Cache:
         return self.length[:, None]                                       # (N, 1)
 
     def mask(self, T):
-        """0 where a row may look, else -inf, (N, 1, 1, S): SDPA makes this of a bool mask, each time."""
+        """0 where a row may look, else -inf, (N, 1, 1, S): SDPA makes this of any bool mask."""
         columns = torch.arange(self.used, device=self.length.device)
         beyond = columns > self.length[:, None]                           # (N, S)
         zeros = torch.zeros(beyond.shape, dtype=self.keys[0].dtype, device=beyond.device)
@@ -126,7 +125,6 @@ class Cache:
 
 
 # ---- sampling ----------------------------------------------------------------------------------
-
 def next_token(logits, u, temperature=1.0, top_k=0, top_p=1.0):
     """Sample from logits (B, V): invert the cumulative distribution at u (B,), uniform in [0, 1).
 
@@ -178,10 +176,9 @@ def decode_all(model, cache, h, u, eos, sampling, compile):
     new = torch.full((B, max_new), eos, device=h.device)
     rows = torch.arange(B, device=h.device)                 # those that are still computed
     done = torch.zeros(B, dtype=torch.bool, device=h.device)
+    token = next_token(model.next_logits(h), u[0], *sampling)
     for step in range(max_new):
-        if step == 0:
-            token = next_token(model.next_logits(h), u[0], *sampling)
-        else:
+        if step > 0:
             token = step_of(model, cache, token, u[step, rows], *sampling)
         new[rows, step] = token
         done |= token == eos

@@ -64,8 +64,8 @@ def sample_responses(models, enc, prompts, k, cfg):
         drawn.append([rng.randrange(len(settings)) for _ in range(k_i)])
     counts = Counter()
     room = min(model.cfg.block_size for model in models) - cfg.max_new
-    encoded = data.encode_prompts(prompts, enc, room, counts)
-    print(data.report(counts))
+    encoded = interop.encode_prompts(prompts, enc, room, counts)
+    print(interop.report(counts))
     responses = [[] for _ in prompts]
     # prompts of like length are sampled together: there is little to pad
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))

@@ -248,5 +248,4 @@ def scorer_from(gpt: GPT) -> Scorer:
 
 if __name__ == "__main__":
     from interop import plan   # not needed to understand what stands above
-
     plan.main()

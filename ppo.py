@@ -71,20 +71,18 @@ class Config(TrainConfig):
     ema: float = 0.992              # decay per step of the averaged policy, the result ([IG] C.4)
 
 
-LARGE = {"rollout": 512, "max_new": 1000, "iterations": 500}
+PAPER = {"rollout": 512, "max_new": 1000, "iterations": 500}
 PRESETS = {
-    "sandbox": {
-        "lr": 3e-4, "value_lr": 1e-3, "ptx_coef": 3.0, "ptx_ratio": 0.25, "kl_coef": 0.1,
-        "ema": 0.98, "iterations": 80, "microbatch": 16},
+    "sandbox": {"lr": 3e-4, "value_lr": 1e-3, "ptx_coef": 3.0, "ptx_ratio": 0.25, "kl_coef": 0.1,
+                "ema": 0.98, "iterations": 80, "microbatch": 16},
     "gpt2": {"iterations": 200, "rollout": 512, "max_new": 128, "microbatch": 16},
-    "paper-1.3b": LARGE | {"microbatch": 4, "sample_batch": 16},
-    "paper-6b": LARGE | {"microbatch": 1, "sample_batch": 8},
+    "paper-1.3b": PAPER | {"microbatch": 4, "sample_batch": 16},
+    "paper-6b": PAPER | {"microbatch": 1, "sample_batch": 8},
 }
 ASKED = 64          # prompts that are answered at an evaluation
 
 
 # ---- the equations: tensors (B, T-1) in the action frame (data.py), column t chooses ids[:, t+1]
-
 def token_rewards(score, logp, ref_logp, mask, total_len, kl_coef):
     """r_t = -beta (log pi - log pi_ref), and the score (B,) at the last action. [IG] Eq. 2"""
     rewards = -kl_coef * (logp - ref_logp) * mask                          # (B, T-1)
@@ -139,9 +137,8 @@ def value_loss(values, old_values, returns, mask, clip):
 
 
 def kl_estimates(logp, ref_logp, mask):
-    """KL(pi || pi_ref) of each episode from its own sample -> k1 (B,), k3 (B,), nats. [KL]
-
-    k1 = sum log pi/pi_ref, k3 = sum (r - 1 - log r), r = pi_ref/pi: unbiased, k3 never negative."""
+    """KL(pi || pi_ref) of each episode from its own sample, nats: k1 (B,) = sum log pi/pi_ref and
+    k3 (B,) = sum (r - 1 - log r), r = pi_ref/pi; unbiased, k3 never negative. [KL]"""
     log_r = (ref_logp - logp) * mask
     return -log_r.sum(1), ((log_r.exp() - 1 - log_r) * mask).sum(1)
 
@@ -160,7 +157,6 @@ def explained_variance(values, returns, mask):
 
 
 # ---- a rollout ---------------------------------------------------------------------------------
-
 class Rollout(NamedTuple):
     ids: Tensor         # (B, T)    prompt + response, right-padded
     mask: Tensor        # (B, T-1)  True where the policy chose
@@ -217,7 +213,7 @@ def score_responses(models, ids, mask, total, cfg):
 
 @torch.no_grad()
 def roll_out(models, prompts, cfg, kl_coef, eos, seed):
-    """Sample a response to each of data.Padded prompts, and weigh its tokens -> Rollout, stats.
+    """Sample, score, reward, advantage: data.Padded prompts -> Rollout, stats.
 
     Of several processes each samples and scores its share; then all have the whole rollout.
     """
@@ -226,12 +222,12 @@ def roll_out(models, prompts, cfg, kl_coef, eos, seed):
     sampled = time.perf_counter()
     mask = data.action_mask(prompts.length, total, ids.shape[1])
     logp, entropy, ref_logp, values, score = score_responses(models, ids, mask, total, cfg)
+    scored = time.perf_counter()
     ended = ids.gather(1, total[:, None] - 1).squeeze(1) == eos
     rewards = token_rewards(score - cfg.eos_penalty * ~ended, logp, ref_logp, mask, total, kl_coef)
     adv, returns = gae(rewards, values, mask, cfg.gamma, cfg.lam)
-
-    scored = time.perf_counter()
     rollout = Rollout(ids, mask, logp, values, adv, returns, total)
+
     k1, k3 = kl_estimates(logp, ref_logp, mask)
     length = total - prompts.length
     stats = {"score": score.mean(), "reward": rewards.sum(1).mean(), "kl": k1.mean(),
@@ -245,7 +241,6 @@ def roll_out(models, prompts, cfg, kl_coef, eos, seed):
 
 
 # ---- the loop ----------------------------------------------------------------------------------
-
 class Minibatch(NamedTuple):
     rollout: Rollout    # some rows of one
     text: Tensor        # (N, block) pretraining text; N is 0 for plain PPO
@@ -259,31 +254,40 @@ class Inputs(NamedTuple):
     enc: object         # the tokenizer
 
 
+def steps_per_iteration(cfg):
+    """Optimizer steps of one rollout."""
+    return cfg.rollout // cfg.minibatch * cfg.epochs
+
+
+def control_kl(state, kl, cfg):
+    """Adapt beta to --kl-target; end the run at --kl-budget. kl: nats an episode."""
+    beta = state["kl_coef"]
+    if cfg.kl_target:
+        state["kl_coef"] = adapt_kl(beta, kl, cfg.kl_target, cfg.rollout, cfg.kl_horizon)
+    if 0 < cfg.kl_budget < kl:
+        tqdm.write(f"this is the last iteration: {kl:.2f} nats exceed --kl-budget")
+        state["stop"] = True
+
+
 def minibatches(models, inputs, cfg, state, device, start=0):
     """The loop of PPO, an iterator from optimizer step `start` on, the first of an iteration.
 
     train.py asks for the next minibatch after each update: every rollout is sampled with the newest
     weights. state["kl_coef"] is beta, state["stop"] ends the run with the iteration.
     """
-    step, speed = start, {}
+    step, speed, eos = start, {}, inputs.enc.eot_token
     mixed = max(1, round(cfg.minibatch * cfg.ptx_ratio)) if len(inputs.text) else 0
     for iteration in range(start // steps_per_iteration(cfg), cfg.iterations):
         rows = data.rows_at(iteration, len(inputs.prompts), cfg.rollout, cfg.seed)
         prompts = data.pad([inputs.prompts[i] for i in rows], device)
         seed = step_seed(cfg.seed, f"rollout {iteration}")
-        eos, kl_coef = inputs.enc.eot_token, state["kl_coef"]
-        rollout, stats = roll_out(models, prompts, cfg, kl_coef, eos, seed)
-        # Into the log it goes, where over-optimisation shows, and nowhere else: no update sees it.
+        rollout, stats = roll_out(models, prompts, cfg, state["kl_coef"], eos, seed)
+        # The truth goes into the log, where over-optimisation shows; no update sees it.
         asked = [inputs.records[i] for i in rows]
         stats |= speed | interop.true_score(asked, rollout.responses(), inputs.enc)
         if iteration == 0:
             check_start(models, rollout, stats["kl"], cfg)
-        if cfg.kl_target:
-            state["kl_coef"] = adapt_kl(
-                kl_coef, stats["kl"], cfg.kl_target, cfg.rollout, cfg.kl_horizon)
-        if 0 < cfg.kl_budget < stats["kl"]:
-            tqdm.write(f"the last iteration: {stats['kl']:.2f} nats exceed --kl-budget")
-            state["stop"] = True
+        control_kl(state, stats["kl"], cfg)
 
         began = time.perf_counter()
         shuffle = torch.Generator().manual_seed(step_seed(cfg.seed, f"order {iteration}"))
@@ -295,11 +299,6 @@ def minibatches(models, inputs, cfg, state, device, start=0):
                 step += 1
         seconds = time.perf_counter() - began
         speed = {"update_tokens_per_second": cfg.epochs * int(rollout.total.sum()) / seconds}
-
-
-def steps_per_iteration(cfg):
-    """Optimizer steps of one rollout."""
-    return cfg.rollout // cfg.minibatch * cfg.epochs
 
 
 def ppo_ptx_losses(models, minibatch, cfg, device):
@@ -328,7 +327,6 @@ def ppo_ptx_losses(models, minibatch, cfg, device):
 
 
 # ---- wiring ------------------------------------------------------------------------------------
-
 def expect(what, got, want, slack, otherwise):
     """Print a number that must be `want` at the start. Raises ValueError if it is not."""
     print(f"at the start: {what} {got:+.5f}")
@@ -388,11 +386,9 @@ def load_inputs(cfg, enc, context, counts) -> Inputs:
     """Prompts, and pretraining text if it is mixed in."""
     records = interop.load("prompts", cfg.prompts, counts, flag="--prompts", enc=enc,
                            columns=cfg.columns, n=10_000, seed=cfg.seed)
-    prompts = data.encode_prompts(records, enc, context - cfg.max_new, counts)
-    text = torch.empty(0, context, dtype=torch.long)
-    if cfg.ptx_coef > 0 and cfg.ptx_ratio > 0:
-        text = interop.load_text(cfg.ptx, counts, enc, context, flag="--ptx", n=20_000,
-                                 seed=f"ptx {cfg.seed}")
+    prompts = interop.encode_prompts(records, enc, context - cfg.max_new, counts)
+    text = interop.load_text(cfg.ptx, counts, enc, context, flag="--ptx", n=20_000,
+                             seed=f"ptx {cfg.seed}", wanted=cfg.ptx_coef * cfg.ptx_ratio > 0)
     return Inputs(records, prompts, text, enc)
 
 
@@ -405,7 +401,7 @@ def main(cfg):
     counts, state = Counter(), {"kl_coef": cfg.kl_coef}
     models, enc = load_models(cfg, run.device)
     inputs = load_inputs(cfg, enc, models.policy.cfg.block_size, counts)
-    print(data.report(counts))
+    print(interop.report(counts))
 
     def evaluate(step, policy):
         asked = inputs.prompts[-ASKED:]

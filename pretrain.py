@@ -87,7 +87,7 @@ def main(cfg):
     blocks = data.cut_blocks(tokens, cfg.block)
     held_blocks = data.cut_blocks(held_out, cfg.block)[:256]
     counts.update({"tokens of text": len(tokens), "held out": len(held_out)})
-    print(data.report(counts))
+    print(interop.report(counts))
     torch.manual_seed(cfg.seed)
     model = GPT(GPTConfig(enc.n_vocab, cfg.context, cfg.n_layer, cfg.n_head, cfg.n_embd))
 
@@ -104,11 +104,10 @@ def main(cfg):
         batches = (data.text_batch(chunk, run.device) for chunk in chunks)
         return {"held_out_loss": mean_loss(model, batches)}
 
-    return train(
-        run, [Network(model, cfg.lr)], batches,
-        losses=lambda blocks: text_losses(model, blocks, cfg, run.device),
-        steps=max(1, cfg.tokens // (cfg.batch * cfg.block)),
-        tokenizer=interop.tokenizer_id(enc), evaluate=evaluate)
+    steps = max(1, cfg.tokens // (cfg.batch * cfg.block))
+    return train(run, [Network(model, cfg.lr)], batches,
+                 lambda blocks: text_losses(model, blocks, cfg, run.device), steps,
+                 interop.tokenizer_id(enc), evaluate)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,6 @@ PRESETS = {
 
 
 # ---- the loss ----------------------------------------------------------------------------------
-
 def pairwise_loss(score, better, worse, weight):
     """-1/C(K,2) sum over a prompt's pairs of log sigmoid(r_better - r_worse), mean over prompts.
 
@@ -84,7 +83,6 @@ def reward_losses(rm, rankings, cfg, device):
 
 
 # ---- the normalisation -------------------------------------------------------------------------
-
 @torch.no_grad()
 def mean_score(rm, demonstrations, device, microbatch):
     """Mean score of encoded demonstrations [(ids, trained), ...], a number."""
@@ -102,7 +100,6 @@ def normalise(rm, demonstrations, device, microbatch):
 
 
 # ---- how good it is ----------------------------------------------------------------------------
-
 @torch.no_grad()
 def pair_margins(rm, rankings, device, microbatch):
     """[(r_better - r_worse, use case), ...] for every pair of encoded rankings."""
@@ -155,7 +152,7 @@ def load_rankings(cfg, enc, block, counts):
     if not train_on or not held_out:
         raise ValueError(f"{' '.join(cfg.data)}: {len(in_group)} rankings are too few to hold out "
                          f"{cfg.held_out:.0%} of the prompts: add some or change --held-out")
-    parts = [data.encode_rankings(part, enc, block, counts) if part else []
+    parts = [interop.encode_rankings(part, enc, block, counts) if part else []
              for part in (train_on, held_out, outsiders)]
     return *parts, interop.agreement(rankings)
 
@@ -175,8 +172,8 @@ def main(cfg):
     demos = interop.load("demonstrations", cfg.demos, counts, flag="--demos", enc=enc, n=400,
                          seed=cfg.seed)
     rankings, held_out, outsiders, (agreed, votes) = load_rankings(cfg, enc, block, counts)
-    demos = data.encode_demonstrations(demos, enc, block, counts)
-    print(f"{data.report(counts)}; two labelers agree on {agreed:.1%} of {votes:,} pairs")
+    demos = interop.encode_demonstrations(demos, enc, block, counts)
+    print(f"{interop.report(counts)}; two labelers agree on {agreed:.1%} of {votes:,} pairs")
 
     def batches(start):
         for step in itertools.count(start):

@@ -75,7 +75,7 @@ def chat(model, rm, enc, cfg, room):
         if not said:
             return
         messages.append({"role": "user", "content": said})
-        [ids] = data.encode_prompts([data.Prompt(messages)], enc, room, Counter())
+        [ids] = interop.encode_prompts([data.Prompt(messages)], enc, room, Counter())
         reply, _ = respond(model, rm, enc, ids, cfg, seed=cfg.seed + len(messages))[0]
         print(f"Assistant: {reply}")
         messages.append({"role": "assistant", "content": reply})
@@ -86,7 +86,7 @@ def show(model, rm, enc, cfg, room, prompt):
     if cfg.raw:
         ids = enc.encode_ordinary(cfg.prompt)[-room:]
     else:
-        [ids] = data.encode_prompts([prompt], enc, room, Counter())
+        [ids] = interop.encode_prompts([prompt], enc, room, Counter())
     if not cfg.prompt:
         print(" | ".join(m["content"] for m in prompt.messages))
     for text, score in respond(model, rm, enc, ids, cfg, cfg.seed):

@@ -17,7 +17,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 import data
@@ -73,10 +72,6 @@ def batches(rows, text, cfg, start):
         yield Minibatch(chosen, blocks)
 
 
-def trained_tokens(demonstrations):
-    return sum(sum(trained[1:]) for _, trained in demonstrations)
-
-
 def sft_losses(model, minibatch, cfg, device):
     """Mean cross-entropy of the assistant's tokens, and --ptx-mix of that of pretraining text.
 
@@ -84,9 +79,11 @@ def sft_losses(model, minibatch, cfg, device):
     trained on as well; here they are not.
     """
     rows, text = minibatch
+    tokens = sum(sum(trained[1:]) for _, trained in rows)
     for chunk in data.chunks(processes.share(rows), cfg.microbatch):
-        loss = model.loss(*data.tokens_batch(chunk, device))
-        weight = trained_tokens(chunk) / trained_tokens(rows)
+        batch = data.tokens_batch(chunk, device)
+        loss = model.loss(*batch)
+        weight = int(batch.mask.sum()) / tokens
         yield weight, (1 - cfg.ptx_mix) * loss, {"loss": loss}
     for chunk in data.chunks(processes.share(text), cfg.microbatch):
         loss = model.loss(*data.text_batch(chunk, device))
@@ -108,11 +105,10 @@ def load_demonstrations(cfg, enc, counts):
 def check(cfg):
     """Raise ValueError for settings that do not go together."""
     files.require("--init", interop.model_files(cfg.init), "python pretrain.py --out base.pt")
-    if cfg.select not in ("last", "rm") or (cfg.select == "rm") != bool(cfg.rm):
-        raise ValueError("--select is last or rm; rm needs --rm FILE and nothing else does")
+    if (cfg.select == "rm") != bool(cfg.rm):
+        raise ValueError("--select rm needs --rm FILE, and nothing else does")
     if not 0 <= cfg.ptx_mix < 1:
-        raise ValueError(f"--ptx-mix {cfg.ptx_mix} must be at least 0 and below 1: it is the "
-                         f"pretraining tokens' share")
+        raise ValueError(f"--ptx-mix {cfg.ptx_mix} is a share of the loss: from 0 to below 1")
 
 
 def main(cfg):
@@ -124,16 +120,13 @@ def main(cfg):
     model, checkpoint = interop.load_model(cfg.init, GPT, dropout=cfg.dropout)
     enc, block, counts = interop.tokenizer_of(checkpoint), model.cfg.block_size, Counter()
     records, held_out = load_demonstrations(cfg, enc, counts)
-    rows = data.encode_demonstrations(records, enc, block, counts)
-    held = data.encode_demonstrations(held_out, enc, block, counts) if held_out else rows[:1]
-    asked = [replace(r, messages=r.messages[:-1]) for r in held_out or records[:1]]
-    prompts = data.encode_prompts(asked, enc, block - cfg.max_new, counts)[:SAMPLED]
-    text = torch.empty(0, block, dtype=torch.long)
-    if cfg.ptx_mix:
-        text = interop.load_text(cfg.ptx, counts, enc, block, flag="--ptx", n=5000,
-                                 seed=f"ptx {cfg.seed}", whole=True)
-    print(data.report(counts))
-    held = processes.mine(data.chunks(held, cfg.microbatch or 64))
+    rows = interop.encode_demonstrations(records, enc, block, counts)
+    held = interop.encode_demonstrations(held_out, enc, block, counts) if held_out else rows[:1]
+    asked = [data.Prompt(r.messages[:-1]) for r in held_out or records[:1]]
+    prompts = interop.encode_prompts(asked, enc, block - cfg.max_new, counts)[:SAMPLED]
+    text = interop.load_text(cfg.ptx, counts, enc, block, flag="--ptx", n=5000,
+                             seed=f"ptx {cfg.seed}", whole=True, wanted=cfg.ptx_mix > 0)
+    print(interop.report(counts))
     rm = None
     if cfg.rm:
         rm, _ = interop.load_model(cfg.rm, Scorer, checkpoint["tokenizer"], run.device,
@@ -141,7 +134,8 @@ def main(cfg):
         rm.eval()
 
     def evaluate(step, model):
-        batches = (data.tokens_batch(chunk, run.device) for chunk in held)
+        chunks = processes.mine(data.chunks(held, cfg.microbatch or 64))
+        batches = (data.tokens_batch(chunk, run.device) for chunk in chunks)
         metrics = {"held_out_loss": mean_loss(model, batches)}
         scores = answer(model, rm, prompts, enc, cfg.max_new, seed=step,
                         at_once=cfg.microbatch or SAMPLED, mine=processes.mine)

@@ -40,7 +40,7 @@ class TrainConfig:
     warmup: int = 0                 # steps from 1/10 of the peak to the peak
     weight_decay: float = 0.0       # AdamW, matrices only; not in [IG]
     beta2: float = 0.95             # AdamW's second beta, the first is 0.9 ([IG] C)
-    adam_eps: float = 1e-8          # not in [IG]; where PyTorch puts it, first steps are bolder ([N])
+    adam_eps: float = 1e-8          # not in [IG]; PyTorch's placement: bolder first steps ([N])
     grad_clip: float = 1.0          # largest gradient norm of a network, 0 for none; not in [IG]
     ema: float = 0.0                # decay per step of the averaged weights, the result; 0 for none
     eval_every: int = 0             # steps between evaluations, 0 for the stage's own choice
@@ -57,7 +57,6 @@ class Network(NamedTuple):
 
 
 # ---- pure functions ----------------------------------------------------------------------------
-
 def lr_factor(step, steps, schedule, warmup):
     """What multiplies the peak learning rate at `step`: warm-up from 1/10, then the schedule."""
     if step < warmup:
@@ -83,7 +82,6 @@ def is_time(step, every, cycle=1):
 
 
 # ---- one optimizer step ------------------------------------------------------------------------
-
 def make_optimizer(module, cfg):
     """Fused AdamW, with decay on matrices only: not on biases, gains and what is `undecayed`."""
     groups = defaultdict(list)
@@ -128,8 +126,13 @@ def update(networks, optimizers, pieces, cfg, forward):
     Returns this process's weighted sums of the stats, and the norms of the gradients. Unsharded, it
     never waits for a GPU.
     """
-    seen = defaultdict(float)
-    for weight, loss, stats in in_context(pieces, forward):
+    seen, pieces = defaultdict(float), iter(pieces)
+    while True:
+        with forward:
+            piece = next(pieces, None)
+        if piece is None:
+            break
+        weight, loss, stats = piece
         (weight * loss).backward()
         for k, v in stats.items():
             seen[k] += weight * (v.detach() if torch.is_tensor(v) else v)
@@ -142,19 +145,7 @@ def update(networks, optimizers, pieces, cfg, forward):
     return seen, dict(zip(("grad_norm", "grad_norm_value"), norms))
 
 
-def in_context(generator, context):
-    """Compute each piece of a generator inside `context`; its consumer works outside of it."""
-    while True:
-        with context:
-            try:
-                piece = next(generator)
-            except StopIteration:
-                return
-        yield piece
-
-
 # ---- the loop ----------------------------------------------------------------------------------
-
 def line_of(step, seen, norms, run):
     """The numbers of a step, summed over all processes. Raises ValueError if one is not finite."""
     sums = zip(*processes.all_list([[float(v) for v in seen.values()]]))

@@ -204,7 +204,7 @@ def response_logp(model, prompts, responses):
 
 
 def as_answers(enc, prompts, responses, rm_score, kl):
-    """What was said, judged: N Prompts, N Responses, tensors (N,) or None -> Answers."""
+    """What was said, judged: N Prompts, N Responses, arrays (N,) -> Answers."""
     texts = [r.text for r in responses]
     judged = [sandbox.judge(p, t) if p.meta else None for p, t in zip(prompts, texts)]
     if all(judged):
@@ -230,15 +230,15 @@ def answer(model, baseline, rm, enc, prompts, temperature, cfg, best_of=1, shots
     room = model.cfg.block_size - cfg.max_new
     counts = Counter()
     told = [replace(p, messages=[*shots, *p.messages]) for p in prompts]
-    asked = data.encode_prompts(prompts, enc, room, Counter())
-    read = data.encode_prompts(told, enc, room, counts)
+    asked = interop.encode_prompts(prompts, enc, room, Counter())
+    read = interop.encode_prompts(told, enc, room, counts)
     if counts["prompts cut from the left"]:
-        print(data.report(counts))
+        print(interop.report(counts))
 
     kept, scores, kls = [], [], []
-    for n, rows in enumerate(data.chunks(range(len(prompts)), max(1, cfg.batch // best_of))):
-        asked_here = [asked[i] for i in rows]
-        read_here = [read[i] for i in rows]
+    size = max(1, cfg.batch // best_of)
+    batches = zip(data.chunks(asked, size), data.chunks(read, size))
+    for n, (asked_here, read_here) in enumerate(batches):
         samples = generate.sample(model, read_here, cfg.max_new, enc.eot_token, n=best_of,
                                   temperature=temperature, seed=step_seed(cfg.seed, n))
         responses = [as_response(enc, ids, cfg.max_new, prompted=bool(shots))
@@ -291,7 +291,7 @@ def find_prefix(model, rm, enc, trials, demos, cfg, also=()):
     none does.
     """
     room = model.cfg.block_size - cfg.max_new - len(enc.encode_ordinary("\n\n"))
-    asked = data.encode_prompts([*trials, *also], enc, room, Counter())
+    asked = interop.encode_prompts([*trials, *also], enc, room, Counter())
     longest = max(len(ids) for ids in asked)
     prefixes = draw_prefixes(enc, demos, room - longest, cfg.seed)
     if not prefixes:

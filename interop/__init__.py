@@ -9,6 +9,7 @@ from interop import gpt2, plan, show
 from interop.door import (
     hold_out_labelers, load, load_corpus, load_model, load_text, true_score,
 )
+from interop.encode import encode_demonstrations, encode_prompts, encode_rankings, report
 from interop.formats import files_in, read_records
 from interop.gpt2 import model_files, read_model
 from interop.records import agreement, read_file, split

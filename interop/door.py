@@ -9,6 +9,8 @@ No stage knows the sandbox. It names its files; where there are none, it gets th
 """
 import math
 
+import torch
+
 import sandbox
 from data import cut_blocks, decode_response, pack
 from interop import records
@@ -76,14 +78,16 @@ def _is_sandbox(enc):
     return enc.name == "sandbox"
 
 
-def load_text(files, counts, enc, block, *, flag, n, seed, columns="", whole=False):
+def load_text(files, counts, enc, block, *, flag, n, seed, whole=False, wanted=True):
     """The documents of load("texts", ...), packed and cut into blocks -> (N, block) tokens.
 
     block: tokens, at most the model's context. Of the sandbox's text at most sandbox.BLOCK, unless
-    `whole`: its documents are short, and its base model was trained on such blocks. Raises
-    ValueError if there is no whole block.
+    `whole`: its documents are short, and its base model was trained on such blocks. N is 0 unless
+    `wanted`. Raises ValueError if there is no whole block.
     """
-    docs = load("texts", files, counts, flag=flag, enc=enc, columns=columns, n=n, seed=seed)
+    if not wanted:
+        return torch.empty(0, block, dtype=torch.long)
+    docs = load("texts", files, counts, flag=flag, enc=enc, n=n, seed=seed)
     if not (files or whole):
         block = min(block, sandbox.BLOCK)
     return cut_blocks(pack(docs, enc, block, " ".join(files)), block)

@@ -22,7 +22,8 @@ import random
 import zlib
 from collections import Counter, defaultdict
 
-from data import ROLES, Demonstration, Prompt, Ranking, report
+from data import ROLES, Demonstration, Prompt, Ranking
+from interop.encode import report
 
 PARQUET = b"PAR1"                 # the first bytes of such files
 GZIP = b"\x1f\x8b"
