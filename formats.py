@@ -371,7 +371,7 @@ def describe(path, columns="", n=3):
     read = (data.rankings if "responses" in first else data.texts if "text" in first else
             data.demonstrations if "messages" in first or "response" in first else data.prompts)
     found = read(read_records(path, counts, columns), counts)
-    print(f"{path}: {len(found):,} {read.__name__}; {data.report(counts)}\n---")
+    print(f"{path}: {len(found):,} {read.__name__}; {interop.report(counts)}\n---")
     for r in found[:n]:
         print(f"\033[32m{r[:500]}\033[0m" if isinstance(r, str) else shown(r.messages))
         for k, x in enumerate(getattr(r, "responses", ())):

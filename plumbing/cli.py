@@ -4,9 +4,9 @@
     class Config:
         lr: float = 1e-4       # peak learning rate ([IG] C.3)
 
-gives `--lr 1e-4`, typed, documented, with underscores written as hyphens. `--preset NAME` picks a set
-of values, any flag overrides it. A `ValueError` that this project's own code raises is a sentence for
-the user: it is printed without a traceback, and the exit code is 2.
+gives `--lr 1e-4`, typed, documented, with underscores written as hyphens. `--preset NAME` picks a
+set of values, any flag overrides it. A `ValueError` that this project's own code raises is a
+sentence for the user: it is printed without a traceback, and the exit code is 2.
 """
 import argparse
 import atexit
@@ -26,7 +26,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def field_comments(Config):
-    """{field: the comment behind it}, base classes included; lines of comment below it belong to it."""
+    """{field: the comment behind it, and in lines of comment below it}, base classes included."""
     comments = {}
     for cls in reversed(Config.__mro__[:-1]):
         field = None
@@ -95,11 +95,12 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3   # glibc's malloc.h
 
 
 def keep_freed_memory():
-    """On glibc, keep freed memory instead of mapping every tensor anew and touching its pages again.
+    """On glibc, keep freed memory instead of mapping each tensor anew and touching its pages again.
 
-    It is a property of the C library's allocator: any program that makes these calls gains from them
-    (`python -m evidence.bench --peer transformers`). Tensors over 32 MB are still given back: batches
-    whose lengths vary would leave holes of every size, and memory would grow far beyond its use.
+    It is a property of the C library's allocator: any program that makes these calls gains from
+    them (`python -m evidence.bench --peer transformers`). Tensors over 32 MB are still given back:
+    batches whose lengths vary would leave holes of every size, and memory would grow far beyond
+    its use.
     """
     if sys.platform != "linux":
         return
@@ -147,8 +148,8 @@ def run(main, Config, presets, doc, positional=None):
     except RuntimeError as e:
         if not torchrun or "onnection" not in str(e):
             raise
-        print(f"error: another process of this run has ended, torchrun says which; the same command "
-              f"goes on from the last save ({e})", file=sys.stderr)
+        print(f"error: another process of this run has ended, torchrun says which; the same "
+              f"command goes on from the last save ({e})", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on from the last save", file=sys.stderr)

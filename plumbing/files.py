@@ -1,7 +1,7 @@
 """What lies on the disk: checkpoints, logs, what made them, and going on after an interruption.
 
-FILE.pt is a result; FILE.pt.part beside it is an unfinished run, from which the same command goes on;
-FILE.pt.log.jsonl has a line of numbers for each step.
+FILE.pt is a result; FILE.pt.part beside it is an unfinished run, from which the same command goes
+on; FILE.pt.log.jsonl has a line of numbers for each step.
 """
 import copy
 import hashlib
@@ -21,7 +21,7 @@ from plumbing import processes
 # ---- writing -----------------------------------------------------------------------------------
 
 def replace_file(path, write, mode="w"):
-    """Have write(f) fill a temporary file, then rename it: a crash or a full disk leaves the old one.
+    """Have write(f) fill a temporary file, then rename it: a crash or full disk leaves the old one.
 
     Raises ValueError."""
     temporary = f"{path}.tmp"
@@ -60,9 +60,9 @@ def check_out(out):
 # ---- checkpoints -------------------------------------------------------------------------------
 
 def save_checkpoint(path, model, tokenizer, meta, weights=None, **more):
-    """Write a self-contained checkpoint: weights, config, kind, tokenizer {name, hash}, what trained it.
+    """Write a self-contained checkpoint: weights, config, kind, tokenizer, what trained it (meta).
 
-    weights replaces the model's own. Raises ValueError.
+    tokenizer: {name, hash}; weights: instead of the model's own. Raises ValueError.
     """
     weights = weights or model.state_dict()
     checkpoint = dict(kind=model.kind, config=asdict(model.cfg), tokenizer=tokenizer, meta=meta,
@@ -83,8 +83,8 @@ def read_checkpoint(path):
                          f"data, and loading it could run code; use a file made by these "
                          f"scripts") from e
     except Exception as e:   # a damaged file makes torch.load raise almost anything
-        raise ValueError(f"{path} is not a readable checkpoint (truncated, or another kind of file); "
-                         f"make it again or restore a copy") from e
+        raise ValueError(f"{path} is not a readable checkpoint (truncated, or another kind of "
+                         f"file); make it again or restore a copy") from e
     needed = {"kind", "config", "weights", "tokenizer", "meta"}
     if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
         raise ValueError(f"{path} is a PyTorch file but not a checkpoint of these scripts: it must "
@@ -101,7 +101,7 @@ def file_hash(path):
 
 
 def require(flag, paths, how):
-    """Raise ValueError unless the file that `flag` names is there: `how` is the command that makes it.
+    """Raise ValueError unless the file that `flag` names is there; `how` is the command for it.
 
     paths: what it stands for, () where it was not given."""
     if not paths or not os.path.isfile(paths[0]):
@@ -264,7 +264,7 @@ class Training(NamedTuple):
 
 
 def resume(t: Training):
-    """Go on from cfg.out.part if it is there -> (the step to start with, the best result so far)."""
+    """Go on from cfg.out.part if it is there -> (the step to start with, the best result yet)."""
     start, best = 0, None
     saved = read_part(t.run.cfg.out, t.run.meta)
     if saved is not None:

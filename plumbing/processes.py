@@ -1,8 +1,8 @@
 """Devices, precision, and many processes: torchrun --nproc_per_node=8 ppo.py ... starts one a GPU.
 
-A batch's rows are split over the processes (`share`), each backpropagates its part, and gradients are
-added up (`sum_gradients`). With --shard each process keeps a part of every network (FSDP2). Nothing
-here knows a model: a network says what its `blocks` are, and which `transformer` they form.
+A batch's rows are split over the processes (`share`), each backpropagates its part, and gradients
+are added up (`sum_gradients`). With --shard each process keeps a part of every network (FSDP2).
+Nothing here knows a model: a network says what its `blocks` are, and which `transformer` they form.
 
 One process needs none of this: what PyTorch has for many is imported where it is used.
 """
@@ -109,8 +109,8 @@ def mine(rows):
 
 
 def share(rows):
-    """This process's part of a batch's rows. Raises ValueError if parts differ in size: with --shard
-    every process must make the same number of forwards."""
+    """This process's part of a batch's rows. Raises ValueError if parts differ in size: with
+    --shard every process must make the same number of forwards."""
     if len(rows) % count():
         raise ValueError(
             f"{len(rows)} rows of a batch cannot be split evenly over {count()} processes: make "
@@ -120,7 +120,7 @@ def share(rows):
 
 
 def in_shares(f, n, at_once=0):
-    """f(rows) -> tensors (len(rows), ...), for n rows -> tensors (n, ...), the same in all processes.
+    """f(rows) -> tensors (len(rows), ...), of all n rows -> tensors (n, ...), in every process.
 
     Each process computes its share, at most `at_once` rows together (0: all), and gets the others'.
     """
@@ -168,12 +168,12 @@ def all_mean(total, number):
 def agree(x):
     """Raise ValueError unless all processes have the same x."""
     if len(set(all_list([repr(x)]))) > 1:
-        raise ValueError("the processes see different files: --out and all inputs must lie on a disk "
-                         "that they share")
+        raise ValueError("the processes see different files: --out and all inputs must lie on a "
+                         "disk that they share")
 
 
 def sum_gradients(module):
-    """Add up all processes' gradients. FSDP has done it for what is sharded, after each micro-batch."""
+    """Add up all processes' gradients; FSDP has done so for what is sharded, each micro-batch."""
     if hasattr(module, "blank"):
         for m in module.modules():
             if hasattr(m, "reshard"):
@@ -198,8 +198,8 @@ def local(x):
 
 
 def shard(module, keep=False):
-    """Split the transformer of `module` over all processes, in place, a block at a time; what is left
-    over, a head, is copied. keep: gathered blocks stay until the step ends (train.Network).
+    """Split the transformer of `module` over all processes, in place, a block at a time; what is
+    left over, a head, is copied. keep: gathered blocks stay until the step ends (train.Network).
 
     Blocks are gathered in fp32: bf16 is autocast's business, and the numbers are those of a module
     that is not sharded. `module.blank`, a copy without weights, is for `whole`.
@@ -234,7 +234,7 @@ def place(module, cfg, keep=False):
 
 @torch.no_grad()
 def whole(module):
-    """`module` itself, or of a sharded one a copy in eval mode with all weights. All processes call it.
+    """`module` itself, or of a sharded one a copy in eval mode with all weights. All call it.
 
     To sample, each block is so gathered once, not once a token, and no process waits for another.
     Under autocast the layers' matrices are gathered in its type, to which every forward would round

@@ -168,7 +168,7 @@ def decoded(enc, batch):
 def test_what_is_trained_on_is_what_the_assistant_said(enc):
     """Every row, every turn, EOS included; and nothing else."""
     records = list(dialogues(60))
-    batch = data.tokens_batch(data.encode_demonstrations(records, enc, 500, Counter()))
+    batch = data.tokens_batch(interop.encode_demonstrations(records, enc, 500, Counter()))
     assert batch.ids.shape[0] == 60 and batch.mask.shape == (60, batch.ids.shape[1] - 1)
     for r, text in zip(records, decoded(enc, batch), strict=True):
         assert text == "".join(f" {m['content']}{data.EOS}" for m in r.messages if m["role"] == "assistant")
@@ -176,7 +176,7 @@ def test_what_is_trained_on_is_what_the_assistant_said(enc):
 
 def test_what_is_trained_on_in_the_sandbox(enc):
     records = sandbox.demonstrations(100)
-    batch = data.tokens_batch(data.encode_demonstrations(records, enc, 128, Counter()))
+    batch = data.tokens_batch(interop.encode_demonstrations(records, enc, 128, Counter()))
     for r, text in zip(records, decoded(enc, batch), strict=True):
         assert text.endswith(f" {r.messages[-1]['content']}{data.EOS}")
         assert text.count(data.EOS) == sum(m["role"] == "assistant" for m in r.messages)
@@ -189,7 +189,7 @@ def test_the_last_response_is_never_cut(enc):
         counts, kept = Counter(), []
         for r in records:
             try:
-                [row] = data.encode_demonstrations([r], enc, block, counts)
+                [row] = interop.encode_demonstrations([r], enc, block, counts)
             except ValueError as e:
                 assert "longer" in str(e)
                 continue
@@ -209,19 +209,19 @@ def test_the_last_response_is_never_cut(enc):
 
 def test_no_demonstration_left_is_an_error(enc):
     with pytest.raises(ValueError, match="no demonstration fits the model's context of 8 tokens"):
-        data.encode_demonstrations([data.Demonstration(said("Hi.", "word " * 30))], enc, 8, Counter())
+        interop.encode_demonstrations([data.Demonstration(said("Hi.", "word " * 30))], enc, 8, Counter())
 
 
 def test_too_long_prompts_are_cut_from_the_left(enc):
     prompts, counts = [data.Prompt(said("one two three four five " * n)) for n in (1, 20)], Counter()
-    short, long = data.encode_prompts(prompts, enc, 60, counts)
+    short, long = interop.encode_prompts(prompts, enc, 60, counts)
     assert short == data.encode_prompt(enc, prompts[0].messages)
     assert long == data.encode_prompt(enc, prompts[1].messages)[-60:] and enc.decode(long).endswith(
         "\n\nAssistant:"
     )
     assert counts == {"prompts": 2, "prompts cut from the left": 1}
     with pytest.raises(ValueError, match="--max-new takes the whole context"):
-        data.encode_prompts(prompts, enc, 0, Counter())
+        interop.encode_prompts(prompts, enc, 0, Counter())
 
 
 def test_action_mask_is_the_picture():
@@ -297,7 +297,7 @@ def test_tied_prompts_are_skipped_and_counted():
     assert r.pairs == [(0, 1), (0, 2), (0, 3)]
     assert counts["prompts skipped: all responses tied"] == 5 and counts["comparisons"] == 3
     assert counts["pairs without a preference"] == 6 + 6 + 6 + 1 + 6 + 3
-    assert "5 prompts skipped: all responses tied" in data.report(counts)
+    assert "5 prompts skipped: all responses tied" in interop.report(counts)
     with pytest.raises(ValueError, match="holds no ranking with two responses of different rank"):
         data.rankings(told(*tied), Counter())
 
@@ -317,7 +317,7 @@ def test_responses_of_rankings_are_whole_or_dropped(enc):
         counts, found = Counter(), {}
         for i, r in enumerate(records):
             try:
-                [found[i]] = data.encode_rankings([r], enc, block, counts)
+                [found[i]] = interop.encode_rankings([r], enc, block, counts)
             except ValueError as e:
                 assert "no ranking fits" in str(e)
         for i, r in enumerate(records):
@@ -338,7 +338,7 @@ def test_responses_of_rankings_are_whole_or_dropped(enc):
 
 
 def test_rankings_batch(enc):
-    encoded = data.encode_rankings(list(some_rankings(7)), enc, 400, Counter())
+    encoded = interop.encode_rankings(list(some_rankings(7)), enc, 400, Counter())
     batch = data.rankings_batch(encoded)
     assert batch.weight.sum().item() == pytest.approx(7)
     assert batch.prompts.ids.shape[0] == 7 and len(batch.ids) == sum(len(r.responses) for r in encoded)
@@ -470,7 +470,7 @@ def test_what_is_rated_7_is_a_demonstration():
     counts = Counter()
     found = data.demonstrations(told(*rated), counts)
     assert [d.messages for d in found] == [said("Hi.", x) for x in "accz"]
-    assert counts["samples rated 7 of 7"] == 3 and "rankings whose best" not in data.report(counts)
+    assert counts["samples rated 7 of 7"] == 3 and "rankings whose best" not in interop.report(counts)
     with pytest.raises(ValueError, match="holds no demonstration"):
         data.demonstrations(told(rated[2]), Counter())
 

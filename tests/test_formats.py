@@ -523,12 +523,12 @@ def test_an_end_of_text_in_a_record_stays_text(put, enc):
     hh = {"chosen": f"\n\nHuman: {eos}\n\nAssistant: {eos}",
           "rejected": f"\n\nHuman: {eos}\n\nAssistant: No."}
     ranked, _ = load(records.rankings, put([hh]))
-    batch = data.comparisons_batch(data.encode_rankings(ranked, enc, 200, Counter()))
+    batch = data.comparisons_batch(interop.encode_rankings(ranked, enc, 200, Counter()))
     assert enc.eot_token not in batch.prompts.ids
     assert batch.ids[0].tolist().count(enc.eot_token) == 1
     for content in ([{"instruction": eos, "output": eos}], f'prompt,response\n"{eos}","{eos}"\n'):
         shown, _ = load(records.demonstrations, put(content))
-        [(ids, _)] = data.encode_demonstrations(shown, enc, 200, Counter())
+        [(ids, _)] = interop.encode_demonstrations(shown, enc, 200, Counter())
         assert ids.count(enc.eot_token) == 1 and enc.decode(ids[:-1]).count("<|endoftext|>") == 4
     assert data.pack(load(records.texts, put(eos))[0], enc).tolist().count(enc.eot_token) == 1
 
@@ -719,8 +719,8 @@ def test_one_long_line_of_text(put):
 
 def test_counts_are_not_doubled(put):
     found, counts = load(records.prompts, put('{"prompt": "a"}\n'))
-    data.encode_prompts(found, get_tokenizer("sandbox"), 50, counts)
-    assert data.report(counts).count("1 prompts") == 1 and "2 prompts" not in data.report(counts)
+    interop.encode_prompts(found, get_tokenizer("sandbox"), 50, counts)
+    assert interop.report(counts).count("1 prompts") == 1 and "2 prompts" not in interop.report(counts)
 
 
 @pytest.mark.parametrize("more", [{"id": 1}, {}])

@@ -190,7 +190,7 @@ def test_tied_prompts_are_skipped_and_counted():
     assert r.pairs == [(0, 1), (0, 2), (0, 3)]
     assert counts["prompts skipped: all responses tied"] == 5 and counts["comparisons"] == 3
     assert counts["pairs without a preference"] == 6 + 6 + 6 + 1 + 6 + 3
-    assert "5 prompts skipped: all responses tied" in data.report(counts)
+    assert "5 prompts skipped: all responses tied" in interop.report(counts)
     with pytest.raises(ValueError, match="holds no ranking with two responses of different rank"):
         rankings(told(*tied), Counter())
 
@@ -219,7 +219,7 @@ def test_what_is_rated_7_is_a_demonstration():
     found = demonstrations(told(*rated), counts)
     assert [d.messages for d in found] == [said("Hi.", x) for x in "accz"]
     assert counts["samples rated 7 of 7"] == 3
-    assert "rankings whose best" not in data.report(counts)
+    assert "rankings whose best" not in interop.report(counts)
     with pytest.raises(ValueError, match="holds no demonstration"):
         demonstrations(told(rated[2]), Counter())
 

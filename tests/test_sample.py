@@ -125,7 +125,7 @@ def test_without_a_prompt_every_use_case_is_shown(config, printed):
 
 
 def greedy_reply(model, messages, max_new):
-    [ids] = data.encode_prompts(
+    [ids] = interop.encode_prompts(
         [data.Prompt(messages)], ENC, model.cfg.block_size - max_new, Counter()
     )
     return sample.respond(model, None, ENC, ids, sample.Config(temperature=0.0, max_new=max_new))[
