@@ -290,8 +290,8 @@ def toxicity(w):
 
 
 def alignment_tax(w):
-    """What training costs elsewhere. SYSTEM is base, sft, ppo, ptx or beta: PPO, 100 times the KL
-    penalty of the paper.
+    """What training costs elsewhere. SYSTEM is base, sft, ppo, ptx or beta, which is PPO with 100
+    times the KL penalty.
 
     Figures:
         SYSTEM loss         on held-out pretraining text, nats a token
