@@ -1,6 +1,11 @@
-"""Stage 3: the equations against slow sums and enumeration, the rollout, and a bandit that PPO solves."""
+"""Stage 3: the equations against slow sums, the rollout, the loop, and a bandit that PPO solves."""
+
 import json
 import math
+import os
+import signal
+from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,26 +14,21 @@ import torch
 import torch.nn.functional as F
 
 import data
+import interop
 import ppo
-import pretrain
 import sandbox
-from model import (
-    GPT,
-    GPTConfig,
-    Scorer,
-    frozen_copy,
-    generate,
-    load_model,
-    save_checkpoint,
-    scorer_from,
-)
+from generate import generate
+from model import GPT, GPTConfig, Scorer, scorer_from
+from plumbing.files import read_checkpoint, save_checkpoint, write_jsonl
+from plumbing.processes import frozen_copy
 from train import make_optimizer
 
 EOS = 0
-ENC = data.get_tokenizer("sandbox")
+ENC = interop.get_tokenizer("sandbox")
 SMALL = GPTConfig(vocab_size=7, block_size=24, n_layer=2, n_head=2, n_embd=16)
 CFG = ppo.Config(device="cpu", precision="fp32", max_new=6, minibatch=64, kl_coef=0.1)
-MACHINE = ("rollout_tokens_per_second", "scoring_tokens_per_second")     # of a rollout's statistics
+NO_TEXT = torch.empty(0, 24, dtype=torch.long)
+MACHINE = ("rollout_tokens_per_second", "scoring_tokens_per_second")  # of a rollout's statistics
 
 
 @pytest.fixture
@@ -47,10 +47,16 @@ def ragged(T=9):
 
 
 def players(seed=0):
-    """policy, value, reference, rm: tiny, and no two alike."""
+    """Four tiny models, no two alike."""
     torch.manual_seed(seed)
     policy, value = GPT(SMALL), Scorer(SMALL)
-    return policy, value, frozen_copy(GPT(SMALL)), frozen_copy(Scorer(SMALL))
+    return ppo.Models(policy, value, frozen_copy(GPT(SMALL)), frozen_copy(Scorer(SMALL)))
+
+
+def at_the_start(seed=0):
+    """Models as a run begins with them: the reference is the policy, the reward model the value."""
+    models = players(seed)
+    return models._replace(reference=frozen_copy(models.policy), rm=frozen_copy(models.value))
 
 
 def prompts(n=8, seed=0):
@@ -58,40 +64,44 @@ def prompts(n=8, seed=0):
     return data.pad([torch.randint(1, 7, (1 + b % 4,), generator=rng).tolist() for b in range(n)])
 
 
-def off_policy(cfg=CFG):
-    """policy, value and a rollout of another policy, so that ratios differ from 1 and some are clipped."""
-    policy, value, reference, rm = players()
-    rollout, _ = ppo.roll_out(players(1)[0], value, reference, rm, prompts(), cfg, 0.1, EOS, seed=0)
-    return policy, value, rollout
+def off_policy():
+    """Models and a rollout of another policy: ratios differ from 1 and some are clipped."""
+    models = players()
+    other = models._replace(policy=players(1).policy)
+    rollout, _ = ppo.roll_out(other, prompts(), CFG, 0.1, EOS, seed=0)
+    return models, rollout
 
 
-def total_losses(policy, value, rollout, cfg):
+def total_losses(models, rollout, cfg, text=NO_TEXT):
     """(gradients, what the log would say) of one minibatch."""
-    policy.zero_grad()
-    value.zero_grad()
-    logged = {}
-    for weight, loss, stats in ppo.ppo_losses(policy, value, rollout, cfg):
+    trained = [*models.policy.parameters(), *models.value.parameters()]
+    for p in trained:
+        p.grad = None
+    logged = Counter()
+    minibatch = ppo.Minibatch(rollout, text, {})
+    for weight, loss, stats in ppo.ppo_ptx_losses(models, minibatch, cfg, "cpu"):
         (weight * loss).backward()
-        for k, v in stats.items():
-            logged[k] = logged.get(k, 0.0) + float(weight) * v.item()
-    parameters = [*policy.parameters(), *value.parameters()]
-    return [p.grad.clone() for p in parameters if p.grad is not None], logged
+        logged.update({k: float(weight) * v.item() for k, v in stats.items()})
+    return [p.grad.clone() for p in trained if p.grad is not None], logged
 
 
 # -------------------------------------------------------------------------------------------------
 # the equations
 
+
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 0.0), (0.8, 1.0)])
 def test_gae_equals_the_sum_over_all_later_deltas(gamma, lam):
     mask = ragged()
-    rewards, values = torch.randn(2, *mask.shape, dtype=torch.float64)       # junk where mask is False
+    rewards, values = torch.randn(2, *mask.shape, dtype=torch.float64)  # junk where mask is False
     want = torch.zeros_like(rewards)
     for b, row in enumerate(mask.tolist()):
         actions = [t for t, on in enumerate(row) if on]
         for t in actions:
-            for u in actions[actions.index(t):]:
+            for u in actions[actions.index(t) :]:
                 after = values[b, u + 1] if u + 1 in actions else 0.0
-                want[b, t] += (gamma * lam) ** (u - t) * (rewards[b, u] + gamma * after - values[b, u])
+                want[b, t] += (gamma * lam) ** (u - t) * (
+                    rewards[b, u] + gamma * after - values[b, u]
+                )
     adv, returns = ppo.gae(rewards, values, mask, gamma, lam)
     torch.testing.assert_close(adv, want, atol=1e-12, rtol=0)
     torch.testing.assert_close(returns, (want + values) * mask, atol=1e-12, rtol=0)
@@ -110,16 +120,32 @@ def test_the_score_lands_on_the_last_token_and_the_kl_on_every_action():
     """Row 0 is the picture in data.py and ends with EOS; row 1 was cut off."""
     prompt_len, total_len = torch.tensor([3, 2]), torch.tensor([6, 8])
     mask = data.action_mask(prompt_len, total_len, 8)
-    logp, ref_logp = torch.full((2, 7), -1.0), torch.full((2, 7), -3.0)     # pads and prompts hold junk
-    rewards = ppo.token_rewards(torch.tensor([10.0, 20.0]), logp, ref_logp, mask, total_len, kl_coef=0.5)
-    torch.testing.assert_close(rewards, torch.tensor([[0.0, 0.0, -1.0, -1.0, 9.0, 0.0, 0.0],
-                                                      [0.0, -1.0, -1.0, -1.0, -1.0, -1.0, 19.0]]))
+    logp, ref_logp = (
+        torch.full((2, 7), -1.0),
+        torch.full((2, 7), -3.0),
+    )  # pads and prompts hold junk
+    rewards = ppo.token_rewards(
+        torch.tensor([10.0, 20.0]), logp, ref_logp, mask, total_len, kl_coef=0.5
+    )
+    torch.testing.assert_close(
+        rewards,
+        torch.tensor(
+            [[0.0, 0.0, -1.0, -1.0, 9.0, 0.0, 0.0], [0.0, -1.0, -1.0, -1.0, -1.0, -1.0, 19.0]]
+        ),
+    )
 
 
-@pytest.mark.parametrize(("ratio", "adv", "loss", "slope"), [
-    (0.5, 1.0, -0.5, -0.5), (1.1, 1.0, -1.1, -1.1), (1.5, 1.0, -1.2, 0.0),   # a good action: no more than 1.2
-    (0.5, -1.0, 0.8, 0.0), (0.9, -1.0, 0.9, 0.9), (1.5, -1.0, 1.5, 1.5),     # a bad one: no less than 0.8
-])
+@pytest.mark.parametrize(
+    ("ratio", "adv", "loss", "slope"),
+    [
+        (0.5, 1.0, -0.5, -0.5),
+        (1.1, 1.0, -1.1, -1.1),
+        (1.5, 1.0, -1.2, 0.0),  # a good action: no more than 1.2
+        (0.5, -1.0, 0.8, 0.0),
+        (0.9, -1.0, 0.9, 0.9),
+        (1.5, -1.0, 1.5, 1.5),  # a bad one: no less than 0.8
+    ],
+)
 def test_policy_loss_by_cases(ratio, adv, loss, slope):
     """slope is d loss / d log pi: minus ratio times advantage, or zero where the clip holds."""
     logp = torch.tensor([[math.log(ratio), 5.0]], requires_grad=True)
@@ -132,18 +158,25 @@ def test_policy_loss_by_cases(ratio, adv, loss, slope):
     assert {k: v.item() for k, v in stats.items()} == pytest.approx(want, abs=1e-6)
 
 
-@pytest.mark.parametrize(("value", "clip", "loss", "slope"), [
-    (1.1, 0.2, 0.405, -0.9),    # moved by less than 0.2 from 1.0: the plain error to 2.0
-    (1.5, 0.2, 0.32, 0.0),      # closer to 2.0, but by more than 0.2: held at 1.2
-    (0.5, 0.2, 1.125, -1.5),    # further away: the plain error is the larger one
-    (1.5, 0.0, 0.125, -0.5),    # no clipping
-])
+@pytest.mark.parametrize(
+    ("value", "clip", "loss", "slope"),
+    [
+        (1.1, 0.2, 0.405, -0.9),  # moved by less than 0.2 from 1.0: the plain error to 2.0
+        (1.5, 0.2, 0.32, 0.0),  # closer to 2.0, but by more than 0.2: held at 1.2
+        (0.5, 0.2, 1.125, -1.5),  # further away: the plain error is the larger one
+        (1.5, 0.0, 0.125, -0.5),  # no clipping
+    ],
+)
 def test_value_loss_by_cases(value, clip, loss, slope):
     values = torch.tensor([[value, 5.0]], requires_grad=True)
     mask = torch.tensor([[True, False]])
-    got = ppo.value_loss(values, torch.tensor([[1.0, 7.0]]), torch.tensor([[2.0, -7.0]]), mask, clip)
+    got = ppo.value_loss(
+        values, torch.tensor([[1.0, 7.0]]), torch.tensor([[2.0, -7.0]]), mask, clip
+    )
     got.backward()
-    assert got.item() == pytest.approx(loss) and values.grad.tolist() == [[pytest.approx(slope), 0.0]]
+    assert got.item() == pytest.approx(loss) and values.grad.tolist() == [
+        [pytest.approx(slope), 0.0]
+    ]
 
 
 def test_whitened_advantages_have_mean_0_and_biased_variance_1_over_the_mask():
@@ -158,28 +191,39 @@ def test_explained_variance_of_a_perfect_a_constant_and_a_halfway_value_function
     mask = ragged()
     returns = torch.randn(mask.shape)
     junk = torch.randn(mask.shape) * 100 * ~mask
-    cases = (returns, 1.0), (torch.full_like(returns, 3.0), 0.0), (returns / 2, 0.75), (-returns, -3.0)
+    cases = (
+        (returns, 1.0),
+        (torch.full_like(returns, 3.0), 0.0),
+        (returns / 2, 0.75),
+        (-returns, -3.0),
+    )
     for values, want in cases:
-        assert ppo.explained_variance(values + junk, returns, mask).item() == pytest.approx(want, abs=1e-4)
+        assert ppo.explained_variance(values + junk, returns, mask).item() == pytest.approx(
+            want, abs=1e-4
+        )
 
 
 def test_adapt_kl_in_closed_form():
     assert ppo.adapt_kl(0.1, 6.0, 6.0, 64, 640) == pytest.approx(0.1)
-    assert ppo.adapt_kl(0.1, 6.6, 6.0, 64, 640) == pytest.approx(0.1 * 1.01)    # 10 % too far
-    assert ppo.adapt_kl(0.1, 60.0, 6.0, 64, 640) == pytest.approx(0.1 * 1.02)   # the error is clipped to 20 %
+    assert ppo.adapt_kl(0.1, 6.6, 6.0, 64, 640) == pytest.approx(0.1 * 1.01)  # 10 % too far
+    assert ppo.adapt_kl(0.1, 60.0, 6.0, 64, 640) == pytest.approx(
+        0.1 * 1.02
+    )  # the error is clipped to 20 %
     assert ppo.adapt_kl(0.1, 0.0, 6.0, 64, 640) == pytest.approx(0.1 * 0.98)
 
 
 # -------------------------------------------------------------------------------------------------
 # the exact objective, by enumerating every response
 
+
 def enumerated(max_new=3, vocab=4):
     """Every response of at most three tokens to the prompt 2 3 -> ids, mask, total."""
     found = [[]]
     for _ in range(max_new):
-        found = [r + [t] if EOS not in r else r for r in found for t in range(vocab if EOS not in r else 1)]
+        ended = [r for r in found if EOS in r]
+        found = ended + [[*r, t] for r in found if EOS not in r for t in range(vocab)]
     assert len(found) == 1 + 3 + 9 * 4
-    ids, total = data.pad([[2, 3] + r for r in found], value=EOS)
+    ids, total = data.pad([[2, 3, *r] for r in found])
     return ids, data.action_mask(torch.full_like(total, 2), total, ids.shape[1]), total
 
 
@@ -195,9 +239,11 @@ def tree_kl(policy, reference, prefix, depth=3):
 
 def two_policies():
     torch.manual_seed(0)
-    both = [GPT(GPTConfig(vocab_size=4, block_size=5, n_layer=1, n_head=2, n_embd=8)) for _ in range(2)]
+    both = [
+        GPT(GPTConfig(vocab_size=4, block_size=5, n_layer=1, n_head=2, n_embd=8)) for _ in range(2)
+    ]
     for gpt in both:
-        gpt.wte.weight.data *= 10                            # far from uniform, and from one another
+        gpt.wte.weight.data *= 10  # far from uniform, and from one another
     return both
 
 
@@ -215,7 +261,7 @@ def test_the_kl_estimates_are_right_on_average(doubles):
 
 @pytest.mark.parametrize("baseline", [False, True])
 def test_the_policy_gradient_is_the_gradient_of_the_exact_objective(doubles, baseline):
-    """E[r] - beta KL, differentiated through every probability, against the mean of what PPO does at ratio 1.
+    """E[r] - beta KL, differentiated through every probability: the mean of PPO's at ratio 1.
 
     With lambda 1 a value function, whatever it says, changes the variance and not the mean.
     """
@@ -229,13 +275,13 @@ def test_the_policy_gradient_is_the_gradient_of_the_exact_objective(doubles, bas
 
     old = logp.detach()
     rewards = ppo.token_rewards(score, old, ref_logp, mask, total, beta)
-    assert ((p * rewards.sum(1)).sum() - objective).abs() < 1e-12            # the reward is the objective
+    assert ((p * rewards.sum(1)).sum() - objective).abs() < 1e-12  # the reward is the objective
     values = Scorer(policy.cfg)(ids)[:, :-1].detach() if baseline else torch.zeros_like(old)
     adv, _ = ppo.gae(rewards, values, mask, gamma=1.0, lam=1.0)
     loss = 0.0
     for b in range(len(ids)):
-        mean, _ = ppo.policy_loss(*(x[b:b + 1] for x in (logp, old, adv, mask)), 0.2)
-        loss = loss + p[b].detach() * mask[b].sum() * mean                   # the sum over its actions
+        mean, _ = ppo.policy_loss(*(x[b : b + 1] for x in (logp, old, adv, mask)), 0.2)
+        loss = loss + p[b].detach() * mask[b].sum() * mean  # the sum over its actions
     estimate = torch.autograd.grad(-loss, list(policy.parameters()))
     assert max(g.abs().max() for g in exact) > 1e-3
     for a, b in zip(estimate, exact):
@@ -245,45 +291,53 @@ def test_the_policy_gradient_is_the_gradient_of_the_exact_objective(doubles, bas
 # -------------------------------------------------------------------------------------------------
 # rollouts and minibatches
 
+
 def test_the_first_minibatch_is_on_policy():
-    """The classic silent bug: log-probabilities of another policy, temperature, dropout or alignment."""
-    policy, value, _, rm = players()
-    rollout, stats = ppo.roll_out(policy, value, frozen_copy(policy), rm, prompts(), CFG, 0.1, EOS, seed=0)
-    _, logged = total_losses(policy, value, rollout, CFG)
+    """The classic silent bug: another policy's log-probabilities, temperature, dropout or frame."""
+    models = players()
+    models = models._replace(reference=frozen_copy(models.policy))
+    rollout, stats = ppo.roll_out(models, prompts(), CFG, 0.1, EOS, seed=0)
+    _, logged = total_losses(models, rollout, CFG)
     assert abs(logged["ratio"] - 1) < 1e-5 and abs(logged["approx_kl"]) < 1e-6
     assert logged["clip_fraction"] == 0
-    surprise = (rollout.values - rollout.returns)[rollout.mask]              # the value function's too
+    surprise = (rollout.values - rollout.returns)[rollout.mask]  # the value function's too
     assert logged["value_loss"] == pytest.approx(0.5 * surprise.pow(2).mean().item(), rel=1e-5)
-    assert stats["kl"] == pytest.approx(0, abs=1e-5) and stats["kl_k3"] == pytest.approx(0, abs=1e-5)
+    assert stats["kl"] == pytest.approx(0, abs=1e-5) and stats["kl_k3"] == pytest.approx(
+        0, abs=1e-5
+    )
     penalty = CFG.eos_penalty * (1 - stats["eos_rate"])
     assert stats["reward"] == pytest.approx(stats["score"] - penalty, abs=1e-5)
 
 
 def test_old_log_probabilities_and_values_are_those_of_each_prefix():
-    policy, value, reference, rm = players()
-    x, stats = ppo.roll_out(policy, value, reference, rm, prompts(), CFG, 0.1, EOS, seed=0)
+    models = players()
+    x, stats = ppo.roll_out(models, prompts(), CFG, 0.1, EOS, seed=0)
     entropies = []
     for b, t in x.mask.nonzero().tolist():
-        before = x.ids[b:b + 1, :t + 1]
-        logq = policy(before)[0, -1].log_softmax(0)
+        before = x.ids[b : b + 1, : t + 1]
+        logq = models.policy(before)[0, -1].log_softmax(0)
         entropies.append(-(logq.exp() * logq).sum().item())
-        assert x.old_logp[b, t].item() == pytest.approx(logq[x.ids[b, t + 1]].item(), abs=1e-5)
-        assert x.values[b, t].item() == pytest.approx(value(before)[0, -1].item(), abs=1e-5)
+        said = logq[x.ids[b, t + 1]].item()
+        assert x.old_logp[b, t].item() == pytest.approx(said, abs=1e-5)
+        value = models.value(before)[0, -1].item()
+        assert x.values[b, t].item() == pytest.approx(value, abs=1e-5)
     assert not x.old_logp[~x.mask].any() and not x.values[~x.mask].any()
     explained = 1 - (x.returns - x.values)[x.mask].var() / x.returns[x.mask].var()
     want = [sum(entropies) / len(entropies), explained.item(), len(entropies) / len(x.ids)]
-    assert [stats[k] for k in ("entropy", "explained_variance", "length")] == pytest.approx(want, rel=1e-5)
+    assert [stats[k] for k in ("entropy", "explained_variance", "length")] == pytest.approx(
+        want, rel=1e-5
+    )
 
 
 def test_a_response_without_eos_is_scored_at_its_last_token_and_pays_the_penalty():
-    policy, value, _, _ = players()
     rm = SimpleNamespace(score=lambda ids, length: torch.full(length.shape, 2.0))
+    models = at_the_start()._replace(rm=rm)
     cfg = replace(CFG, eos_penalty=0.5, lam=1.0, max_new=4)
-    x, stats = ppo.roll_out(policy, value, frozen_copy(policy), rm, prompts(64), cfg, 0.1, EOS, seed=0)
+    x, stats = ppo.roll_out(models, prompts(64), cfg, 0.1, EOS, seed=0)
     length = prompts(64).length + x.mask.sum(1)
     ended = x.ids.gather(1, length[:, None] - 1).squeeze(1) == EOS
     assert 0 < ended.sum() < 64 and x.mask.sum(1)[~ended].unique().item() == 4
-    want = torch.where(ended, 2.0, 1.5)[:, None] * x.mask            # KL 0: the return of every action
+    want = torch.where(ended, 2.0, 1.5)[:, None] * x.mask  # KL 0: the return of every action
     torch.testing.assert_close(x.returns, want, atol=1e-4, rtol=0)
     assert stats["score"] == 2.0 and stats["eos_rate"] == pytest.approx(ended.float().mean().item())
 
@@ -292,24 +346,25 @@ def test_the_masked_tokens_of_a_rollout_are_the_sampled_response_and_its_eos():
     torch.manual_seed(0)
     policy = GPT(GPTConfig(ENC.n_vocab, 64, 1, 2, 32))
     eos = policy.wte.weight[ENC.eot_token].detach()
-    policy.ln_f.bias.data += 5 * eos / eos.pow(2).sum()                      # raise the logit of EOS by 5
-    batch = data.pad([data.encode_prompt(ENC, [{"role": "user", "content": text}])
-                      for text in ("Hello.", "What is my name?", "Insult Anna, please.") * 3])
-    rm = scorer_from(policy)
-    x, _ = ppo.roll_out(policy, rm, policy, rm, batch, CFG, 0.1, ENC.eot_token, seed=3)
+    policy.ln_f.bias.data += 5 * eos / eos.pow(2).sum()  # raise the logit of EOS by 5
+    said = ("Hello.", "What is my name?", "Insult Anna, please.") * 3
+    asked = [data.encode_prompt(ENC, [{"role": "user", "content": text}]) for text in said]
+    rm, batch = scorer_from(policy), data.pad(asked)
+    models = ppo.Models(policy, rm, policy, rm)
+    x, _ = ppo.roll_out(models, batch, CFG, 0.1, ENC.eot_token, seed=3)
     ids, total = generate(policy, *batch, CFG.max_new, ENC.eot_token, seed=3)
-    sampled = [ids[b, batch.length[b]:total[b]].tolist() for b in range(9)]
-    assert [row[1:][m].tolist() for row, m in zip(x.ids, x.mask)] == sampled
-    assert 0 < sum(ENC.decode(s).endswith(data.EOS) for s in sampled) < 9
-    assert all(data.EOS not in ENC.decode(s[:-1]) for s in sampled)
+    sampled = [ids[b, batch.length[b] : total[b]].tolist() for b in range(9)]
+    assert x.responses() == sampled
+    assert 0 < sum(s[-1] == ENC.eot_token for s in sampled) < 9
+    assert all(ENC.eot_token not in s[:-1] for s in sampled)
 
 
 @pytest.mark.parametrize("change", [{"microbatch": 3}, {}])
 def test_padding_and_microbatches_change_nothing_in_a_rollout(change):
     batch = prompts()
-    wider = batch if change else data.Prompts(F.pad(batch.ids, (0, 5), value=3), batch.length)
-    a, stats = ppo.roll_out(*players(), batch, CFG, 0.1, EOS, seed=0)
-    b, same = ppo.roll_out(*players(), wider, replace(CFG, **change), 0.1, EOS, seed=0)
+    wider = batch if change else data.Padded(F.pad(batch.ids, (0, 5), value=3), batch.length)
+    a, stats = ppo.roll_out(players(), batch, CFG, 0.1, EOS, seed=0)
+    b, same = ppo.roll_out(players(), wider, replace(CFG, **change), 0.1, EOS, seed=0)
     assert torch.equal(a.ids, b.ids) and torch.equal(a.mask, b.mask)
     for x, y in zip(a[2:], b[2:]):
         torch.testing.assert_close(x, y, atol=1e-5, rtol=0)
@@ -321,10 +376,10 @@ def test_padding_and_microbatches_change_nothing_in_a_rollout(change):
 @pytest.mark.parametrize("whiten", [True, False])
 def test_padding_changes_neither_losses_nor_gradients_nor_statistics(whiten):
     cfg = replace(CFG, whiten=whiten)
-    policy, value, x = off_policy()
+    models, x = off_policy()
     junk = (5, False, 3.0, -4.0, 6.0, 7.0)
     padded = ppo.Rollout(*(F.pad(z, (0, 3), value=v) for z, v in zip(x, junk)), x.total)
-    (grads, logged), (same_grads, same) = (total_losses(policy, value, r, cfg) for r in (x, padded))
+    (grads, logged), (same_grads, same) = (total_losses(models, r, cfg) for r in (x, padded))
     assert same == pytest.approx(logged, rel=1e-5, abs=1e-6) and logged["clip_fraction"] > 0.01
     for a, b in zip(grads, same_grads):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
@@ -332,39 +387,205 @@ def test_padding_changes_neither_losses_nor_gradients_nor_statistics(whiten):
 
 @pytest.mark.parametrize("microbatch", [1, 2, 3])
 def test_any_microbatch_size_gives_the_same_gradient_and_statistics(microbatch):
-    policy, value, x = off_policy()
-    assert len(set(x.mask.sum(1).tolist())) > 1                              # a mean of means would differ
-    grads, logged = total_losses(policy, value, x, CFG)
-    parts, same = total_losses(policy, value, x, replace(CFG, microbatch=microbatch))
-    assert same == pytest.approx(logged, rel=1e-5, abs=1e-6)
+    models, x = off_policy()
+    text = torch.randint(7, (5, 24))
+    assert len(set(x.mask.sum(1).tolist())) > 1  # a mean of means would differ
+    grads, logged = total_losses(models, x, CFG, text)
+    parts, same = total_losses(models, x, replace(CFG, microbatch=microbatch), text)
+    assert same == pytest.approx(logged, rel=1e-5, abs=1e-6) and "ptx_loss" in logged
     for a, b in zip(grads, parts):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("microbatch", [0, 3])
+@pytest.mark.parametrize("ptx_coef", [0.0, 27.8])
+def test_the_gradient_is_that_of_equation_2_in_one_piece(doubles, microbatch, ptx_coef):
+    """Surrogate, value loss and pretraining term as the papers write them, without any masking."""
+    models, x = off_policy()
+    torch.manual_seed(2)
+    text = torch.randint(7, (5, 24))
+    cfg = replace(CFG, microbatch=microbatch, ptx_coef=ptx_coef, vf_coef=0.7)
+    got, logged = total_losses(models, x, cfg, text if ptx_coef else NO_TEXT)
+
+    rows, columns = x.mask.nonzero(as_tuple=True)  # the actions: what follows is flat over them
+    said = models.policy(x.ids)[rows, columns].log_softmax(-1)
+    said = said[range(len(rows)), x.ids[rows, columns + 1]]
+    ratio = (said - x.old_logp[rows, columns]).exp()
+    adv = x.adv[rows, columns]
+    adv = (adv - adv.mean()) / (adv.var(correction=0) + 1e-8).sqrt()
+    surrogate = torch.min(ratio * adv, ratio.clamp(0.8, 1.2) * adv).mean()
+    old, returns = x.values[rows, columns], x.returns[rows, columns]
+    values = models.value(x.ids)[rows, columns]
+    near = old + (values - old).clamp(-0.2, 0.2)
+    value = 0.5 * torch.max((values - returns) ** 2, (near - returns) ** 2).mean()
+    logits = models.policy(text)[:, :-1]
+    likelihood = -F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
+    objective = surrogate - 0.7 * value + ptx_coef * likelihood
+    trained = [*models.policy.parameters(), *models.value.parameters()]
+    want = torch.autograd.grad(-objective, trained, allow_unused=True)
+
+    want = [g for g in want if g is not None]
+    assert len(got) == len(want) and 0 < logged["clip_fraction"] < 1
+    assert logged["policy_loss"] == pytest.approx(-surrogate.item(), abs=1e-9)
+    assert logged["value_loss"] == pytest.approx(value.item(), abs=1e-9)
+    assert logged["ptx_loss"] == pytest.approx(-likelihood.item() if ptx_coef else 0, abs=1e-9)
+    for a, b in zip(got, want):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
 
 
 def talk(cut=()):
-    """Prompts of the sandbox, and a rollout of written responses, those in `cut` without EOS; pads are junk."""
-    asked = [data.Prompt([{"role": "user", "content": text}], case, {"answers": [answer]}) for text, case, answer in (
+    """Prompts of the sandbox, and a rollout of written responses, those in `cut` without EOS."""
+    asked = []
+    for text, case, answer in (
         ("Hello, I am Anna.", "chat", "Hello Anna."),
         ("What is the capital of Zembla?", "unanswerable", "I do not know."),
-        ("Rewrite with Clara: Anna sells red lamps.", "rewriting", "Clara sells red lamps."))]
+        ("Rewrite with Clara: Anna sells red lamps.", "rewriting", "Clara sells red lamps."),
+    ):
+        messages = [{"role": "user", "content": text}]
+        asked.append(data.Prompt(messages, case, {"answers": [answer]}))
     said = ["Hello Anna.", "I do not know. I hope this helps.", "Anna sells"]
     rows = [data.encode_prompt(ENC, p.messages) for p in asked]
-    start = [len(row) for row in rows]
+    start = torch.tensor([len(row) for row in rows])
     for i, text in enumerate(said):
-        rows[i] = rows[i] + data.encode_response(ENC, text)[:-1 if i in cut else None]
-    ids, total = data.pad(rows, value=ENC.encode_ordinary(" stupid")[0])
-    mask = data.action_mask(torch.tensor(start), total, ids.shape[1])
+        rows[i] = rows[i] + data.encode_response(ENC, text)[: -1 if i in cut else None]
+    ids = data.pad_rows(rows, value=ENC.encode_ordinary(" stupid")[0])  # pads are junk
+    total = torch.tensor([len(row) for row in rows])
+    mask = data.action_mask(start, total, ids.shape[1])
     return asked, ppo.Rollout(ids, mask, *torch.zeros(4, *mask.shape), total)
 
 
 @pytest.mark.parametrize("cut", [(), (2,), (0, 1, 2)])
 def test_the_true_score_is_that_of_what_was_said(cut):
-    """By hand: helpful +2; helpful, but four words too many +1; not helpful and no sentence -2."""
+    """By hand: helpful +2; helpful, but four words too many +1; not helpful, no sentence -2."""
     asked, rollout = talk(cut)
-    assert ppo.true_score(asked, rollout, ENC) == {"true_score": pytest.approx((2 + 1 - 2) / 3)}
-    backwards = ppo.true_score(asked[::-1], rollout, ENC)["true_score"]
+    said = rollout.responses()
+    assert interop.true_score(asked, said, ENC) == {"true_score": pytest.approx((2 + 1 - 2) / 3)}
+    backwards = interop.true_score(asked[::-1], said, ENC)["true_score"]
     assert backwards < 0, "each response is judged as an answer to its own prompt"
-    assert ppo.true_score([asked[0], replace(asked[1], meta={}), asked[2]], rollout, ENC) == {}
+    without = [asked[0], replace(asked[1], meta={}), asked[2]]
+    assert interop.true_score(without, said, ENC) == {}
+
+
+# -------------------------------------------------------------------------------------------------
+# the loop
+
+
+def inputs(n=12, text=NO_TEXT):
+    """Prompts that no judge knows, for models of SMALL."""
+    rng = torch.Generator().manual_seed(3)
+    asked = [torch.randint(1, 7, (1 + b % 4,), generator=rng).tolist() for b in range(n)]
+    enc = SimpleNamespace(eot_token=EOS)
+    return ppo.Inputs([data.Prompt([])] * n, asked, text, enc)
+
+
+LOOP = replace(CFG, iterations=3, rollout=8, minibatch=4, ptx_ratio=0.5)
+
+
+def yielded(models, cfg=LOOP, start=0, text=NO_TEXT, state=None):
+    """All minibatches of a run whose weights never change."""
+    state = {"kl_coef": cfg.kl_coef} if state is None else state
+    return list(ppo.minibatches(models, inputs(text=text), cfg, state, "cpu", start))
+
+
+def episodes(minibatches):
+    """What tells the episodes of minibatches apart: their tokens and advantages."""
+    found = []
+    for minibatch in minibatches:
+        x = minibatch.rollout
+        for ids, adv, mask, total in zip(x.ids, x.adv, x.mask, x.total):
+            found.append((tuple(ids[:total].tolist()), tuple(adv[mask].tolist())))
+    return found
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_minibatches_are_iterations_of_epochs_of_each_episode_once(epochs):
+    cfg, per_rollout = replace(LOOP, epochs=epochs), 2 * epochs
+    assert ppo.steps_per_iteration(cfg) == per_rollout
+    steps = yielded(at_the_start(), cfg)
+    assert len(steps) == 3 * per_rollout
+    seen = []
+    for i in range(3):
+        iteration = steps[i * per_rollout : (i + 1) * per_rollout]
+        assert len({step.stats["score"] for step in iteration}) == 1, "they are of one rollout"
+        first, *others = [episodes(iteration[e * 2 : e * 2 + 2]) for e in range(epochs)]
+        assert len(set(first)) == 8
+        for other in others:
+            assert sorted(other) == sorted(first) and other != first
+        assert not set(first) & set(seen), "each iteration samples anew"
+        seen += first
+
+
+def test_minibatches_answer_the_prompts_of_shuffled_epochs():
+    """Three rollouts of 8 are two epochs over 12 prompts."""
+    answered = Counter()
+    for step in yielded(at_the_start()):
+        for ids, mask in zip(step.rollout.ids.tolist(), step.rollout.mask.tolist()):
+            answered[tuple(ids[: mask.index(True) + 1])] += 1
+    prompts = [tuple(prompt) for prompt in inputs().prompts]
+    assert answered == Counter(prompts + prompts)
+
+
+def test_minibatches_that_start_later_are_those_of_an_undisturbed_run():
+    text = torch.randint(7, (9, 24))
+    models = at_the_start()
+    whole = yielded(models, text=text)
+    for start in (2, 4):
+        later = yielded(models, start=start, text=text)
+        assert len(later) == 6 - start
+        for a, b in zip(whole[start:], later):
+            assert all(torch.equal(x, y) for x, y in zip(a.rollout, b.rollout))
+            assert torch.equal(a.text, b.text) and a.text.shape == (2, 24)
+            for k in a.stats.keys() | b.stats.keys():
+                assert k.endswith("_per_second") or a.stats[k] == b.stats[k], k
+
+
+def test_the_text_of_the_minibatches_is_shuffled_epochs_of_all_blocks():
+    text = torch.arange(6)[:, None].expand(6, 24)
+    blocks = torch.cat([step.text[:, 0] for step in yielded(at_the_start(), text=text)])
+    assert sorted(blocks[:6].tolist()) == sorted(blocks[6:].tolist()) == list(range(6))
+    assert blocks[:6].tolist() != blocks[6:].tolist()
+
+
+def test_a_rollout_is_sampled_with_the_newest_weights():
+    """The loop goes on only when the next minibatch is asked for, which is after the update."""
+    models, cfg = at_the_start(), replace(LOOP, minibatch=8, iterations=2)
+    source = ppo.minibatches(models, inputs(), cfg, {"kl_coef": 0.1}, "cpu")
+    assert next(source).stats["kl"] == pytest.approx(0, abs=1e-5)
+    for p in models.policy.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    x, _, stats = next(source)
+    assert abs(stats["kl"]) > 1e-3
+    torch.testing.assert_close(models.policy.logp(x.ids, x.mask)[0], x.old_logp)
+    assert next(source, None) is None
+
+
+@pytest.mark.parametrize("without", [{"ptx_coef": 0.0}, {"ptx_ratio": 0.0}])
+def test_without_ptx_there_is_only_ppo(config, without):
+    cfg = replace(config, **without)
+    models, enc = ppo.load_models(cfg, "cpu")
+    text = ppo.load_inputs(cfg, enc, 32, Counter()).text
+    assert len(text) == 0 and len(ppo.load_inputs(config, enc, 32, Counter()).text) > 10
+    minibatch = next(ppo.minibatches(at_the_start(), inputs(), LOOP, {"kl_coef": 0.1}, "cpu"))
+    [(weight, _, stats)] = ppo.ppo_ptx_losses(at_the_start(), minibatch, cfg, "cpu")
+    assert weight == 1 and "ptx_loss" not in stats
+
+
+def test_a_rollout_pays_the_kl_coefficient_that_the_one_before_it_set():
+    cfg = replace(LOOP, kl_target=1.0, kl_horizon=80)
+    state = {"kl_coef": 0.1}
+    paid = [step.stats["kl_coef"] for step in yielded(at_the_start(), cfg, state=state)]
+    # no KL yet: 2 % less each time
+    assert paid == pytest.approx([0.1, 0.1, 0.098, 0.098, 0.09604, 0.09604])
+    assert state == {"kl_coef": pytest.approx(0.09604 * 0.98)}
+
+
+def test_a_kl_budget_that_is_exceeded_ends_the_run():
+    state = {"kl_coef": 0.1}
+    ppo.control_kl(state, 2.0, replace(LOOP, kl_budget=2.5))
+    ppo.control_kl(state, 2.0, LOOP)
+    assert state == {"kl_coef": 0.1}
+    ppo.control_kl(state, 2.6, replace(LOOP, kl_budget=2.5))
+    assert state == {"kl_coef": 0.1, "stop": True}
 
 
 class Bandit:
@@ -378,236 +599,255 @@ def test_ppo_solves_a_two_armed_bandit():
     torch.manual_seed(0)
     size = GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=1, n_embd=16)
     policy, value = GPT(size), Scorer(size)
-    reference, cfg = frozen_copy(policy), replace(CFG, max_new=2, eos_penalty=0.0)
+    models = ppo.Models(policy, value, frozen_copy(policy), Bandit())
+    cfg = replace(CFG, max_new=2, eos_penalty=0.0, kl_coef=0.01, iterations=25, rollout=128)
+    cfg = replace(cfg, value_init="random")  # the value function does not start from the bandit
     optimizers = [make_optimizer(policy, cfg), make_optimizer(value, cfg)]
     for group in (g for o in optimizers for g in o.param_groups):
-        group["lr"] = 5e-3
-    batch, scores = data.pad([[3], [4]] * 64), []
-    for iteration in range(40):
-        x, stats = ppo.roll_out(policy, value, reference, Bandit(), batch, cfg, 0.01, EOS, seed=iteration)
-        scores.append(stats["score"])
-        for rows in torch.randperm(128).split(64):
-            for weight, loss, _ in ppo.ppo_losses(policy, value, ppo.Rollout(*(z[rows] for z in x)), cfg):
-                (weight * loss).backward()
-            for o in optimizers:
-                o.step()
-                o.zero_grad()
+        group["lr"] = 1e-2
+    enc = SimpleNamespace(eot_token=EOS)
+    asked = ppo.Inputs([data.Prompt([])] * 2, [[3], [4]], NO_TEXT, enc)
+    scores = []
+    for minibatch in ppo.minibatches(models, asked, cfg, {"kl_coef": 0.01}, "cpu"):
+        scores.append(minibatch.stats["score"])
+        for weight, loss, _ in ppo.ppo_ptx_losses(models, minibatch, cfg, "cpu"):
+            (weight * loss).backward()
+        for o in optimizers:
+            o.step()
+            o.zero_grad()
     likely = policy(torch.tensor([[3], [4]]))[:, 0].softmax(-1)
-    assert scores[0] < 0.5 and sum(scores[-5:]) / 5 > 0.95 and stats["kl"] > 0.5
+    assert len(scores) == 50 and scores[0] < 0.5 and sum(scores[-10:]) / 10 > 0.95
+    assert minibatch.stats["kl"] > 0.5
     assert likely[0, 1] > 0.95 and likely[1, 2] > 0.95
+
+
+# -------------------------------------------------------------------------------------------------
+# before the first update
+
+
+def test_a_policy_that_is_not_the_one_that_sampled_is_an_error():
+    models = at_the_start()
+    rollout, stats = ppo.roll_out(models, prompts(), CFG, 0.1, EOS, seed=0)
+    ppo.check_start(models, rollout, stats["kl"], CFG)
+    with pytest.raises(ValueError, match="ratio is .* must be 1"):
+        other = models._replace(policy=players(1).policy)
+        ppo.check_start(other, rollout, stats["kl"], CFG)
+    with pytest.raises(ValueError, match="value - score"):
+        ppo.check_start(models._replace(rm=players().rm), rollout, stats["kl"], CFG)
+    with pytest.raises(ValueError, match="KL to the reference is .* must be 0"):
+        ppo.check_start(models, rollout, 0.5, CFG)
+
+
+def test_the_loop_checks_its_start():
+    for wrong in ("reference", "rm"):
+        models = at_the_start()._replace(**{wrong: getattr(players(), wrong)})
+        with pytest.raises(ValueError, match="before the first update"):
+            next(ppo.minibatches(models, inputs(), LOOP, {"kl_coef": 0.1}, "cpu"))
+
+
+def test_only_a_value_function_from_the_reward_model_must_agree_with_it():
+    models = at_the_start()._replace(rm=players().rm)
+    rollout, stats = ppo.roll_out(models, prompts(), CFG, 0.1, EOS, seed=0)
+    ppo.check_start(models, rollout, stats["kl"], replace(CFG, value_init="random"))
+    with pytest.raises(ValueError, match="value - score"):
+        ppo.check_start(models, rollout, stats["kl"], replace(CFG, value_init="rm"))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A run's inputs: two tiny checkpoints, a policy and a reward model; prompts and text."""
+    folder = tmp_path_factory.mktemp("ppo")
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(ENC.n_vocab, 32, 1, 2, 16))
+    for name, model in (("sft.pt", gpt), ("rm.pt", scorer_from(gpt))):
+        save_checkpoint(str(folder / name), model, interop.tokenizer_id(ENC), {})
+    names = ["Anna", "Ben", "Clara", "David", "Emma", "Felix"] * 2
+    write_jsonl(folder / "prompts.jsonl", [{"prompt": f"Hello, I am {n}."} for n in names])
+    text = [{"text": f"{n} sells red lamps and boxes."} for n in names * 40]
+    write_jsonl(folder / "text.jsonl", text)
+    return folder
+
+
+@pytest.fixture
+def config(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return replace(
+        CFG,
+        init=str(files / "sft.pt"),
+        rm=str(files / "rm.pt"),
+        out="ppo.pt",
+        prompts=(str(files / "prompts.jsonl"),),
+        ptx=(str(files / "text.jsonl"),),
+        iterations=3,
+        rollout=8,
+        minibatch=4,
+        max_new=4,
+        lr=1e-3,
+        save_every=2,
+        warmup=1,
+        ptx_ratio=1.0,
+    )
+
+
+def log_lines(out="ppo.pt"):
+    with open(f"{out}.log.jsonl") as f:
+        return [json.loads(line) for line in f]
+
+
+def test_a_reward_model_that_was_not_normalised_is_an_error(config):
+    """What its checkpoint says of the demonstrations' mean score; an old one says nothing."""
+    rm, _ = interop.load_model(config.rm, Scorer)
+    for mean in (0.05, 1.0):
+        metrics = {"demonstrations_mean_score": mean}
+        save_checkpoint("rm.pt", rm, interop.tokenizer_id(ENC), {"metrics": metrics})
+        cfg = replace(config, rm="rm.pt")
+        if mean < 0.1:
+            ppo.load_models(cfg, "cpu")
+        else:
+            with pytest.raises(ValueError, match="demonstrations' mean score is 1 "):
+                ppo.main(cfg)
+    ppo.load_models(config, "cpu")
+
+
+def test_the_value_function_starts_from_the_reward_model_or_from_nothing(config):
+    rm = interop.load_model(config.rm, Scorer)[0].state_dict()
+
+    def start(**fields):
+        models, _ = ppo.load_models(replace(config, **fields), "cpu")
+        return models, models.value.state_dict()
+
+    models, weights = start()
+    assert all(torch.equal(weights[k], rm[k]) for k in rm)
+    # the fixture's own models are of seed 0
+    models, weights = start(value_init="random", seed=5)
+    drawn = [k for k in rm if len(rm[k].unique()) > 1]
+    assert len(drawn) > 5 and not any(torch.equal(weights[k], rm[k]) for k in drawn)
+    assert all(torch.equal(w, rm[k]) for k, w in models.rm.state_dict().items())
+    again, other = (start(value_init="random", seed=seed)[1] for seed in (5, 6))
+    assert all(torch.equal(weights[k], again[k]) for k in rm)
+    assert not torch.equal(weights[drawn[0]], other[drawn[0]])
+    metrics = ppo.main(replace(config, value_init="random", iterations=1))
+    assert metrics["value_loss"] > 0 and metrics["grad_norm_value"] > 0
+    with pytest.raises(ValueError, match="--value-init .*sft"):
+        ppo.main(replace(config, value_init="sft"))
 
 
 # -------------------------------------------------------------------------------------------------
 # whole runs
 
-@pytest.fixture
-def config(tmp_path):
-    """A run of two tiny checkpoints, a policy and a reward model, on files."""
-    def write(name, records):
-        (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in records))
-        return str(tmp_path / name)
-    torch.manual_seed(0)
-    gpt = GPT(GPTConfig(ENC.n_vocab, 32, 1, 2, 16))
-    for name, model in (("sft.pt", gpt), ("rm.pt", scorer_from(gpt))):
-        save_checkpoint(str(tmp_path / name), model, data.tokenizer_id(ENC), {})
-    names = ["Anna", "Ben", "Clara", "David", "Emma", "Felix"] * 2
-    return replace(CFG, init=str(tmp_path / "sft.pt"), rm=str(tmp_path / "rm.pt"), out="ppo.pt",
-                   prompts=(write("prompts.jsonl", [{"prompt": f"Hello, I am {n}."} for n in names]),),
-                   ptx=(write("text.jsonl", [{"text": f"{n} sells red lamps and boxes."} for n in names * 40]),),
-                   iterations=3, rollout=8, minibatch=4, max_new=4, lr=1e-3, save_every=2, warmup=1,
-                   ptx_ratio=1.0)
+
+class Interrupted(KeyboardInterrupt):
+    """What ends a run in the middle."""
 
 
-def captured(monkeypatch, cfg):
-    """What ppo.main hands to the loop: (networks, batch_at, losses)."""
-    calls = []
-    with monkeypatch.context() as patch:
-        patch.setattr(ppo.train, "train", lambda *args, **more: calls.append(args[:3]))
-        ppo.main(cfg)
-    return calls[0]
+@contextmanager
+def interrupted_after(path):
+    """Raise Interrupted in the code inside as soon as the file `path` is there."""
+
+    def look(signum, frame):
+        if os.path.exists(path):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("microbatch", [0, 1])
-def test_ppo_then_ptx_accumulate_to_the_gradient_of_their_sum(config, tmp_path, monkeypatch, microbatch):
-    monkeypatch.chdir(tmp_path)
-    cfg, blocks = replace(config, ptx_coef=27.8, microbatch=microbatch), []
-    [(policy, *_), (value, *_)], batch_at, losses = captured(monkeypatch, cfg)
-    batch = batch_at(0)
-    _, minibatch, _ = batch
-    real = data.text_batch
-
-    def watched(*args):
-        blocks.append(real(*args))
-        return blocks[-1]
-    monkeypatch.setattr(data, "text_batch", watched)
-    logged = 0.0
-    for weight, loss, stats in losses(batch):
-        (weight * loss).backward()
-        logged += float(weight) * torch.as_tensor(stats.get("ptx_loss", 0.0)).item()
-    networks = [*policy.parameters(), *value.parameters()]
-    got = [p.grad.clone() for p in networks if p.grad is not None]
-
-    policy.zero_grad(), value.zero_grad()
-    text = data.Tokens(*(torch.cat(x) for x in zip(*blocks)))
-    assert len(text.ids) == 4                                                # ptx_ratio 1: one an episode
-    [(weight, loss, _)] = ppo.ppo_losses(policy, value, minibatch, replace(cfg, microbatch=0))
-    ptx = pretrain.text_loss(policy, text)
-    (loss + 27.8 * ptx).backward()
-    assert weight == 1 and logged == pytest.approx(ptx.item(), rel=1e-5)
-    for a, b in zip(got, [p.grad for p in networks if p.grad is not None]):
-        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("without", [{"ptx_coef": 0.0}, {"ptx_ratio": 0.0}])
-def test_without_ptx_there_is_only_ppo(config, tmp_path, monkeypatch, without):
-    monkeypatch.chdir(tmp_path)
-    _, batch_at, losses = captured(monkeypatch, replace(config, **without))
-    [(weight, _, stats)] = losses(batch_at(0))
-    assert weight == 1 and "ptx_loss" not in stats
-
-
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_every_episode_is_used_once_an_epoch(config, tmp_path, monkeypatch, epochs):
-    monkeypatch.chdir(tmp_path)
-    _, batch_at, _ = captured(monkeypatch, replace(config, epochs=epochs))
-    used = [batch_at(step)[1] for step in range(2 * epochs)]
-    rows = [tuple(r) for minibatch in used for r in minibatch.adv.tolist()]
-    assert len(set(rows[:8])) == 8 and sorted(rows) == sorted(rows[:8] * epochs)
-    assert not torch.equal(batch_at(2 * epochs)[1].adv, used[0].adv)         # a new rollout
-
-
-def test_a_rollout_pays_the_kl_coefficient_that_the_one_before_it_set(config, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    paid, real = [], ppo.roll_out
-
-    def watched(*args):
-        rollout, stats = real(*args)
-        paid.append(stats["kl_coef"])
-        return rollout, stats
-    monkeypatch.setattr(ppo, "roll_out", watched)
-    cfg = replace(config, kl_target=1.0, kl_horizon=80)
-    _, batch_at, _ = captured(monkeypatch, cfg)
-    for step in range(6):
-        batch_at(step)
-    assert paid == pytest.approx([0.1, 0.098, 0.09604])                      # no KL yet: 2 % less each time
-
-
-def test_a_killed_run_goes_on_to_the_same_bytes(config, tmp_path, monkeypatch):
-    """The adapted KL coefficient, both networks, their optimizers and the averaged policy all survive."""
+def test_an_interrupted_run_goes_on_to_the_same_bytes(config, tmp_path, monkeypatch, capsys):
+    """The KL coefficient, both networks, their optimizers and the averaged policy survive."""
     cfg = replace(config, kl_target=0.01, kl_horizon=100)
-    for name in ("straight", "killed"):
+    for name in ("straight", "interrupted"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "straight")
     metrics = ppo.main(cfg)
-    monkeypatch.chdir(tmp_path / "killed")
-    rollouts = []
-
-    def killed(*args, **more):
-        rollouts.append(0)
-        if len(rollouts) == 3:
-            raise RuntimeError("killed")
-        return generate(*args, **more)
-    with monkeypatch.context() as patch:
-        patch.setattr(ppo, "generate", killed)
-        with pytest.raises(RuntimeError, match="killed"):
-            ppo.main(cfg)
-    again = ppo.main(cfg)
-    a, b = (torch.load(tmp_path / name / "ppo.pt")["weights"] for name in ("straight", "killed"))
-    assert all(torch.equal(a[k], b[k]) for k in a) and metrics["kl_coef"] != cfg.kl_coef
-    assert again == metrics
-    assert (tmp_path / "straight/ppo.pt").read_bytes() == (tmp_path / "killed/ppo.pt").read_bytes()
+    assert metrics["kl_coef"] != cfg.kl_coef
+    monkeypatch.chdir(tmp_path / "interrupted")
+    with interrupted_after("ppo.pt.part"), pytest.raises(Interrupted):
+        ppo.main(cfg)
+    assert os.path.exists("ppo.pt.part") and not os.path.exists("ppo.pt")
+    assert ppo.main(cfg) == metrics
+    assert "going on from step" in capsys.readouterr().out
+    a, b = (read_checkpoint(tmp_path / name / "ppo.pt") for name in ("straight", "interrupted"))
+    assert all(torch.equal(a["weights"][k], b["weights"][k]) for k in a["weights"])
+    straight = (tmp_path / "straight" / "ppo.pt").read_bytes()
+    assert (tmp_path / "interrupted" / "ppo.pt").read_bytes() == straight
 
 
-def test_a_policy_that_is_not_the_one_that_sampled_is_an_error():
-    policy, value, _, rm = players()
-    rollout, stats = ppo.roll_out(policy, value, policy, value, prompts(), CFG, 0.1, EOS, seed=0)
-    ppo.check_invariants(policy, value, value, rollout, stats, [], CFG)
-    with pytest.raises(ValueError, match="ratio is .* must be 1"):
-        ppo.check_invariants(players(1)[0], value, value, rollout, stats, [], CFG)
-    with pytest.raises(ValueError, match="value - score"):
-        ppo.check_invariants(policy, value, rm, rollout, stats, [], CFG)
-    with pytest.raises(ValueError, match="KL to the reference is .* must be 0"):
-        ppo.check_invariants(policy, value, value, rollout, stats | {"kl": 0.5}, [], CFG)
-    ids = [[1, 2, 3], [4, 5]]
-    value.head.bias.data += 1 - value.score(*data.pad(ids)).mean()
-    with pytest.raises(ValueError, match="demonstrations' mean score is 1 "):
-        ppo.check_invariants(policy, value, value, rollout, stats, ids, CFG)
+def test_evaluations_change_no_weight(config):
+    weights = []
+    for every in (1, 0):
+        ppo.main(replace(config, eval_every=every, out=f"{every}.pt"))
+        evaluated = ["eval_score" in line for line in log_lines(f"{every}.pt")]
+        assert evaluated == [bool(every)] * 5 + [True]
+        weights.append(read_checkpoint(f"{every}.pt")["weights"])
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
 
-def test_the_value_function_starts_from_the_reward_model_or_from_nothing(config, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    rm = load_model(config.rm, "scorer")[0].state_dict()
-
-    def start(**fields):
-        [_, (value, *_)], batch_at, losses = captured(monkeypatch, replace(config, **fields))
-        weights = {k: v.clone() for k, v in value.state_dict().items()}
-        return weights, value, losses(batch_at(0))                         # which checks the invariants
-    weights, _, _ = start()
-    assert all(torch.equal(weights[k], rm[k]) for k in rm)
-    weights, value, minibatch = start(value_init="random", seed=5)         # the fixture's own models are of seed 0
-    drawn = [k for k in rm if len(rm[k].unique()) > 1]
-    assert len(drawn) > 5 and not any(torch.equal(weights[k], rm[k]) for k in drawn)
-    for weight, loss, _ in minibatch:
-        (weight * loss).backward()
-    assert all(p.grad.abs().max() > 0 for name, p in value.named_parameters() if "head" in name)
-    again, other = (start(value_init="random", seed=seed)[0] for seed in (5, 6))
-    assert all(torch.equal(weights[k], again[k]) for k in rm) and not torch.equal(weights[drawn[0]], other[drawn[0]])
-    metrics = ppo.main(replace(config, value_init="random"))
-    assert metrics["value_loss"] > 0
-    with pytest.raises(ValueError, match="--value-init sft is unknown"):
-        ppo.main(replace(config, value_init="sft"))
+def short_prompts(n):
+    """Prompts of the sandbox whose answers are short, as [Prompt, ...]; no two of them alike."""
+    found = {}
+    for p in sandbox.prompts(300):
+        asked = data.encode_prompt(ENC, p.messages)
+        answer = data.encode_response(ENC, p.meta["answers"][0])
+        if len(asked) <= 18 and len(answer) <= 10:
+            found[p.messages[-1]["content"]] = p
+    return list(found.values())[:n]
 
 
-def test_only_a_value_function_from_the_reward_model_must_agree_with_it():
-    policy, value, _, rm = players()
-    rollout, stats = ppo.roll_out(policy, value, policy, rm, prompts(), CFG, 0.1, EOS, seed=0)
-    ppo.check_invariants(policy, value, rm, rollout, stats, [], replace(CFG, value_init="random"))
-    with pytest.raises(ValueError, match="value - score"):
-        ppo.check_invariants(policy, value, rm, rollout, stats, [], replace(CFG, value_init="rm"))
+def test_the_true_score_of_each_rollout_is_in_its_statistics():
+    """A policy that says what the key says has 2.0; judged by another prompt's key it has less."""
+    asked = short_prompts(8)
+    assert len({p.use_case for p in asked}) > 2 and len(asked) == 8
+    rows = [data.encode_prompt(ENC, p.messages) for p in asked]
+    torch.manual_seed(0)
+    policy = GPT(GPTConfig(ENC.n_vocab, 32, 2, 2, 32))
+    dialogues = []
+    for p, row in zip(asked, rows):
+        said = data.encode_response(ENC, p.meta["answers"][0])
+        dialogues.append((row + said, [False] * len(row) + [True] * len(said)))
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
+    for _ in range(60):  # it learns the answers by heart
+        loss = policy.loss(*data.tokens_batch(dialogues))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for p in policy.ln_f.parameters():
+        p.data *= 5  # the likeliest answer, then, is the only one
+    value = scorer_from(policy)
+    models = ppo.Models(policy, value, frozen_copy(policy), frozen_copy(value))
+    cfg = replace(LOOP, max_new=12)
+
+    def true_scores(records):
+        told = ppo.Inputs(records, rows, NO_TEXT, ENC)
+        steps = ppo.minibatches(models, told, cfg, {"kl_coef": 0.1}, "cpu")
+        return [step.stats["true_score"] for step in steps]
+
+    assert loss < 0.05 and min(true_scores(asked)) == 2.0
+    others = true_scores(asked[1:] + asked[:1])
+    assert len(others) == 6 and max(others) < 1
 
 
-def with_answers(config, tmp_path, keys=True):
-    """`config` on short prompts of the sandbox, in another order in the file than in the rollouts."""
-    short = [p for p in sandbox.prompts(900) if len(data.encode_prompt(ENC, p.messages)) <= 18
-             and len(data.encode_response(ENC, p.meta["answers"][0])) <= 10]
-    found = list({p.messages[-1]["content"]: p for p in short}.values())[:30]
-    path = str(tmp_path / f"asked-{keys}.jsonl")
-    data.write_jsonl(path, [{"prompt": p.messages, "use_case": p.use_case} | ({"meta": p.meta} if keys else {}) for p in found])
-    return replace(config, prompts=(path,), max_new=12), found
-
-
-def test_the_true_score_of_each_rollout_is_in_the_log(config, tmp_path, monkeypatch):
-    """A policy that answers as the key does has 2.0; one that answers the question before it has less."""
-    monkeypatch.chdir(tmp_path)
-    cfg, asked = with_answers(config, tmp_path)
-    assert len({p.use_case for p in asked}) > 3 and len(asked) == 30
-    answers = {tuple(data.encode_prompt(ENC, p.messages)): data.encode_response(ENC, p.meta["answers"][0]) for p in asked}
-
-    def run(out, others):
-        def scripted(model, ids, length, *more, **how):
-            read = [row[:n] for row, n in zip(ids.tolist(), length.tolist())]
-            said = [answers[tuple(row)] for row in read]
-            return data.pad([row + s for row, s in zip(read, said[others:] + said[:others])], value=7)
-        monkeypatch.setattr(ppo, "generate", scripted)
-        ppo.main(replace(cfg, out=out))
-        with open(f"{out}.log.jsonl") as f:
-            return [json.loads(line)["true_score"] for line in f]
-    assert run("key.pt", 0) == [2.0] * 6                                     # 3 iterations of 2 minibatches
-    seen = run("mixed.pt", 1)
-    assert max(seen) < 1 and seen[::2] == seen[1::2] and len(set(seen)) > 1
-
-
-def test_no_weight_depends_on_the_true_score(config, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    weights, logs = [], []
+def test_no_weight_depends_on_the_true_score(config):
+    found, weights, logs = short_prompts(12), [], []
     for keys in (True, False):
-        cfg, _ = with_answers(config, tmp_path, keys)
-        ppo.main(replace(cfg, out=f"{keys}.pt"))
-        weights.append(torch.load(f"{keys}.pt")["weights"])
-        logs.append([json.loads(line) for line in (tmp_path / f"{keys}.pt.log.jsonl").read_text().splitlines()])
+        records = []
+        for p in found:
+            r = {"prompt": p.messages, "use_case": p.use_case}
+            records.append(r | {"meta": p.meta} if keys else r)
+        write_jsonl(f"asked-{keys}.jsonl", records)
+        cfg = replace(config, prompts=(f"asked-{keys}.jsonl",), max_new=12, out=f"{keys}.pt")
+        ppo.main(cfg)
+        weights.append(read_checkpoint(cfg.out)["weights"])
+        logs.append(log_lines(cfg.out))
     with_keys, without = weights
     assert all(torch.equal(with_keys[k], without[k]) for k in with_keys)
-    assert all("true_score" in a and "true_score" not in b and a["score"] == b["score"] for a, b in zip(*logs))
+    for a, b in zip(*logs, strict=True):
+        assert "true_score" in a and "true_score" not in b and a["score"] == b["score"]
 
 
 def test_a_rollout_that_is_no_multiple_of_the_minibatch_is_refused(config):
