@@ -12,8 +12,16 @@ from itertools import product
 
 import pytest
 
-import data
-from interop import formats, get_tokenizer, records, show
+from data import Demonstration, Ranking, comparisons_batch, pack
+from interop import (
+    encode_demonstrations,
+    encode_prompts,
+    encode_rankings,
+    formats,
+    records,
+    report,
+    show,
+)
 
 HH = [f"comparisons/hh-rlhf/helpful-{x}.jsonl.gz"
       for x in ("base.train", "base.test", "rejection-sampled.train")]
@@ -167,7 +175,7 @@ def test_the_turn_marks_of_hh(put, chosen, rejected, prompt, replies):
     chosen, rejected, *replies = (x.replace("H>", "\n\nHuman: ").replace("A>", "\n\nAssistant: ")
                                   for x in (chosen, rejected, *replies))
     [found], counts = load(records.rankings, put([{"chosen": chosen, "rejected": rejected}]))
-    assert found == data.Ranking(prompt, replies, [(0, 1)]) and counts["read as HH pairs"] == 1
+    assert found == Ranking(prompt, replies, [(0, 1)]) and counts["read as HH pairs"] == 1
 
 
 def test_hh_pairs_that_are_left_out_are_counted(put):
@@ -379,7 +387,7 @@ def test_pairs_as_they_are_documented(put, name):
 def test_an_implicit_prompt_ends_between_words(put):
     [found], _ = load(records.rankings,
                       put([{"chosen": "The sky is\nblue.", "rejected": "The sky is\nblack."}]))
-    assert found == data.Ranking(said("The sky is\n"), ["blue.", "black."], [(0, 1)])
+    assert found == Ranking(said("The sky is\n"), ["blue.", "black."], [(0, 1)])
 
 
 def test_several_answers_as_they_are_documented(put):
@@ -523,14 +531,14 @@ def test_an_end_of_text_in_a_record_stays_text(put, enc):
     hh = {"chosen": f"\n\nHuman: {eos}\n\nAssistant: {eos}",
           "rejected": f"\n\nHuman: {eos}\n\nAssistant: No."}
     ranked, _ = load(records.rankings, put([hh]))
-    batch = data.comparisons_batch(interop.encode_rankings(ranked, enc, 200, Counter()))
+    batch = comparisons_batch(encode_rankings(ranked, enc, 200, Counter()))
     assert enc.eot_token not in batch.prompts.ids
     assert batch.ids[0].tolist().count(enc.eot_token) == 1
     for content in ([{"instruction": eos, "output": eos}], f'prompt,response\n"{eos}","{eos}"\n'):
         shown, _ = load(records.demonstrations, put(content))
-        [(ids, _)] = interop.encode_demonstrations(shown, enc, 200, Counter())
+        [(ids, _)] = encode_demonstrations(shown, enc, 200, Counter())
         assert ids.count(enc.eot_token) == 1 and enc.decode(ids[:-1]).count("<|endoftext|>") == 4
-    assert data.pack(load(records.texts, put(eos))[0], enc).tolist().count(enc.eot_token) == 1
+    assert pack(load(records.texts, put(eos))[0], enc).tolist().count(enc.eot_token) == 1
 
 
 # ------------------------------------------------------------------------------------------------
@@ -608,7 +616,7 @@ def test_records_that_are_not_what_is_needed_are_named(put, read, record, says):
 # ------------------------------------------------------------------------------------------------
 # --columns and the command line
 
-HI = data.Demonstration(said("Hi.", "Ho."))
+HI = Demonstration(said("Hi.", "Ho."))
 
 
 @pytest.mark.parametrize(("read", "content", "columns", "found"), [
@@ -618,7 +626,7 @@ HI = data.Demonstration(said("Hi.", "Ho."))
      "prompt=frage,response=antwort", HI),
     (records.demonstrations, "id,antwort,frage\n1,Ho.,Hi.\n", "prompt=frage,response=antwort", HI),
     (records.rankings, '{"q": "Hi.", "good": "a", "bad": "b"}', "prompt=q,chosen=good,rejected=bad",
-     data.Ranking(said("Hi."), ["a", "b"], [(0, 1)])),
+     Ranking(said("Hi."), ["a", "b"], [(0, 1)])),
     (records.texts, '{"content": "a", "text": 3}', "text=content", "a"),
 ])
 def test_columns_give_fields_the_names_that_are_known(put, read, content, columns, found):
@@ -717,10 +725,11 @@ def test_one_long_line_of_text(put):
     assert load(records.texts, put("word " * 50_000))[0] == ["word " * 50_000]
 
 
-def test_counts_are_not_doubled(put):
+def test_counts_are_not_doubled(put, enc):
     found, counts = load(records.prompts, put('{"prompt": "a"}\n'))
-    interop.encode_prompts(found, get_tokenizer("sandbox"), 50, counts)
-    assert interop.report(counts).count("1 prompts") == 1 and "2 prompts" not in interop.report(counts)
+    encode_prompts(found, enc, 50, counts)
+    line = report(counts)
+    assert line.count("1 prompts") == 1 and "2 prompts" not in line
 
 
 @pytest.mark.parametrize("more", [{"id": 1}, {}])

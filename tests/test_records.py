@@ -8,10 +8,18 @@ from collections import Counter
 
 import pytest
 
-import data
 import sandbox
 from data import Demonstration, Prompt, Ranking, encode_dialogue, encode_prompt, pack
-from interop import EOS, agreement, get_tokenizer, read_file, read_records, split, tokenizer_id
+from interop import (
+    EOS,
+    agreement,
+    get_tokenizer,
+    read_file,
+    read_records,
+    report,
+    split,
+    tokenizer_id,
+)
 from interop.records import demonstrations, prompts, rankings, texts
 from plumbing.files import write_jsonl
 
@@ -190,7 +198,7 @@ def test_tied_prompts_are_skipped_and_counted():
     assert r.pairs == [(0, 1), (0, 2), (0, 3)]
     assert counts["prompts skipped: all responses tied"] == 5 and counts["comparisons"] == 3
     assert counts["pairs without a preference"] == 6 + 6 + 6 + 1 + 6 + 3
-    assert "5 prompts skipped: all responses tied" in interop.report(counts)
+    assert "5 prompts skipped: all responses tied" in report(counts)
     with pytest.raises(ValueError, match="holds no ranking with two responses of different rank"):
         rankings(told(*tied), Counter())
 
@@ -219,7 +227,7 @@ def test_what_is_rated_7_is_a_demonstration():
     found = demonstrations(told(*rated), counts)
     assert [d.messages for d in found] == [said("Hi.", x) for x in "accz"]
     assert counts["samples rated 7 of 7"] == 3
-    assert "rankings whose best" not in interop.report(counts)
+    assert "rankings whose best" not in report(counts)
     with pytest.raises(ValueError, match="holds no demonstration"):
         demonstrations(told(rated[2]), Counter())
 
