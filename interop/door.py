@@ -24,7 +24,7 @@ READERS = {
     "held-out prompts": records.prompts,
     "rankings": records.rankings,
 }
-SANDBOX = {   # what the sandbox has of its own: functions of (n, seed)
+OWN = {   # what the sandbox has of its own: functions of (n, seed)
     "texts": sandbox.corpus,
     "demonstrations": sandbox.demonstrations,
     "prompts": sandbox.prompts,
@@ -59,12 +59,12 @@ def load(kind, files, counts, *, flag, enc=None, columns="", n=0, seed=0):
         if reader is records.prompts:
             found = _with_checked_keys(found)
         return reader(found, counts)
+    if kind not in OWN:
+        raise ValueError(f"{flag} is missing: the sandbox has no {kind} of its own")
     if enc is not None and not _is_sandbox(enc):
         raise ValueError(f"{flag} is missing: the sandbox's own {kind} are for models that were "
                          f"pretrained in it")
-    if kind not in SANDBOX:
-        raise ValueError(f"{flag} is missing: the sandbox has no {kind} of its own")
-    return SANDBOX[kind](n, seed)
+    return OWN[kind](n, seed)
 
 
 def _with_checked_keys(found):

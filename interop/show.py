@@ -10,8 +10,8 @@ from collections import Counter
 from itertools import groupby
 
 from data import encode_dialogue, encode_prompt
-from interop.encode import report
 from interop.door import load
+from interop.encode import report
 from interop.formats import read_records
 from interop.tokenizers import get_tokenizer
 
