@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -42,33 +43,28 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 # rounding stays small.
 COMMON = """--device cpu --precision fp32 --adam-eps 1e-2 --warmup 2 --lr 2e-2 --microbatch 2
             --save-every 2 """
-# script: its result, its options; after how many steps it is interrupted, and what was saved then,
-# twice. A word with a dot is an input file.
+# script: its result, its options. A word with a dot is an input file. Each run has 6 steps.
 STAGES = {
     "pretrain": (
         "base.pt",
         """--data text.txt --n-layer 2 --n-head 2 --n-embd 32 --context 64 --block 16 --batch 8
         --tokens 768 --eval-every 4""",
-        [(3, 2), (3, 4)],
     ),
     "sft": (
         "sft.pt",
         """--init base.pt --data demos.jsonl --ptx text.txt --batch 8 --epochs 2 --dropout 0
         --ptx-mix 0.25 --ema 0.5 --max-new 8 --eval-every 4 --held-out 0.2""",
-        [(3, 2), (4, 6)],
     ),
     "reward": (
         "rm.pt",
         "--init sft.pt --data rankings.jsonl --demos demos.jsonl --batch 8 --eval-every 4",
-        [(3, 2), (3, 4)],
     ),
     "ppo": (
         "ppo.pt",
         """--init sft.pt --rm rm.pt --prompts prompts.jsonl --ptx text.txt --iterations 3
-        --rollout 8 --minibatch 4 --epochs 2 --microbatch 1 --sample-batch 3 --max-new 8
-        --ptx-ratio 0.5 --kl-target 1 --kl-horizon 20 --kl-coef 0.1 --value-lr 1e-2 --warmup 0
-        --ema 0.5 --save-every 4 --eval-every 6""",
-        [(5, 4), (5, 8)],
+        --rollout 8 --minibatch 4 --microbatch 1 --sample-batch 3 --max-new 8 --ptx-ratio 0.5
+        --kl-target 1 --kl-horizon 20 --kl-coef 0.1 --value-lr 1e-2 --warmup 0 --ema 0.5
+        --eval-every 4""",
     ),
 }
 MODES = {"replicated": "", "sharded": "--shard", "recomputed": "--shard --recompute"}
@@ -89,7 +85,7 @@ class Interrupted(Exception):
 
 def call_of(script, folder, more="", **disturbed):
     """A command whose result lies in `folder`, and whose inputs lie with those of one process."""
-    out, options, _ = STAGES[script]
+    out, options = STAGES[script]
     inputs = folder.parent / "one"
     argv = [
         str(inputs / x) if "." in x and x[-1].isalpha() else x for x in (COMMON + options).split()
@@ -122,42 +118,47 @@ def disturbance(call):
 
 
 def run(call):
-    """Run a call in this process, as its command line would; a refusal is its sentence on stderr."""
+    """Run a call in this process, as its command line would."""
     module = importlib.import_module(call["script"])
-    sys.argv = [call["script"], *call["argv"]]
+    argv, sys.argv = sys.argv, [call["script"], *call["argv"]]
     with disturbance(call), contextlib.suppress(Interrupted, SystemExit):
         cli.run(module.main, module.Config, module.PRESETS, module.__doc__)
+    sys.argv = argv
 
 
-def on_two(calls, folder, units=False):
-    """Run calls on two processes, one after the other."""
-    task = {"calls": calls, "units": str(folder) if units else ""}
-    (folder / "calls.json").write_text(json.dumps(task))
+def said_by(call):
+    """Run a call in this process -> the lines that it says."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        run(call)
+    return said.getvalue().splitlines()
+
+
+@contextlib.contextmanager
+def two_processes(folder):
+    """torchrun two processes, which try the functions of `units` and then run what `folder` has
+    in calls.jsonl, as soon as it is there."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    argv += [HERE, str(folder / "calls.json")]
-    with subprocess.Popen(
-        argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*argv, HERE, str(folder / "calls.jsonl")], env=env, **pipes) as process:
         try:
-            out, err = process.communicate(timeout=300)
+            yield process
         finally:
             process.terminate()  # torchrun then ends its processes as well
-    return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
 def write_inputs(folder):
     """Text, demonstrations, rankings of 2 or 4 responses by 5 labelers, and prompts: a few each."""
     (folder / "text.txt").write_text("\n\n".join(sandbox.corpus(300)))
-    words = [[m["content"] for m in d.messages[:2]] for d in sandbox.demonstrations(40)]
+    words = [[m["content"] for m in d.messages[:2]] for d in sandbox.demonstrations(30)]
     write_jsonl(folder / "demos.jsonl", [{"prompt": x, "response": y} for x, y in words])
     write_jsonl(folder / "prompts.jsonl", [{"prompt": x} for x, _ in words])
     said, rng = ["I am.", "You are fine.", "Thank you.", "I do not know."], random.Random(0)
     rankings = []
-    for i, n in enumerate([2, 4, 2, 2, 4] * 14):
+    for i, n in enumerate([2, 4, 2, 2, 4] * 12):
         rankings.append(
             {
-                "prompt": f"{words[i % 40][0]} {i}",
+                "prompt": f"{words[i % 30][0]} {i}",
                 "responses": said[:n],
                 "ranks": [1, *rng.choices((1, 2, 2, None), k=n - 2), 3],
                 "labeler": f"labeler {i % 5 + 1}",
@@ -166,49 +167,46 @@ def write_inputs(folder):
     write_jsonl(folder / "rankings.jsonl", rankings)
 
 
+class World(NamedTuple):
+    folder: Path
+    reports: dict  # {script: what one process says of the data}
+    done: object  # what two processes said
+    seconds: float  # from the last save before one of them died to the end of the other
+    saved: dict  # {folder: {script: the steps that interrupted runs had saved}}
+    again: list  # what one process said when it finished them
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Each stage on one process, on two in each mode, and on two interrupted; the units; and a run
-    one of whose processes dies -> (folder, reports on the data, what the two said, seconds)."""
-    folder, reports, argv = tmp_path_factory.mktemp("world"), {}, sys.argv
+    """Each stage on one process; on two in each mode; on one interrupted, then on two interrupted,
+    then on one to its end; and a run on two one of which dies, and then on one."""
+    folder = tmp_path_factory.mktemp("world")
     for name in ("one", "back", "killed", *MODES):
         (folder / name).mkdir()
     write_inputs(folder / "one")
-    for script in STAGES:
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            run(call_of(script, folder / "one"))
-        [reports[script]] = [s for s in said.getvalue().splitlines() if s.startswith("data: ")]
-    calls = [call_of(script, folder / mode, MODES[mode]) for script, mode in RUNS]
-    for i, (script, (_, _, stops)) in enumerate(STAGES.items()):
-        calls.append(call_of(script, folder / "back", "--shard" * (i % 2), stop=stops[0][0]))
-    nowhere = [f"{folder}/nowhere.pt" if x.endswith("base.pt") else x for x in calls[1]["argv"]]
-    calls.append({"script": "sft", "argv": nowhere})
-    calls.append(call_of("sft", folder / "killed", kill=5))
-    done = on_two(calls, folder, units=True)
-    sys.argv = argv
+    with two_processes(folder) as process:
+        reports, saved = {}, {name: [] for name in (*STAGES, "killed")}
+        calls = [call_of(script, folder / mode, MODES[mode]) for script, mode in RUNS]
+        for script, (out, _) in STAGES.items():
+            said = said_by(call_of(script, folder / "one"))
+            [reports[script]] = [line for line in said if line.startswith("data: ")]
+            run(call_of(script, folder / "back", stop=3))
+            saved[script].append(saved_step(f"{folder}/back/{out}"))
+            mode = "" if script == "pretrain" else "--shard"
+            calls.append(call_of(script, folder / "back", mode, stop=3))
+        nowhere = [f"{folder}/nowhere.pt" if x.endswith("base.pt") else x for x in calls[1]["argv"]]
+        calls += [{"script": "sft", "argv": nowhere}, call_of("sft", folder / "killed", kill=5)]
+        write_jsonl(folder / "calls.jsonl", calls)
+        out, err = process.communicate(timeout=300)
+    done = subprocess.CompletedProcess(process.args, process.returncode, out, err)
     assert os.path.exists(f"{folder}/killed/sft.pt.part"), done.stderr
     seconds = time.time() - os.path.getmtime(f"{folder}/killed/sft.pt.part")
-    return folder, reports, done, seconds
-
-
-@pytest.fixture(scope="module")
-def went_on(world):
-    """The interrupted runs go on, on one process and then on two, the killed one on two ->
-    (the steps that were saved, what the two said)."""
-    folder, argv = world[0], sys.argv
-    saved = {script: [saved_step(f"{folder}/back/{out}")] for script, (out, _, _) in STAGES.items()}
-    for script, (out, _, stops) in STAGES.items():
-        run(call_of(script, folder / "back", stop=stops[1][0]))
+    saved["killed"].append(saved_step(f"{folder}/killed/sft.pt"))
+    again = said_by(call_of("sft", folder / "killed"))
+    for script, (out, _) in STAGES.items():
         saved[script].append(saved_step(f"{folder}/back/{out}"))
-    saved["killed"] = saved_step(f"{folder}/killed/sft.pt")
-    calls = []
-    for i, script in enumerate(STAGES):
-        calls.append(call_of(script, folder / "back", "--shard" * (i % 2 == 0)))
-    calls.append(call_of("sft", folder / "killed"))
-    done = on_two(calls, folder)
-    sys.argv = argv
-    assert done.returncode == 0, done.stderr
-    return saved, done
+        again += said_by(call_of(script, folder / "back"))
+    return World(folder, reports, done, seconds, saved, again)
 
 
 def saved_step(out):
@@ -247,15 +245,16 @@ def test_two_processes_compute_what_one_does(world, script, mode):
     """At every step every loss, norm and statistic; what was held out; the weights; and meta:
     --shard is no setting of a run."""
     out = STAGES[script][0]
-    assert_same(world[0] / "one" / out, world[0] / mode / out)
-    interop.load_model(f"{world[0]}/{mode}/{out}", Scorer if script == "reward" else GPT)
+    assert_same(world.folder / "one" / out, world.folder / mode / out)
+    interop.load_model(f"{world.folder}/{mode}/{out}", Scorer if script == "reward" else GPT)
 
 
 def test_the_runs_are_a_test(world):
     """What is compared moves: the weights, the gradients that are clipped and those that are not,
     the KL coefficient."""
-    logs = {out: log_of(world[0] / "one" / out) for out, *_ in STAGES.values()}
-    first, last = (read_checkpoint(world[0] / "one" / x)["weights"] for x in ("sft.pt", "ppo.pt"))
+    one = world.folder / "one"
+    logs = {out: log_of(one / out) for out, _ in STAGES.values()}
+    first, last = (read_checkpoint(one / name)["weights"] for name in ("sft.pt", "ppo.pt"))
     assert max((first[k] - last[k]).abs().max() for k in first) > 0.01
     norms = [line["grad_norm"] for log in logs.values() for line in log]
     assert min(norms) < 0.9 and max(norms) > 1.1
@@ -264,41 +263,41 @@ def test_the_runs_are_a_test(world):
     assert 0 < lines[-1]["clip_fraction"] < 1 and "eval_score" in lines[-1]
 
 
-def test_only_process_0_speaks_and_writes(world, went_on):
-    folder, reports, done, _ = world
-    undisturbed, _ = done.stderr.split(THEN_ONE_DIES)
+def test_only_process_0_speaks_and_writes(world):
+    undisturbed, _ = world.done.stderr.split(THEN_ONE_DIES)
+    lines = world.done.stdout.splitlines()
     for script in STAGES:
-        # in each mode, interrupted, and of sft the one that is killed
-        runs = [s for s, _ in RUNS].count(script) + 1
+        runs = [s for s, _ in RUNS].count(script)
         assert undisturbed.count(f"{script}:   0%") == runs  # the bar's first picture
-        assert done.stdout.splitlines().count(reports[script]) == runs + (script == "sft")
-    assert went_on[1].stdout.count("going on from step") == len(STAGES) + 1
-    assert "Traceback" not in undisturbed + went_on[1].stderr
-    assert not [p for p in folder.rglob("*") if p.suffix in (".tmp", ".part")]
+        # those that went on, and of sft the one that is killed
+        assert lines.count(world.reports[script]) == runs + 1 + (script == "sft")
+    assert world.done.stdout.count("going on from step 2 of ") == len(STAGES)
+    assert "Traceback" not in undisturbed
+    assert not [p for p in world.folder.rglob("*") if p.suffix in (".tmp", ".part")]
 
 
 @pytest.mark.parametrize("script", STAGES)
-def test_an_interrupted_run_goes_on_with_any_number_of_processes(world, went_on, script):
-    """Two, then one, then two: pretraining and the reward model end sharded, the others begin so."""
-    out, _, stops = STAGES[script]
-    assert went_on[0][script] == [step for _, step in stops]
-    assert_same(world[0] / "one" / out, world[0] / "back" / out)
+def test_an_interrupted_run_goes_on_with_any_number_of_processes(world, script):
+    """One, then two, then one: the two have a part of each network, but in pretraining."""
+    out = STAGES[script][0]
+    assert world.saved[script] == [2, 4]
+    assert f"going on from step 4 of {world.folder}/back/{out}.part" in world.again
+    assert_same(world.folder / "one" / out, world.folder / "back" / out)
 
 
-def test_a_dead_process_ends_the_run_which_then_goes_on(world, went_on):
+def test_a_dead_process_ends_the_run_which_then_goes_on(world):
     """torchrun names the process and the signal; the same command goes on from what was saved."""
-    folder, _, done, seconds = world
-    saved, again = went_on
-    assert done.returncode != 0 and seconds < 60
-    assert "SIGKILL" in done.stderr.split(THEN_ONE_DIES)[1]
-    assert saved["killed"] == 4 and "going on from step 4 of " in again.stdout
-    assert_same(folder / "one" / "sft.pt", folder / "killed" / "sft.pt")
+    assert world.done.returncode != 0 and world.seconds < 60
+    assert "SIGKILL" in world.done.stderr.split(THEN_ONE_DIES)[1]
+    assert world.saved["killed"] == [4]
+    assert f"going on from step 4 of {world.folder}/killed/sft.pt.part" in world.again
+    assert_same(world.folder / "one" / "sft.pt", world.folder / "killed" / "sft.pt")
 
 
 def test_bad_input_ends_in_a_sentence_of_each_process(world):
-    folder, _, done, _ = world
     for who in ("error", "error in process 1"):
-        assert done.stderr.count(f"{who}: --init {folder}/nowhere.pt is missing; make it with") == 1
+        sentence = f"{who}: --init {world.folder}/nowhere.pt is missing; make it with"
+        assert world.done.stderr.count(sentence) == 1
 
 
 # ---- in one process ----------------------------------------------------------------------------
@@ -353,7 +352,7 @@ def test_what_cannot_be_split_is_refused(tmp_path, monkeypatch):
 @pytest.fixture
 def found(world):
     """What `units` found on process 0 and on process 1."""
-    return [torch.load(world[0] / f"units.{rank}", weights_only=False) for rank in (0, 1)]
+    return [torch.load(world.folder / f"units.{rank}", weights_only=False) for rank in (0, 1)]
 
 
 def test_what_processes_tell_each_other_split_and_draw_apart(found):
@@ -502,10 +501,11 @@ def step(sharded, plain, ids, folder):
 
 
 if __name__ == "__main__":
-    task = json.loads(Path(sys.argv[1]).read_text())
-    if task["units"]:
-        units(task["units"])
-    for call in task["calls"]:
+    todo = Path(sys.argv[1])
+    units(todo.parent)
+    while not todo.exists():
+        time.sleep(0.02)
+    for call in map(json.loads, todo.read_text().splitlines()):
         if "kill" in call and processes.rank() == 0:
             print(THEN_ONE_DIES, file=sys.stderr, flush=True)
         run(call)
