@@ -1,8 +1,10 @@
-"""Bad input: one sentence after "error:", exit code 2, no traceback, and good files stay as they were."""
+"""Bad input: one sentence after "error:", exit code 2, no traceback, good files stay as they are."""
 
+import contextlib
 import importlib
 import os
 import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -11,33 +13,19 @@ import sys
 import pytest
 import torch
 
-import cli
-import data
-from model import GPT, GPTConfig, Scorer, load_model, save_checkpoint
+import interop
+from model import GPT, GPTConfig, Scorer
+from plumbing import cli
+from plumbing.files import save_checkpoint, write_jsonl
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-ENC = data.get_tokenizer("sandbox")
-SMALL = [
-    "--n-layer",
-    "1",
-    "--n-head",
-    "2",
-    "--n-embd",
-    "32",
-    "--context",
-    "64",
-    "--block",
-    "32",
-    "--batch",
-    "2",
-    "--documents",
-    "100",
-    "--tokens",
-    "192",
-]
+ENC = interop.get_tokenizer("sandbox")
+SMALL = """--n-layer 1 --n-head 2 --n-embd 32 --context 64 --block 32 --batch 2 --documents 100
+    --tokens 192""".split()
 RANKINGS = [
-    {"prompt": f"Who are you, {i}?", "responses": ["I am.", "You are."], "ranks": [1, 2]} for i in range(40)
+    {"prompt": f"Who are you, {i}?", "responses": ["I am.", "You are."], "ranks": [1, 2]}
+    for i in range(40)
 ]
+ABSENT = "does not exist|is missing; make it with `python"
 DEMONSTRATIONS = [{"prompt": f"Who are you, {i}?", "response": "I am."} for i in range(40)]
 
 
@@ -50,7 +38,7 @@ class Code:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    folder, own = tmp_path_factory.mktemp("errors"), data.tokenizer_id(ENC)
+    folder, own = tmp_path_factory.mktemp("errors"), interop.tokenizer_id(ENC)
 
     def put(name, kind=GPT, block=64, tokenizer=own, **meta):
         torch.manual_seed(0)
@@ -73,9 +61,9 @@ def checkpoints(tmp_path_factory):
     torch.save({"weights": 1}, folder / "foreign.pt")
     torch.save(Code(), folder / "code.pt")
     with open(folder / "pickle.pt", "wb") as f:
-        pickle.dump(Code(), f)
-    data.write_jsonl(str(folder / "rankings.jsonl"), RANKINGS)
-    data.write_jsonl(str(folder / "demos.jsonl"), DEMONSTRATIONS)
+        pickle.dump(Code(), f, protocol=2)
+    write_jsonl(str(folder / "rankings.jsonl"), RANKINGS)
+    write_jsonl(str(folder / "demos.jsonl"), DEMONSTRATIONS)
     return folder
 
 
@@ -98,39 +86,28 @@ def one_sentence(stderr):
 
 @pytest.fixture
 def refusal(inside, monkeypatch, capsys):
-    """Run a script's command line in this process -> its sentence. What stands in --out stays as it was."""
+    """Run a script's command line in this process -> its sentence. --out stays as it was."""
 
     def refused(script, *argv):
         module = importlib.import_module(script)
         positional = {"sample": "model", "evaluate": "systems"}.get(script)
         with open("good", "wb") as f:
             f.write(b"an earlier result")
-        out = (
-            []
-            if "--out" in argv or script == "sample"
-            else ["--out", "report" if script == "evaluate" else "good"]
-        )
+        out = ["--out", "report" if script == "evaluate" else "good"]
+        if "--out" in argv or script == "sample":
+            out = []
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *argv, *out])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
-            cli.run(module.main, module.Config, module.PRESETS, module.__doc__, positional=positional)
+            cli.run(module.main, module.Config, module.PRESETS, module.__doc__, positional)
         assert stopped.value.code == 2
         with open("good", "rb") as f:
             assert f.read() == b"an earlier result"
-        assert not os.path.exists("executed") and not [n for n in os.listdir() if n.endswith(".tmp")]
+        left = [name for name in os.listdir() if name.endswith(".tmp")]
+        assert not os.path.exists("executed") and not left
         return one_sentence(capsys.readouterr().err)
 
     return refused
-
-
-def run(script, *argv, **more):
-    return subprocess.run(
-        [sys.executable, os.path.join(ROOT, f"{script}.py"), *argv],
-        capture_output=True,
-        text=True,
-        check=False,
-        **more,
-    )
 
 
 # -------------------------------------------------------------------------------------------------
@@ -140,7 +117,7 @@ def run(script, *argv, **more):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("none.pt", "does not exist"),
+        ("none.pt", ABSENT),
         ("truncated.pt", "truncated"),
         ("empty.pt", "empty.pt"),
         ("text.pt", "text.pt"),
@@ -154,7 +131,7 @@ def run(script, *argv, **more):
 @pytest.mark.parametrize("script", ["sft", "sample", "evaluate", "label"])
 def test_a_file_that_is_no_language_model(refusal, script, name, says):
     said = refusal(script, *([name] if script in ("sample", "evaluate") else ["--init", name]))
-    assert says in said and name in said
+    assert re.search(says, said) and name in said
 
 
 @pytest.mark.parametrize(
@@ -192,19 +169,19 @@ def test_a_context_without_room_for_a_prompt(refusal, script, argv):
 
 
 def test_stages_name_the_commands_that_make_their_inputs(refusal):
-    assert "python pretrain.py" in refusal("sft")
-    said = refusal("reward")
-    assert "python sft.py" in said and "python label.py" in said
+    assert "python pretrain.py --out base.pt" in refusal("sft")
+    assert "python sft.py --init base.pt --out sft.pt" in refusal("reward")
+    assert "python label.py --init sft.pt" in refusal("reward", "--init", "sft.pt")
     assert "python sft.py" in refusal("label")
-    assert "python sft.py --init base.pt --out sft.pt" in refusal(
-        "ppo", "--init", "missing.pt", "--rm", "rm.pt"
-    )
+    said = refusal("ppo", "--init", "missing.pt", "--rm", "rm.pt")
+    assert "missing.pt" in said and "python sft.py --init base.pt --out sft.pt" in said
     said = refusal("ppo", "--init", "sft.pt", "--rm", "missing.pt")
-    assert "python label.py" in said and "python reward.py" in said
+    assert "missing.pt" in said and "python label.py" in said and "python reward.py" in said
 
 
-def test_the_command_of_the_readme_without_its_inputs(tmp_path):
-    done = run("ppo", "--init", "sft.pt", "--rm", "rm.pt", cwd=tmp_path)
+def test_the_command_of_the_readme_without_its_inputs(tmp_path, root):
+    argv = [sys.executable, os.path.join(root, "ppo.py"), "--init", "sft.pt", "--rm", "rm.pt"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1 and "python sft.py" in one_sentence(done.stderr)
     assert not list(tmp_path.iterdir())
@@ -217,7 +194,10 @@ def test_the_command_of_the_readme_without_its_inputs(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        ([b'{"prompt": "a", "response": "b"}', b'{"prompt": "a", "response": "b"'], "line 2: not JSON"),
+        (
+            [b'{"prompt": "a", "response": "b"}', b'{"prompt": "a", "response": "b"'],
+            "line 2: not JSON",
+        ),
         (
             [b'{"prompt": "a", "response": "b"}', b"", b'{"prompt": "a", "response": " "}'],
             "line 3: the response is empty",
@@ -230,7 +210,10 @@ def test_the_command_of_the_readme_without_its_inputs(tmp_path):
         ([b'["prompt", null]'], "got a NoneType"),
         ([b"null"], "this is text"),
         ([b""], "holds no record"),
-        ([b'{"prompt": "a", "response": "b"}', b'{"prompt": "caf\xe9", "response": "b"}'], "line 2: byte "),
+        (
+            [b'{"prompt": "a", "response": "b"}', b'{"prompt": "caf\xe9", "response": "b"}'],
+            "line 2: byte ",
+        ),
         ([b'{"messages": [{"role": "user", "content": "a"}]}'], "the data holds no demonstration"),
         ([b'{"messages": [{"role": "bot", "content": "a"}]}'], "the data holds no demonstration"),
         ([b'{"prompt": "  ", "response": "b"}'], "prompt is empty"),
@@ -248,7 +231,10 @@ def test_demonstrations_that_cannot_be_read(refusal, lines, says):
     [
         ({"ranks": [1, 1]}, "the data holds no ranking with two responses of different rank"),
         ({"ranks": [1, None]}, "the data holds no ranking with two responses of different rank"),
-        ({"responses": ["I am.", "I am. "]}, "the data holds no ranking with two responses of different rank"),
+        (
+            {"responses": ["I am.", "I am. "]},
+            "the data holds no ranking with two responses of different rank",
+        ),
         ({"ranks": [1, 2, 3]}, "number or null for each of the 2"),
         ({"ranks": None}, "number or null"),
         ({"ranks": ["1", "2"]}, "number or null"),
@@ -261,13 +247,13 @@ def test_demonstrations_that_cannot_be_read(refusal, lines, says):
     ],
 )
 def test_rankings_that_cannot_be_used(refusal, change, says):
-    data.write_jsonl("bad.jsonl", [r | change for r in RANKINGS])
+    write_jsonl("bad.jsonl", [r | change for r in RANKINGS])
     said = refusal("reward", "--init", "sft.pt", "--data", "bad.jsonl")
     assert says in said and ("bad.jsonl" in said or says.startswith("the data holds no"))
 
 
 def test_a_number_too_few_rankings_to_hold_some_out(refusal):
-    data.write_jsonl("bad.jsonl", RANKINGS[:1])
+    write_jsonl("bad.jsonl", RANKINGS[:1])
     assert "too few" in refusal("reward", "--init", "sft.pt", "--data", "bad.jsonl")
 
 
@@ -284,7 +270,8 @@ def test_a_number_too_few_rankings_to_hold_some_out(refusal):
 )
 def test_a_data_file_that_is_missing_or_not_utf8(refusal, script, argv):
     flag = "--prompts" if script in ("ppo", "label", "evaluate") else "--data"
-    assert "does not exist" in refusal(script, *argv, flag, "none.jsonl")
+    said = refusal(script, *argv, flag, "none.jsonl")
+    assert re.search(ABSENT, said) and "none.jsonl" in said
     with open("latin.jsonl", "wb") as f:
         f.write('{"text": "Gr\xfc\xdfe", "prompt": "Gr\xfc\xdfe"}\n'.encode("latin1"))
     said = refusal(script, *argv, flag, "latin.jsonl")
@@ -293,7 +280,7 @@ def test_a_data_file_that_is_missing_or_not_utf8(refusal, script, argv):
 
 @pytest.mark.parametrize("meta", [{"answers": []}, {"other": 1}, 3, "x", [1]])
 def test_prompts_whose_answer_key_is_not_the_sandbox_s(refusal, meta):
-    data.write_jsonl("p.jsonl", [{"prompt": "Who are you?", "meta": meta}])
+    write_jsonl("p.jsonl", [{"prompt": "Who are you?", "meta": meta}])
     assert "p.jsonl" in refusal("evaluate", "sft.pt", "--prompts", "p.jsonl")
     assert "p.jsonl" in refusal("label", "--init", "sft.pt", "--prompts", "p.jsonl")
 
@@ -302,24 +289,10 @@ def test_text_that_is_too_short(refusal):
     with open("short.txt", "w") as f:
         f.write("Velia is")
     assert "short.txt" in refusal("pretrain", "--data", "short.txt")
-    assert "short.txt" in refusal("sft", "--init", "sft.pt", "--data", "demos.jsonl", "--ptx", "short.txt")
-    assert "short.txt" in refusal(
-        "ppo",
-        "--init",
-        "sft.pt",
-        "--rm",
-        "rm.pt",
-        "--ptx",
-        "short.txt",
-        "--max-new",
-        "8",
-        "--rollout",
-        "4",
-        "--minibatch",
-        "4",
-        "--iterations",
-        "1",
-    )
+    sft = ["--init", "sft.pt", "--data", "demos.jsonl"]
+    assert "short.txt" in refusal("sft", *sft, "--ptx", "short.txt")
+    ppo = "--init sft.pt --rm rm.pt --max-new 8 --rollout 4 --minibatch 4 --iterations 1".split()
+    assert "short.txt" in refusal("ppo", *ppo, "--ptx", "short.txt")
 
 
 # -------------------------------------------------------------------------------------------------
@@ -349,32 +322,35 @@ def test_a_report_that_cannot_be_written(refusal):
     assert "report" in refusal(*argv, "--out", "report")
 
 
+@contextlib.contextmanager
+def full_disk(limit):
+    """No file may grow beyond `limit` bytes: to write more fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
 @pytest.mark.parametrize(("limit", "says"), [(100_000, "base.pt.part"), (500, "log.jsonl")])
-def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, limit, says):
-    """No file may grow beyond `limit` bytes: writing the checkpoint, or the log, fails as on a full disk."""
+def test_a_full_disk_leaves_the_old_checkpoint(refusal, limit, says):
+    """Writing the checkpoint, or the log, fails; the old one stays."""
+    argv = [*SMALL, "--n-embd", "64", "--tokens", "1280", "--save-every", "15", "--out", "base.pt"]
     torch.manual_seed(0)
     old = GPT(GPTConfig(ENC.n_vocab, 64, 1, 2, 64))
-    save_checkpoint(
-        str(tmp_path / "base.pt"), old, data.tokenizer_id(ENC), {"stage": "pretrain", "metrics": {}}
-    )
-    before = (tmp_path / "base.pt").read_bytes()
-
-    def full():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    done = run(
-        "pretrain",
-        *(*SMALL, "--n-embd", "64", "--tokens", "1280", "--save-every", "15", "--out", "base.pt"),
-        cwd=tmp_path,
-        preexec_fn=full,
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    assert done.returncode == 2, done.stderr
-    assert "cannot write" in one_sentence(done.stderr) and says in done.stderr
-    assert (tmp_path / "base.pt").read_bytes() == before
-    assert not [p for p in tmp_path.iterdir() if p.suffix == ".tmp"]
-    load_model(str(tmp_path / "base.pt"), "gpt")
+    meta = {"stage": "pretrain", "metrics": {}}
+    save_checkpoint("base.pt", old, interop.tokenizer_id(ENC), meta)
+    with open("base.pt", "rb") as f:
+        before = f.read()
+    with full_disk(limit):
+        said = refusal("pretrain", *argv)
+    assert "cannot write" in said and says in said
+    with open("base.pt", "rb") as f:
+        assert f.read() == before
+    interop.load_model("base.pt", GPT)
 
 
 def test_an_unfinished_run_with_other_settings_is_not_overwritten(refusal, inside):
@@ -383,7 +359,7 @@ def test_an_unfinished_run_with_other_settings_is_not_overwritten(refusal, insid
     save_checkpoint(
         str(inside / "x.pt.part"),
         GPT(GPTConfig(ENC.n_vocab, 64, 1, 2, 16)),
-        data.tokenizer_id(ENC),
+        interop.tokenizer_id(ENC),
         {"stage": "pretrain", "config": {}, "inputs": {}},
         resume={"step": 1},
     )
@@ -399,7 +375,11 @@ def test_an_unfinished_run_with_other_settings_is_not_overwritten(refusal, insid
         ("pretrain", [*SMALL, "--block", "65"], "--context"),
         ("sft", ["--init", "sft.pt", "--ptx-mix", "1"], "--ptx-mix"),
         ("sft", ["--init", "sft.pt", "--select", "rm"], "--rm"),
-        ("ppo", ["--init", "sft.pt", "--rm", "rm.pt", "--rollout", "5", "--minibatch", "2"], "--minibatch"),
+        (
+            "ppo",
+            ["--init", "sft.pt", "--rm", "rm.pt", "--rollout", "5", "--minibatch", "2"],
+            "--minibatch",
+        ),
         ("pretrain", [*SMALL, "--n-head", "3"], "--n-head"),
         ("pretrain", [*SMALL, "--schedule", "linear"], "--schedule"),
         ("pretrain", [*SMALL, "--batch", "0"], "--batch"),
@@ -407,6 +387,8 @@ def test_an_unfinished_run_with_other_settings_is_not_overwritten(refusal, insid
         ("sft", ["--init", "sft.pt", "--batch", "0"], "--batch"),
         ("ppo", ["--init", "sft.pt", "--rm", "rm.pt", "--minibatch", "0"], "--minibatch"),
         ("pretrain", [*SMALL, "--save-every", "0"], "--save-every"),
+        ("ppo", ["--init", "sft.pt", "--rm", "rm.pt", "--value-init", "sft"], "--value-init"),
+        ("sft", ["--init", "sft.pt", "--select", "best"], "--select"),
     ],
 )
 def test_settings_that_cannot_work(refusal, script, argv, says):
