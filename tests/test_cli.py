@@ -1,4 +1,4 @@
-"""cli.py: a dataclass becomes a command line, and bad input a sentence."""
+"""plumbing/cli.py: a dataclass becomes a command line, and bad input a sentence."""
 
 import importlib
 import inspect
@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 
 import pytest
 
-import cli
-import data
+from interop import read_file
+from plumbing import cli
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def test_a_preset_sets_values_and_flags_override_it_in_any_order():
     for argv in (["--preset", "large", "--steps", "3"], ["--steps", "3", "--preset", "large"]):
         cfg = parse(*argv)
         assert (cfg.steps, cfg.lr) == (3, 5e-5)
-    assert parse("--preset", "large", "--lr", "0.002", "--ema") == Config(steps=1000, names=("a", "b"))
+    assert parse("--preset", "large", "--lr", "0.002", "--ema") == Config(
+        steps=1000, names=("a", "b")
+    )
     assert parse("--preset", "small") == Config()
 
 
@@ -91,7 +93,9 @@ def test_the_first_preset_is_the_default():
 
 
 def test_bare_arguments():
-    assert parse("a b", "c", "--steps", "3", positional="names") == Config(names=("a b", "c"), steps=3)
+    assert parse("a b", "c", "--steps", "3", positional="names") == Config(
+        names=("a b", "c"), steps=3
+    )
     assert parse(positional="names").names == ()
 
 
@@ -140,7 +144,7 @@ def test_help_holds_comments_and_defaults(capsys, monkeypatch):
     ]:
         assert expected in shown
     assert "100 %" not in shown  # the comment of the field that was overridden
-    assert "100 % of it [default: 0.001]" in help_of(capsys, monkeypatch, Base, {})
+    assert "100 % of it [default: 0.001]" in help_of(capsys, monkeypatch, Base, {"only": {}})
 
 
 @pytest.mark.parametrize("argv", [["--preset", "large"], ["--preset=large"]])
@@ -149,7 +153,9 @@ def test_help_of_a_preset_shows_its_values(capsys, monkeypatch, argv):
     assert "how many [default: 1000]" in shown and "whose [default: a b]" in shown
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "ppo", "label", "sample", "evaluate"])
+@pytest.mark.parametrize(
+    "stage", ["pretrain", "sft", "reward", "ppo", "label", "sample", "evaluate"]
+)
 def test_help_of_each_stage(capsys, monkeypatch, stage):
     """Every comment in the source of a config is shown, with every preset."""
     module = importlib.import_module(stage)
@@ -163,7 +169,9 @@ def test_help_of_each_stage(capsys, monkeypatch, stage):
             value = module.PRESETS[preset].get(f.name, f.default)
             if not isinstance(value, (tuple, str)):
                 assert f"[default: {value}]" in shown
-        assert all(name in {f.name for f in fields(module.Config)} for name in module.PRESETS[preset])
+        assert all(
+            name in {f.name for f in fields(module.Config)} for name in module.PRESETS[preset]
+        )
 
 
 def run(main, monkeypatch, *argv):
@@ -179,7 +187,7 @@ def test_run_hands_the_config_to_main(monkeypatch):
 
 def test_a_value_error_of_this_project_is_one_line(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit) as e:
-        run(lambda cfg: data.read_file(f"{tmp_path}/none.txt"), monkeypatch)
+        run(lambda cfg: read_file(f"{tmp_path}/none.txt"), monkeypatch)
     assert e.value.code == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/none.txt does not exist\n"
 

@@ -1,4 +1,4 @@
-"""Bad input: one sentence after "error:", exit code 2, no traceback, good files stay as they are."""
+"""Bad input ends in one sentence and exit code 2, without a traceback; good files stay."""
 
 import contextlib
 import importlib
