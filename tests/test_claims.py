@@ -1,4 +1,4 @@
-"""evidence/claims.py: the arithmetic of a verdict, the claims themselves, and what is measured once."""
+"""evidence/claims.py: the arithmetic of a verdict, the claims, and what is measured once."""
 
 import json
 import math

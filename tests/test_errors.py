@@ -19,8 +19,8 @@ from plumbing import cli
 from plumbing.files import save_checkpoint, write_jsonl
 
 ENC = interop.get_tokenizer("sandbox")
-SMALL = """--n-layer 1 --n-head 2 --n-embd 32 --context 64 --block 32 --batch 2 --documents 100
-    --tokens 192""".split()
+SMALL = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--context", "64", "--block", "32"]
+SMALL += ["--batch", "2", "--documents", "100", "--tokens", "192"]
 RANKINGS = [
     {"prompt": f"Who are you, {i}?", "responses": ["I am.", "You are."], "ranks": [1, 2]}
     for i in range(40)
@@ -291,7 +291,8 @@ def test_text_that_is_too_short(refusal):
     assert "short.txt" in refusal("pretrain", "--data", "short.txt")
     sft = ["--init", "sft.pt", "--data", "demos.jsonl"]
     assert "short.txt" in refusal("sft", *sft, "--ptx", "short.txt")
-    ppo = "--init sft.pt --rm rm.pt --max-new 8 --rollout 4 --minibatch 4 --iterations 1".split()
+    ppo = ["--init", "sft.pt", "--rm", "rm.pt", "--max-new", "8", "--rollout", "4"]
+    ppo += ["--minibatch", "4", "--iterations", "1"]
     assert "short.txt" in refusal("ppo", *ppo, "--ptx", "short.txt")
 
 
@@ -335,10 +336,17 @@ def full_disk(limit):
         signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.parametrize(("limit", "says"), [(100_000, "base.pt.part"), (500, "log.jsonl")])
-def test_a_full_disk_leaves_the_old_checkpoint(refusal, limit, says):
-    """Writing the checkpoint, or the log, fails; the old one stays."""
-    argv = [*SMALL, "--n-embd", "64", "--tokens", "1280", "--save-every", "15", "--out", "base.pt"]
+@pytest.mark.parametrize(
+    ("limit", "save_every", "says"),
+    [
+        (100_000, "2", "cannot write base.pt.part "),
+        (100_000, "9", "cannot write base.pt "),
+        (100, "2", "cannot write base.pt.log.jsonl "),
+    ],
+)
+def test_a_full_disk_leaves_the_old_checkpoint(refusal, limit, save_every, says):
+    """Writing the unfinished run, the result, or the log, fails; the old result stays."""
+    argv = [*SMALL, "--n-embd", "64", "--save-every", save_every, "--out", "base.pt"]
     torch.manual_seed(0)
     old = GPT(GPTConfig(ENC.n_vocab, 64, 1, 2, 64))
     meta = {"stage": "pretrain", "metrics": {}}
@@ -347,7 +355,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(refusal, limit, says):
         before = f.read()
     with full_disk(limit):
         said = refusal("pretrain", *argv)
-    assert "cannot write" in said and says in said
+    assert says in said
     with open("base.pt", "rb") as f:
         assert f.read() == before
     interop.load_model("base.pt", GPT)

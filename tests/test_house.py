@@ -211,9 +211,9 @@ def attributes_of_cfg(tree):
     """Every x of an expression cfg.x or run.cfg.x."""
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            if ast.unparse(node.value) in ("cfg", "run.cfg", "t.run.cfg"):
-                found.add(node.attr)
+        of_cfg = ("cfg", "run.cfg", "t.run.cfg")
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in of_cfg:
+            found.add(node.attr)
     return found
 
 

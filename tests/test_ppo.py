@@ -515,6 +515,15 @@ def test_minibatches_are_iterations_of_epochs_of_each_episode_once(epochs):
         seen += first
 
 
+def test_each_iteration_draws_anew():
+    """The same weights say something else to the same prompts."""
+    asked = inputs()._replace(prompts=[[1]] * 12)
+    cfg = replace(LOOP, minibatch=8)
+    steps = ppo.minibatches(at_the_start(), asked, cfg, {"kl_coef": 0.1}, "cpu")
+    said = [sorted(step.rollout.responses()) for step in steps]
+    assert len(said) == 3 and said[0] != said[1] and said[1] != said[2]
+
+
 def test_minibatches_answer_the_prompts_of_shuffled_epochs():
     """Three rollouts of 8 are two epochs over 12 prompts."""
     answered = Counter()
@@ -562,7 +571,7 @@ def test_a_rollout_is_sampled_with_the_newest_weights():
 @pytest.mark.parametrize("without", [{"ptx_coef": 0.0}, {"ptx_ratio": 0.0}])
 def test_without_ptx_there_is_only_ppo(config, without):
     cfg = replace(config, **without)
-    models, enc = ppo.load_models(cfg, "cpu")
+    _, enc = ppo.load_models(cfg, "cpu")
     text = ppo.load_inputs(cfg, enc, 32, Counter()).text
     assert len(text) == 0 and len(ppo.load_inputs(config, enc, 32, Counter()).text) > 10
     minibatch = next(ppo.minibatches(at_the_start(), inputs(), LOOP, {"kl_coef": 0.1}, "cpu"))

@@ -18,7 +18,8 @@ from plumbing.files import read_checkpoint, save_checkpoint, write_jsonl
 ENC = interop.get_tokenizer("sandbox")
 CFG = sft.Config(device="cpu", precision="fp32", lr=1e-2, batch=8, max_new=8, ptx_mix=0.0)
 SIZE = GPTConfig(ENC.n_vocab, 48, 1, 2, 32)
-NAMES = ["Anna", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo", "Ida", "Jonas", "Karin", "Leo"]
+NAMES = ["Anna", "Ben", "Clara", "David", "Emma", "Felix"]
+NAMES += ["Greta", "Hugo", "Ida", "Jonas", "Karin", "Leo"]
 ANSWERS = {"Insult": "I do not know.", "Hello": "I am."}
 DEMOS = [
     {"prompt": f"{verb} {name}.", "response": answer}
@@ -43,7 +44,7 @@ def config(tmp_path):
 
 
 def encoded(demos=DEMOS):
-    """Demonstrations as `sft_losses` takes them; the response is longer for one of the two verbs."""
+    """Demonstrations as `sft_losses` takes them; one of the verbs has the longer response."""
     rows = []
     for d in demos:
         asked = {"role": "user", "content": d["prompt"]}

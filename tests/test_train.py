@@ -1,4 +1,6 @@
-"""The training loop: schedule, optimizer, micro-batches, averaging, log, and resuming to the byte."""
+"""The training loop: schedule, optimizer, micro-batches, averaging, log, exact resuming."""
+
+import itertools
 import json
 import math
 import os
@@ -9,14 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import GPT, GPTConfig, read_checkpoint, save_checkpoint
+import data
+from model import GPT, GPTConfig
+from plumbing.files import Run, begin, read_checkpoint
 from train import (
     Network,
     TrainConfig,
-    already_done,
     clip_grad,
+    is_time,
     lr_factor,
     make_optimizer,
+    mean_loss,
     step_seed,
     train,
     update_ema,
@@ -35,19 +40,28 @@ def next_token_losses(model, cfg):
         for chunk in ids.split(cfg.microbatch or len(ids)):
             loss = F.cross_entropy(model(chunk)[:, :-1].flatten(0, 1), chunk[:, 1:].flatten())
             yield len(chunk) / len(ids), loss, {"loss": loss}
+
     return losses
 
 
-def save(path, module, meta, **more):
-    save_checkpoint(path, module, {"name": "none", "hash": "none"}, meta, **more)
+TOKENIZER = {"name": "none", "hash": "none"}
+
+
+def batches_of(batch_at):
+    """What `train` takes: an iterator over the batches from a step on."""
+    return lambda start: map(batch_at, itertools.count(start))
 
 
 def fit(cfg, steps, batch_at=four_rows, dropout=0.0, losses=next_token_losses, meta=None, **more):
     """Train a new tiny GPT -> (model, metrics)."""
     torch.manual_seed(cfg.seed)
     model = GPT(replace(SMALL, dropout=dropout))
-    metrics = train([Network(model, cfg.lr)], batch_at, losses(model, cfg), cfg, steps, save=save,
-                    read=read_checkpoint, meta=meta or {"stage": "toy", "config": asdict(cfg)}, **more)
+    meta = meta or {"stage": "toy", "config": asdict(cfg), "inputs": {}}
+    run = Run(cfg, meta, "cpu", None)
+    networks = [Network(model, cfg.lr)]
+    metrics = train(
+        run, networks, batches_of(batch_at), losses(model, cfg), steps, TOKENIZER, **more
+    )
     return model, metrics
 
 
@@ -66,6 +80,7 @@ def folder(tmp_path, monkeypatch):
 # -------------------------------------------------------------------------------------------------
 # pure functions
 
+
 @pytest.mark.parametrize("schedule", ["cosine", "restarts", "constant"])
 def test_warm_up_goes_in_a_line_from_a_tenth_to_the_peak(schedule):
     assert [lr_factor(s, 100, schedule, 10) for s in (0, 5, 10)] == pytest.approx([0.1, 0.55, 1.0])
@@ -74,14 +89,16 @@ def test_warm_up_goes_in_a_line_from_a_tenth_to_the_peak(schedule):
 
 def test_cosine_ends_at_a_tenth():
     steps = (10, 40, 55, 100)
-    want = [1.0, 0.1 + 0.9 * 0.75, 0.55, 0.1]                # (1 + cos(pi/3)) / 2 = 3/4
+    want = [1.0, 0.1 + 0.9 * 0.75, 0.55, 0.1]  # (1 + cos(pi/3)) / 2 = 3/4
     assert [lr_factor(s, 100, "cosine", 10) for s in steps] == pytest.approx(want)
 
 
 def test_restarts_go_back_to_the_peak_four_times():
     got = [lr_factor(s, 80, "restarts", 0) for s in range(0, 80, 10)]
     assert got == pytest.approx([1.0, 0.55] * 4)
-    assert lr_factor(79, 80, "restarts", 0) == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 0.95)))
+    assert lr_factor(79, 80, "restarts", 0) == pytest.approx(
+        0.1 + 0.45 * (1 + math.cos(math.pi * 0.95))
+    )
 
 
 def test_constant_stays_at_the_peak():
@@ -93,7 +110,7 @@ def test_step_seeds_are_distinct_and_reproducible():
     keys = [(seed, step, rank) for seed in range(3) for step in steps for rank in range(2)]
     assert len({step_seed(*k) for k in keys}) == len(keys)
     assert step_seed(3, 7) == step_seed(3, 7)
-    torch.manual_seed(max(step_seed(*k) for k in keys))      # fits
+    torch.manual_seed(max(step_seed(*k) for k in keys))  # fits
 
 
 def test_ema_of_a_constant_in_closed_form():
@@ -127,21 +144,47 @@ def test_weight_decay_is_on_matrices_only():
         assert p.unique().item() == pytest.approx(0.95 if decayed else 1.0), name
 
 
+@pytest.mark.parametrize("cycle", [1, 4, 6])
+def test_is_time_at_the_end_of_the_cycle_that_passes_a_multiple(cycle):
+    for every in (1, 3, 5, 12):
+        want = []
+        for end in range(cycle, 61, cycle):
+            passed = any(done % every == 0 for done in range(end - cycle + 1, end + 1))
+            want += [end - 1] * passed
+        assert [step for step in range(60) if is_time(step, every, cycle)] == want
+
+
+def test_mean_loss_weighs_batches_by_what_is_marked():
+    torch.manual_seed(0)
+    model = GPT(SMALL)
+    ids = torch.randint(11, (5, 8))
+    mask = torch.rand(5, 7) < 0.4
+    parts = [data.Tokens(ids[:1], mask[:1]), data.Tokens(ids[1:], mask[1:])]
+    whole = model.loss(ids, mask).item()
+    assert mean_loss(model, parts) == pytest.approx(whole, rel=1e-5)
+
+
 # -------------------------------------------------------------------------------------------------
 # one step
 
+
 @pytest.mark.parametrize("microbatch", [1, 2, 3])
 def test_any_microbatch_size_gives_the_same_step(folder, microbatch):
-    linear = replace(CFG, adam_eps=1.0, grad_clip=0.0)       # a large eps: the update is all but the gradient
+    linear = replace(
+        CFG, adam_eps=1.0, grad_clip=0.0
+    )  # a large eps: the update is all but the gradient
     whole, _ = fit(linear, 1)
     parts, _ = fit(replace(linear, microbatch=microbatch, out="parts.pt"), 1)
     for a, b in zip(whole.parameters(), parts.parameters()):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=0)
-    assert log_lines()[0]["loss"] == pytest.approx(log_lines("parts.pt.log.jsonl")[0]["loss"], rel=1e-6)
+    assert log_lines()[0]["loss"] == pytest.approx(
+        log_lines("parts.pt.log.jsonl")[0]["loss"], rel=1e-6
+    )
 
 
 def test_consecutive_losses_accumulate_to_the_gradient_of_their_sum(folder):
     """PPO and its pretraining term: two backward passes into one buffer."""
+
     def other(model, ids):
         return model.hidden(ids).pow(2).mean()
 
@@ -149,38 +192,50 @@ def test_consecutive_losses_accumulate_to_the_gradient_of_their_sum(folder):
         def losses(ids):
             yield from next_token_losses(model, cfg)(ids)
             yield 27.8, other(model, ids), {}
+
         return losses
 
     def together(model, cfg):
         def losses(ids):
             [(weight, loss, stats)] = next_token_losses(model, cfg)(ids)
             yield weight, loss + 27.8 * other(model, ids), stats
+
         return losses
 
     linear = replace(CFG, adam_eps=1.0, grad_clip=0.0)
-    (a, _), (b, _) = fit(linear, 1, losses=apart), fit(replace(linear, out="b.pt"), 1, losses=together)
+    (a, _), (b, _) = (
+        fit(linear, 1, losses=apart),
+        fit(replace(linear, out="b.pt"), 1, losses=together),
+    )
     for p, q in zip(a.parameters(), b.parameters()):
         torch.testing.assert_close(p, q, atol=1e-7, rtol=0)
 
 
-def pair_of_numbers(cfg, steps, save):
-    """Train two networks of one number each; their gradients are 1000 and 0.5."""
-    networks = [Network(nn.Linear(1, 1, bias=False), lr) for lr in (0.1, 0.2)]
-    for n in networks:
-        nn.init.zeros_(n.module.weight)
+class Number(nn.Module):
+    """A network of one weight, as much of one as a checkpoint asks for."""
+
+    kind, cfg = "number", SMALL
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, 1))
+
+
+def test_each_network_has_its_own_clip_and_learning_rate(folder):
+    """AdamW's first update of a gradient g is lr g / (|g| + eps); clipped to 1, 1000 becomes 1."""
+    cfg = replace(CFG, adam_eps=1.0)
+    networks = [Network(Number(), lr) for lr in (0.1, 0.2)]
 
     def losses(batch):
         a, b = (n.module.weight.sum() for n in networks)
         yield 1.0, 1000 * a + 0.5 * b, {"loss": a}
-    train(networks, lambda step: None, losses, cfg, steps, save=save, meta={"stage": "toy"}, read=torch.load)
-    return [n.module.weight.item() for n in networks]
 
-
-def test_each_network_has_its_own_clip_and_learning_rate(folder):
-    # AdamW's first update of a gradient g is lr g / (|g| + eps); clipped to 1, 1000 becomes 1
-    got = pair_of_numbers(replace(CFG, adam_eps=1.0), 1, save=lambda path, module, meta, **more: None)
+    run = Run(cfg, {"stage": "toy", "config": {}, "inputs": {}}, "cpu", None)
+    train(run, networks, batches_of(lambda step: None), losses, 1, TOKENIZER)
+    got = [n.module.weight.item() for n in networks]
     assert got == pytest.approx([-0.1 * 1 / 2, -0.2 * 0.5 / 1.5], rel=1e-5)
-    assert [log_lines()[0][k] for k in ("grad_norm", "grad_norm_value")] == pytest.approx([1000, 0.5])
+    norms = [log_lines()[0][k] for k in ("grad_norm", "grad_norm_value")]
+    assert norms == pytest.approx([1000, 0.5])
 
 
 def test_the_learning_rate_of_each_step_is_the_schedules(folder):
@@ -192,6 +247,7 @@ def test_the_learning_rate_of_each_step_is_the_schedules(folder):
 
 # -------------------------------------------------------------------------------------------------
 # many steps
+
 
 def test_overfits_one_batch_to_zero(folder):
     _, metrics = fit(replace(CFG, lr=2e-2), 120, batch_at=lambda step: four_rows(0)[:1])
@@ -206,7 +262,9 @@ def test_the_batch_is_made_after_the_previous_update_and_the_ema_follows_the_wei
         def watched(ids):
             seen.append(model.wte.weight.detach().clone())
             yield from next_token_losses(model, cfg)(ids)
+
         return watched
+
     model, _ = fit(replace(CFG, ema=decay), 6, losses=losses)
     want = seen[0]
     for raw in [*seen[1:], model.wte.weight.detach()]:
@@ -221,6 +279,7 @@ def test_select_keeps_the_best_weights(folder):
     def evaluate(step, model):
         kept[step] = model.wte.weight.detach().clone()
         return {"select": -abs(step - 3), "held_out": float(step)}
+
     _model, metrics = fit(replace(CFG, eval_every=1), 6, evaluate=evaluate)
     result = read_checkpoint("toy.pt")
     assert sorted(kept) == list(range(6)) and not torch.equal(kept[3], kept[5])
@@ -229,8 +288,30 @@ def test_select_keeps_the_best_weights(folder):
     assert result["meta"]["metrics"] == metrics
 
 
+def test_finish_changes_the_result_once_before_it_is_evaluated_and_saved(folder):
+    """With averaging the result is the average: what samples and trains is left alone."""
+    seen, finished = [], []
+
+    def finish(module):
+        finished.append(module)
+        with torch.no_grad():
+            module.wte.weight.fill_(2.0)
+
+    def evaluate(step, module):
+        seen.append(module.wte.weight.mean().item())
+        return {}
+
+    cfg = replace(CFG, eval_every=2, ema=0.5)
+    model, _ = fit(cfg, 4, evaluate=evaluate, finish=finish)
+    assert len(finished) == 1 and seen[0] != 2.0 and seen[1] == 2.0
+    assert (read_checkpoint("toy.pt")["weights"]["wte.weight"] == 2.0).all()
+    assert not (model.wte.weight == 2.0).any()
+
+
 def test_without_select_the_last_weights_are_the_result(folder):
-    model, metrics = fit(replace(CFG, eval_every=2), 5, evaluate=lambda step, model: {"held_out": step})
+    model, metrics = fit(
+        replace(CFG, eval_every=2), 5, evaluate=lambda step, model: {"held_out": step}
+    )
     assert metrics["held_out"] == 4
     assert torch.equal(read_checkpoint("toy.pt")["weights"]["wte.weight"], model.wte.weight)
 
@@ -241,6 +322,7 @@ def test_stop_in_the_state_ends_the_run(folder):
     def batch_at(step):
         state["stop"] = step == 2
         return four_rows(step)
+
     fit(CFG, 10, batch_at=batch_at, state=state)
     assert [x["step"] for x in log_lines()] == [0, 1, 2] and os.path.exists("toy.pt")
 
@@ -248,11 +330,13 @@ def test_stop_in_the_state_ends_the_run(folder):
 # -------------------------------------------------------------------------------------------------
 # resuming
 
+
 def killed_at(step):
     def batch_at(s):
         if s == step:
             raise RuntimeError("killed")
         return four_rows(s)
+
     return batch_at
 
 
@@ -262,7 +346,7 @@ def contents(*names):
 
 @pytest.mark.parametrize("kill", [3, 6, 7])
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch, kill):
-    """8 steps with dropout and averaging against: killed before step `kill`, saved every 2, started again."""
+    """8 steps with dropout and averaging; killed before step `kill`, saved every 2, again."""
     cfg = replace(CFG, ema=0.9, save_every=2, seed=5, eval_every=4)
     evaluate = {"evaluate": lambda step, model: {"held_out": model.wte.weight.sum().item()}}
     for name in ("straight", "killed"):
@@ -273,9 +357,12 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch, kill):
     monkeypatch.chdir(tmp_path / "killed")
     with pytest.raises(RuntimeError, match="killed"):
         fit(cfg, 8, dropout=0.2, batch_at=killed_at(kill), **evaluate)
-    assert not os.path.exists("toy.pt") and read_checkpoint("toy.pt.part")["resume"]["step"] == kill // 2 * 2
+    assert (
+        not os.path.exists("toy.pt")
+        and read_checkpoint("toy.pt.part")["resume"]["step"] == kill // 2 * 2
+    )
     with open("toy.pt.log.jsonl", "a") as log:
-        log.write('{"step": 7, "lo')                         # the line that the kill cut short
+        log.write('{"step": 7, "lo')  # the line that the kill cut short
     fit(cfg, 8, dropout=0.2, **evaluate)
     assert contents("toy.pt") == straight and not os.path.exists("toy.pt.part")
     for line in (again := log_lines()) + straight_log:
@@ -286,19 +373,23 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch, kill):
 def test_a_killed_run_that_selects_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     """The best weights came before the kill and are never beaten."""
     cfg = replace(CFG, save_every=2, eval_every=1)
-    more = {"evaluate": lambda step, model: {"select": -abs(step - 1.0)},
-            "meta": {"stage": "toy", "config": dict(asdict(cfg), select="rm")}}
+    more = {
+        "evaluate": lambda step, model: {"select": -abs(step - 1.0)},
+        "meta": {"stage": "toy", "config": dict(asdict(cfg), select="rm")},
+    }
     for name in ("straight", "killed"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "straight")
     fit(cfg, 6, **more)
-    straight, = contents("toy.pt")
+    (straight,) = contents("toy.pt")
     monkeypatch.chdir(tmp_path / "killed")
     with pytest.raises(RuntimeError, match="killed"):
         fit(cfg, 6, batch_at=killed_at(5), **more)
     fit(cfg, 6, **more)
     for key in ("weights", "meta"):
-        assert str(read_checkpoint("toy.pt")[key]) == str(read_checkpoint(tmp_path / "straight/toy.pt")[key])
+        assert str(read_checkpoint("toy.pt")[key]) == str(
+            read_checkpoint(tmp_path / "straight/toy.pt")[key]
+        )
     assert contents("toy.pt") == [straight]
 
 
@@ -307,7 +398,9 @@ def test_the_state_of_a_stage_is_resumed(folder):
         def batch_at(step):
             state["count"] = state.get("count", 0.0) + step
             return killed_at(kill)(step)
+
         return {"batch_at": batch_at, "state": state}
+
     cfg = replace(CFG, save_every=2)
     with pytest.raises(RuntimeError):
         fit(cfg, 8, **counting({}, 5))
@@ -334,24 +427,25 @@ def test_an_unfinished_run_with_other_settings_is_refused(folder):
 
 
 def test_a_finished_run_is_not_repeated(folder):
-    meta = {"stage": "toy", "config": asdict(CFG)}
-    assert already_done(CFG, meta, read_checkpoint) is None
-    _, metrics = fit(CFG, 2)
-    assert already_done(CFG, meta, read_checkpoint) == metrics
-    assert already_done(CFG, meta | {"config": asdict(replace(CFG, seed=1))}, read_checkpoint) is None
+    run = begin(CFG, "toy")
+    assert run.metrics is None
+    _, metrics = fit(CFG, 2, meta=run.meta)
+    assert begin(CFG, "toy").metrics == metrics
+    assert begin(replace(CFG, seed=1), "toy").metrics is None
     with open("toy.pt", "wb") as f:
         f.write(b"not a checkpoint")
-    assert already_done(CFG, meta, read_checkpoint) is None
+    assert begin(CFG, "toy").metrics is None
 
 
 @pytest.mark.parametrize("out", ["", "no such folder/model.pt", "."])
 def test_an_out_that_cannot_be_written_is_refused_before_training(folder, out):
     with pytest.raises(ValueError, match="--out"):
-        already_done(replace(CFG, out=out), {}, read_checkpoint)
+        begin(replace(CFG, out=out), "toy")
 
 
 # -------------------------------------------------------------------------------------------------
 # what goes wrong
+
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_an_error_and_leaves_the_last_good_save(folder, bad):
@@ -362,7 +456,9 @@ def test_a_loss_that_is_not_finite_is_an_error_and_leaves_the_last_good_save(fol
             calls.append(0)
             for weight, loss, stats in next_token_losses(model, cfg)(ids):
                 yield weight, loss * (bad if len(calls) == 6 else 1.0), stats
+
         return broken
+
     with pytest.raises(ValueError, match="toy, step 5: the grad_norm is not finite"):
         fit(replace(CFG, save_every=2), 9, losses=losses)
     part = read_checkpoint("toy.pt.part")
@@ -381,7 +477,9 @@ def test_a_gradient_that_is_not_finite_is_never_saved(folder, last):
             for weight, loss, stats in next_token_losses(model, cfg)(ids):
                 root = (model.wte.weight.sum() * 0).sqrt()
                 yield weight, loss + root if len(calls) == 4 else loss, stats
+
         return broken
+
     with pytest.raises(ValueError, match="toy, step"):
         fit(replace(CFG, save_every=2), 4 if last else 8, losses=losses)
     saved = read_checkpoint("toy.pt.part")["weights"]
