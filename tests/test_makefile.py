@@ -17,7 +17,8 @@ def test_clean_removes_what_was_made_and_no_other_file(root, tmp_path):
     assert len(made) == 8
     at = f"{tmp_path}/round-2"
     made += [f"{at}.jsonl", f"{at}-rm.pt", f"{at}.pt"]
-    logs = [f"{path}{end}" for path in made if path.endswith(".pt") for end in (".log.jsonl", ".part")]
+    models = [path for path in made if path.endswith(".pt")]
+    logs = [f"{path}.log.jsonl" for path in models] + [f"{path}.part" for path in models]
     (tmp_path / "report" / "rounds").mkdir(parents=True)
     reports = [f"{tmp_path}/report/report.json", f"{tmp_path}/report/rounds/report.md"]
     own = ["mine.pt", "ppo-2.pt", "data.jsonl", "my.log.jsonl", "report.md"]
