@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+
 # ---- records -----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Prompt:
@@ -60,10 +61,11 @@ def encode_dialogue(enc, messages):
     ids, trained = [], []
     for i, m in enumerate(messages):
         head = enc.encode_ordinary(("\n\n" if i else "") + ROLES[m["role"]])
-        body = enc.encode_ordinary(" " + m["content"].strip())
-        is_response = m["role"] == "assistant"
+        text, is_response = m["content"], m["role"] == "assistant"
         if is_response:
-            body = encode_response(enc, m["content"])
+            body = encode_response(enc, text)
+        else:
+            body = enc.encode_ordinary(" " + text.strip())
         ids += head + body
         trained += [False] * len(head) + [is_response] * len(body)
     return ids, trained
@@ -221,5 +223,5 @@ def masked_mean(x, mask):
 
 
 if __name__ == "__main__":
-    from interop import show   # not needed to understand what stands above
+    from interop import show  # not needed to understand what stands above
     show.main()

@@ -102,7 +102,7 @@ class Cache:
         return self.length[:, None]                                       # (N, 1)
 
     def mask(self, T):
-        """0 where a row may look, else -inf, (N, 1, 1, S): SDPA makes this of any bool mask."""
+        """0 where a row may look, else -inf (N, 1, 1, S): SDPA would make it of a bool mask."""
         columns = torch.arange(self.used, device=self.length.device)
         beyond = columns > self.length[:, None]                           # (N, S)
         zeros = torch.zeros(beyond.shape, dtype=self.keys[0].dtype, device=beyond.device)
@@ -149,7 +149,7 @@ def next_token(logits, u, temperature=1.0, top_k=0, top_p=1.0):
     below = torch.nextafter(total, torch.zeros_like(total))
     at = torch.minimum(u[:, None] * total, below)
     token = torch.searchsorted(cdf, at, right=True).squeeze(1)
-    return token.clamp(max=p.shape[-1] - 1)
+    return token.clamp(max=p.shape[-1] - 1)                 # of NaN too: `train` says so later
 
 
 def decode(model, cache, token, u, temperature, top_k, top_p):
@@ -201,8 +201,8 @@ def generate(model: GPT, prompts, prompt_len, max_new, eos, n=1, temperature=1.0
 
     Returns ids (B*n, P + max_new), right-padded with `eos`, the rows of a prompt side by side, and
     their total length (B*n,), EOS included where one was sampled. Each prompt is computed once. A
-    row draws the same numbers whatever the others do; draws = (rows, N): these are those rows of N,
-    and draw here what they would draw there.
+    row draws the same numbers whatever the others do; draws = (rows, N): these are `rows` of a
+    batch of N, and draw the same numbers as in it.
     Raises ValueError if prompt and response do not fit the context.
     """
     B, P, device = len(prompts), prompts.shape[1], prompts.device
@@ -229,7 +229,7 @@ def generate(model: GPT, prompts, prompt_len, max_new, eos, n=1, temperature=1.0
 def join(prompts, start, new, eos):
     """Put tokens new (B n, R) behind prompts (B, P) of length start (B n,) -> ids, total length."""
     P, (N, R) = prompts.shape[1], new.shape
-    after = (new == eos).cumsum(1) > (new == eos).int()     # what a row went on to sample
+    after = (new == eos).cumsum(1) > (new == eos).int()     # columns behind the first EOS
     new = new.masked_fill(after, eos)
     ids = F.pad(prompts, (0, R)).repeat_interleave(N // len(prompts), 0)  # (B n, P + R)
     columns = torch.arange(P + R, device=ids.device)

@@ -1,8 +1,8 @@
 """2/8  The GPT, and the Scorer: a GPT's trunk with one number at each token instead of logits.
 
 The architecture is GPT-2's, which is also GPT-3's up to size: learned positions, pre-norm blocks,
-GELU (tanh), tied embeddings. Nothing here takes an attention mask: rows are padded on the right,
-and under causal attention a trailing pad is invisible to everything before it.
+GELU (tanh), tied embeddings; its names too, so that its weights load. Nothing takes an attention
+mask: rows are padded on the right, and under causal attention trailing pads are invisible.
 
     python model.py plan --preset paper-6b --gpus 8      # the memory that each stage needs
     python model.py export ppo.pt folder                 # a folder for Hugging Face's transformers
@@ -33,7 +33,7 @@ def attention(q, k, v, mask):
     """softmax(q k^T / sqrt(D)) v, with q (B, H, T, D) and k, v (B, H, S, D) -> (B, H, T, D).
 
     mask: None is causal; else bool (B, 1, T, S), True where q may look. In decoding, where T is 1,
-    it is a number that is added to the products.
+    it holds 0 or -inf, added to the products.
     """
     B, H, T, D = q.shape
     S = k.shape[2]
@@ -42,10 +42,10 @@ def attention(q, k, v, mask):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
     # On a CPU the fused kernel's bf16 backward takes 2-6 times as long as two plain products.
     if mask is None:
-        hidden = torch.ones(T, S, dtype=torch.bool).triu(1)               # (T, S)
+        blocked = torch.ones(T, S, dtype=torch.bool).triu(1)              # (T, S)
     else:
-        hidden = ~mask.expand(B, H, T, S).reshape(B * H, T, S)
-    bias = torch.zeros_like(hidden, dtype=q.dtype).masked_fill_(hidden, -math.inf)
+        blocked = ~mask.expand(B, H, T, S).reshape(B * H, T, S)
+    bias = torch.zeros_like(blocked, dtype=q.dtype).masked_fill_(blocked, -math.inf)
     q, k, v = (z.reshape(B * H, -1, D) for z in (q, k, v))
     products = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=D**-0.5)   # (B H, T, S)
     return (products.softmax(-1) @ v).view(B, H, T, D)
@@ -95,7 +95,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer. `hidden` is the trunk; `logits` unembeds any rows of it.
+    """A decoder-only transformer. `hidden` runs the trunk; `logits` unembeds any rows of it.
 
     A `past` (generate.py) holds what came before: positions(t), mask(T), extend(layer, k, v). What
     is special about a model it declares itself: undecayed, blocks, transformer.
@@ -129,7 +129,7 @@ class GPT(nn.Module):
 
     @property
     def transformer(self):
-        """What --shard splits over processes, and whose `hidden` gathers it."""
+        """What --shard splits over processes; its `hidden` gathers the parts."""
         return self
 
     def hidden(self, ids, past=None):
@@ -151,7 +151,7 @@ class GPT(nn.Module):
         """`logits` of the few rows (B, C) of a decoding step."""
         if self.cfg.vocab_size < 10_000:
             return self.logits(h)
-        # On a CPU two thirds of the time, with 50k words and 8 rows.
+        # On a CPU this takes two thirds of the time of `logits`, with 50k words and 8 rows.
         return (self.wte.weight @ h.t()).t()
 
     def forward(self, ids, past=None):
@@ -160,7 +160,7 @@ class GPT(nn.Module):
 
     def in_chunks(self, f, h, actions):
         """f(logits, actions) -> tensors, over h (M, C) and actions (M,) in chunks: all logits of a
-        large vocabulary never exist at once, the backward pass computes those of a chunk again."""
+        large vocabulary never exist at once; the backward pass computes each chunk's again."""
         def of_chunk(h, actions):
             return f(self.logits(h).float(), actions)
 
@@ -180,7 +180,7 @@ class GPT(nn.Module):
         mask on the CPU is read there, so that nothing waits for a GPU.
         """
         marked = mask.flatten().nonzero().squeeze(1)        # (M,) of B (T-1): column t of row b
-        marked = marked + marked // mask.shape[1]           # (M,) of B T: the same, one row wider
+        marked = marked + marked // mask.shape[1]           # (M,) of B T: rows have a column more
         marked = marked.to(ids.device, non_blocking=True)
         h = self.hidden(ids).flatten(0, 1)[marked]          # (M, C)
         actions = ids.flatten()[marked + 1]                 # (M,)
@@ -194,7 +194,7 @@ class GPT(nn.Module):
     def logp(self, ids, mask, temperature=1.0):
         """Log-probabilities and entropies, nats, of the actions of ids (B, T) that mask marks.
 
-        mask (B, T-1) -> logp (B, T-1), entropy (B, T-1), zero where mask is. The temperature
+        mask (B, T-1) -> logp (B, T-1), entropy (B, T-1), 0 where mask is False. The temperature
         divides the logits, as it did when the tokens were sampled.
         """
         def chosen_and_entropy(logits, actions):            # (m, V), (m,) -> (m,), (m,)
@@ -235,7 +235,7 @@ class Scorer(nn.Module):
         return self.head(self.trunk.hidden(ids, past)).squeeze(-1).float()
 
     def score(self, ids, length, past=None):
-        """The reward: the number at the last token of each row. ids (B, T), length (B,) -> (B,)."""
+        """The score: the number at the last token of each row. ids (B, T), length (B,) -> (B,)."""
         return self(ids, past).gather(1, length[:, None] - 1).squeeze(1)
 
 
@@ -247,5 +247,5 @@ def scorer_from(gpt: GPT) -> Scorer:
 
 
 if __name__ == "__main__":
-    from interop import plan   # not needed to understand what stands above
+    from interop import plan  # not needed to understand what stands above
     plan.main()

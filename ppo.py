@@ -10,8 +10,8 @@ What the log should show: kl 0, ratio 1 and clip_fraction 0 at the start; score 
 together; approx_kl below 0.05 and clip_fraction below 0.3; explained_variance rising; eos_rate near
 1; ptx_loss flat.
 
-DEVIATION [IG] C.4: the sandbox's preset has rates of its own, rollouts of 256, beta 0.1, gamma 3 on
-a quarter of a block an episode, and an average over 50 steps (EMA 0.98) for its short run.
+DEVIATION [IG] C.4: for its short run the sandbox has rates of its own, rollouts of 256, beta 0.1, 3
+for 27.8 on 1/4 pretraining block an episode (--ptx-coef, --ptx-ratio), and an EMA of 0.98.
 DEVIATION [IG] C.2: the reward model has the policy's size; the paper's has 6B for every policy.
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155   [S20] Stiennon et al. 2020, arXiv 2009.01325
@@ -52,16 +52,16 @@ class Config(TrainConfig):
     epochs: int = 1                 # passes over one rollout ([IG] C.4)
     max_new: int = 32               # longest response, tokens; [IG] C: 1000
     kl_coef: float = 0.02           # beta of [IG] Eq. 2, for leaving the reference; [IG]: 0.02
-    kl_target: float = 0.0          # nats an episode that kl_coef adapts to, if > 0 ([Z19] 2.2)
+    kl_target: float = 0.0          # KL that kl_coef is to hold, nats an episode; 0: none ([Z19])
     kl_horizon: int = 10_000        # episodes over which kl_coef adapts ([Z19])
-    kl_budget: float = 0.0          # nats an episode that end the run, if > 0; not in [IG]
+    kl_budget: float = 0.0          # KL that ends the run, nats an episode; 0: none; not in [IG]
     ptx_coef: float = 27.8          # gamma of [IG] Eq. 2; 0 is plain PPO; [IG]: 27.8
     ptx_ratio: float = 8.0          # pretraining blocks for each episode; [IG] C.4: 8
     gamma: float = 1.0              # no discount ([IG] C.4)
     lam: float = 0.95               # lambda of GAE; not in [IG]: [S20], [Z19]
     clip: float = 0.2               # of the probability ratio ([IG] C.4)
     value_clip: float = 0.2         # of the change of a value, 0 for none; not in [IG]: [Z19]
-    vf_coef: float = 1.0            # of the value loss; Adam all but undoes it: a separate network
+    vf_coef: float = 1.0            # of the value loss; Adam all but cancels it, V being separate
     whiten: bool = True             # advantages, over a minibatch's tokens; not in [IG]: [N]
     eos_penalty: float = 1.0        # off the score of a response without an end; not in [IG]: [S20]
     lr: float = 1e-5                # peak, policy; [IG] E.9 scans 2.55e-6 .. 2.55e-5
@@ -79,7 +79,7 @@ PRESETS = {
     "paper-1.3b": PAPER | {"microbatch": 4, "sample_batch": 16},
     "paper-6b": PAPER | {"microbatch": 1, "sample_batch": 8},
 }
-ASKED = 64          # prompts that are answered at an evaluation
+ASKED = 64          # prompts that are answered at an evaluation: the last, also trained on
 
 
 # ---- the equations: tensors (B, T-1) in the action frame (data.py), column t chooses ids[:, t+1]
@@ -92,8 +92,8 @@ def token_rewards(score, logp, ref_logp, mask, total_len, kl_coef):
 def gae(rewards, values, mask, gamma, lam):
     """A_t = sum_k (gamma lambda)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t. [GAE] Eq. 16
 
-    V is 0 after the end. The true entries of each row of `mask` stand side by side. Returns
-    advantages and returns = advantages + values.
+    V is 0 after the end. Each row of `mask` must be one run of True. Returns advantages, and
+    returns = advantages + values.
     """
     advantages = torch.zeros_like(rewards)
     later = torch.zeros_like(rewards[:, 0])                                # (B,)
@@ -150,7 +150,7 @@ def adapt_kl(kl_coef, kl, target, episodes, horizon):
 
 
 def explained_variance(values, returns, mask):
-    """1 - Var(returns - values) / Var(returns): 1 is perfect, 0 is to say the mean."""
+    """1 - Var(returns - values) / Var(returns): 1 is perfect, 0 no better than the mean."""
     def variance(x):
         return data.masked_mean((x - data.masked_mean(x, mask)) ** 2, mask)
     return 1 - variance(returns - values) / variance(returns).clamp(min=1e-8)
@@ -196,16 +196,16 @@ def sample_responses(policy, prompts, cfg, eos, seed):
     return ids[:, :int(total.max())], total
 
 
-def score_responses(models, ids, mask, total, cfg):
-    """What the networks say of it -> logp, entropy, ref_logp, values (B, T-1), score (B,)."""
+def read_responses(models, ids, mask, total, cfg):
+    """What the networks say of a rollout: logp, entropy, ref_logp, values (B, T-1), score (B,)."""
     policy, value, reference, rm = models
     logp, entropy, ref_logp, values = (torch.zeros(mask.shape, device=ids.device) for _ in range(4))
     score = torch.zeros(len(ids), device=ids.device)
-    for rows, t in data.by_length(total, cfg.microbatch, processes.share):
-        x, m = ids[rows, :t], mask[rows, :t - 1]
-        logp[rows, :t - 1], entropy[rows, :t - 1] = policy.logp(x, m)
-        ref_logp[rows, :t - 1], _ = reference.logp(x, m)
-        values[rows, :t - 1] = value(x)[:, :-1] * m
+    for rows, T in data.by_length(total, cfg.microbatch, processes.share):
+        x, m = ids[rows, :T], mask[rows, :T - 1]
+        logp[rows, :T - 1], entropy[rows, :T - 1] = policy.logp(x, m)
+        ref_logp[rows, :T - 1], _ = reference.logp(x, m)
+        values[rows, :T - 1] = value(x)[:, :-1] * m
         score[rows] = rm.score(x, total[rows])
     # The rows of other processes are 0 here: a sum puts all together.
     return [processes.all_sum(x) for x in (logp, entropy, ref_logp, values, score)]
@@ -221,7 +221,7 @@ def roll_out(models, prompts, cfg, kl_coef, eos, seed):
     ids, total = sample_responses(models.policy, prompts, cfg, eos, seed)
     sampled = time.perf_counter()
     mask = data.action_mask(prompts.length, total, ids.shape[1])
-    logp, entropy, ref_logp, values, score = score_responses(models, ids, mask, total, cfg)
+    logp, entropy, ref_logp, values, score = read_responses(models, ids, mask, total, cfg)
     scored = time.perf_counter()
     ended = ids.gather(1, total[:, None] - 1).squeeze(1) == eos
     rewards = token_rewards(score - cfg.eos_penalty * ~ended, logp, ref_logp, mask, total, kl_coef)
@@ -297,29 +297,29 @@ def minibatches(models, inputs, cfg, state, device, start=0):
                 text = inputs.text[data.rows_at(step, len(inputs.text), mixed, cfg.seed)]
                 yield Minibatch(rollout.rows(chosen), text, stats)
                 step += 1
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - began                # of train.py's updates, at the yields
         speed = {"update_tokens_per_second": cfg.epochs * int(rollout.total.sum()) / seconds}
 
 
 def ppo_ptx_losses(models, minibatch, cfg, device):
-    """[IG] Eq. 2, negated: clipped surrogate + value loss + gamma E_pretrain[-log pi(x)].
+    """[IG] Eq. 2, negated: surrogate + vf_coef * value loss + ptx_coef * E_pretrain[-log pi(x)].
 
     E[r - beta KL] is what the advantages hold (token_rewards). Yields (weight, loss, stats) for
     each micro-batch; their gradients add up in one buffer, the paper's "consecutive steps" (C.4).
-    The paper does not say whether log pi(x) is summed or averaged over x: with the mean, gamma does
-    not depend on the length of a block.
+    The paper does not say whether log pi(x) is summed or averaged over x: with the mean, ptx_coef
+    does not depend on the length of a block.
     """
-    whole, text, rollout_stats = minibatch
+    full, text, rollout_stats = minibatch
     if cfg.whiten:
-        whole = whole._replace(adv=whiten(whole.adv, whole.mask))
-    for rows, _ in data.by_length(whole.total, cfg.microbatch, processes.share):
-        x = whole.rows(rows)
+        full = full._replace(adv=whiten(full.adv, full.mask))
+    for rows, _ in data.by_length(full.total, cfg.microbatch, processes.share):
+        x = full.rows(rows)
         logp, _ = models.policy.logp(x.ids, x.mask)
         surrogate, stats = policy_loss(logp, x.old_logp, x.adv, x.mask, cfg.clip)
         values = models.value(x.ids)[:, :-1]
         v = value_loss(values, x.values, x.returns, x.mask, cfg.value_clip)
         stats |= {"policy_loss": surrogate, "value_loss": v} | rollout_stats
-        yield x.mask.sum() / whole.mask.sum(), surrogate + cfg.vf_coef * v, stats
+        yield x.mask.sum() / full.mask.sum(), surrogate + cfg.vf_coef * v, stats
 
     for chunk in data.chunks(processes.share(text), cfg.microbatch):
         loss = models.policy.loss(*data.text_batch(chunk, device))
@@ -343,12 +343,13 @@ def check_start(models, rollout, kl, cfg):
     _, stats = policy_loss(logp, x.old_logp, x.adv, x.mask, cfg.clip)
     gap = models.value.score(x.ids, x.total) - models.rm.score(x.ids, x.total)
     slack = 0.05 if torch.is_autocast_enabled(x.ids.device.type) else 1e-3     # bf16 rounds
-    otherwise = "the policy that is trained is not the one that sampled"
+    otherwise = "the policy that is trained is not the one that sampled, or not the reference"
     expect("KL to the reference", kl, 0, slack, otherwise)
     expect("ratio", stats["ratio"].item(), 1, slack, otherwise)
     expect("clip fraction", stats["clip_fraction"].item(), 0, slack, otherwise)
     if cfg.value_init == "rm":
-        expect("|value - score| at the last token", gap.abs().max().item(), 0, slack, otherwise)
+        expect("|value - score| at the last token", gap.abs().max().item(), 0, slack,
+               "the value function is not the reward model")
 
 
 MAKE_RM = ("python label.py --init sft.pt --out comparisons.jsonl && "
@@ -404,21 +405,18 @@ def main(cfg):
     print(interop.report(counts))
 
     def evaluate(step, policy):
-        asked = inputs.prompts[-ASKED:]
-        scores = answer(policy, models.rm, asked, enc, cfg.max_new, seed=step,
-                        at_once=cfg.sample_batch, mine=processes.mine)
+        scores = answer(policy, models.rm, inputs.prompts[-ASKED:], enc, cfg.max_new, step,
+                        cfg.sample_batch, processes.mine)
         return {"eval_score": processes.all_mean(sum(scores), len(scores))}
 
     cycle = steps_per_iteration(cfg)
-    in_steps = replace(cfg, warmup=cfg.warmup * cycle, save_every=max(cycle, cfg.save_every),
-                       eval_every=cfg.eval_every or 25 * cycle)
-    return train(
-        run._replace(cfg=in_steps),
-        [Network(models.policy, cfg.lr), Network(models.value, cfg.value_lr)],
-        batches=lambda start: minibatches(models, inputs, cfg, state, run.device, start),
-        losses=lambda minibatch: ppo_ptx_losses(models, minibatch, cfg, run.device),
-        steps=cfg.iterations * cycle, tokenizer=interop.tokenizer_id(enc), evaluate=evaluate,
-        state=state, cycle=cycle)
+    in_steps = replace(cfg, warmup=cfg.warmup * cycle, eval_every=cfg.eval_every or 25 * cycle)
+    networks = [Network(models.policy, cfg.lr), Network(models.value, cfg.value_lr)]
+    return train(run._replace(cfg=in_steps), networks,
+                 lambda start: minibatches(models, inputs, cfg, state, run.device, start),
+                 lambda minibatch: ppo_ptx_losses(models, minibatch, cfg, run.device),
+                 cfg.iterations * cycle, interop.tokenizer_id(enc), evaluate, state=state,
+                 cycle=cycle)
 
 
 if __name__ == "__main__":

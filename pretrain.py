@@ -62,7 +62,7 @@ PRESETS = {
 def text_losses(model, blocks, cfg, device):
     """Mean cross-entropy of next-token prediction, nats a token, on blocks (B, T) of text.
 
-    Yields (weight, loss, stats) for each micro-batch; the weights sum to 1."""
+    Yields (weight, loss, stats) for each micro-batch of this process; all weights sum to 1."""
     for chunk in data.chunks(processes.share(blocks), cfg.microbatch):
         loss = model.loss(*data.text_batch(chunk, device))
         yield len(chunk) / len(blocks), loss, {"loss": loss}
@@ -80,7 +80,7 @@ def main(cfg):
     check(cfg)
     run = files.begin(cfg, "pretrain", data=interop.files_in(cfg.data))
     if run.metrics is not None:
-        return run.metrics
+        return run.metrics      # this very command has finished already
     enc, counts = interop.get_tokenizer(cfg.tokenizer), Counter()
     tokens, held_out = interop.load_corpus(cfg.data, counts, enc, cfg.block, columns=cfg.columns,
                                            n=cfg.documents, seed=cfg.seed)
@@ -101,8 +101,8 @@ def main(cfg):
         samples = sample(model, [prompt], room, enc.eot_token, seed=step)
         tqdm.write(enc.decode(prompt + samples.responses[0]))
         chunks = data.chunks(processes.mine(held_blocks), cfg.microbatch)
-        batches = (data.text_batch(chunk, run.device) for chunk in chunks)
-        return {"held_out_loss": mean_loss(model, batches)}
+        held_batches = (data.text_batch(chunk, run.device) for chunk in chunks)
+        return {"held_out_loss": mean_loss(model, held_batches)}
 
     steps = max(1, cfg.tokens // (cfg.batch * cfg.block))
     return train(run, [Network(model, cfg.lr)], batches,

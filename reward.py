@@ -41,8 +41,8 @@ class Config(TrainConfig):
     lr: float = 5e-4                # peak; [IG] C.2: 9e-6 at 6B
     warmup: int = 20                # steps; not in [IG]
     held_out: float = 0.1           # share of the prompts kept for validation
-    held_out_labelers: tuple[str, ...] = ()   # who are never trained on ([IG] 4.1); none: of the
-                                    # sandbox's simulated labelers the fifth
+    held_out_labelers: tuple[str, ...] = ()   # who are never trained on ([IG] 4.1); none: the
+                                    # sandbox's fifth
 
 
 PRESETS = {
@@ -72,14 +72,14 @@ def score_responses(rm, batch):
 
 def reward_losses(rm, rankings, cfg, device):
     """The loss of data.EncodedRankings in micro-batches: yields (weight, loss, stats)."""
-    by_length = sorted(rankings, key=lambda r: len(r.prompt))
-    for chunk in data.chunks(processes.share(by_length), cfg.microbatch):
+    ordered = sorted(rankings, key=lambda r: len(r.prompt))     # like lengths need few pads
+    for chunk in data.chunks(processes.share(ordered), cfg.microbatch):
         batch = data.comparisons_batch(chunk, device)
         score = score_responses(rm, batch)
         loss = pairwise_loss(score, batch.better, batch.worse, batch.weight)
         right = (score[batch.better] > score[batch.worse]).float()
-        accuracy = (batch.weight * right).sum() / batch.weight.sum()
-        yield len(chunk) / len(rankings), loss, {"loss": loss, "accuracy": accuracy}
+        right = (batch.weight * right).sum() / batch.weight.sum()
+        yield len(chunk) / len(rankings), loss, {"loss": loss, "accuracy": right}
 
 
 # ---- the normalisation -------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def calibration_error(margin, bins=10):
 
 
 def quality(rm, rankings, device, microbatch):
-    """Accuracy, loss and calibration on held-out rankings -> metrics."""
+    """Accuracy, loss and calibration on held-out rankings, means over pairs -> metrics."""
     margins = pair_margins(rm, rankings, device, microbatch)
     margin = torch.tensor([margin for margin, _ in margins], dtype=torch.float64)
     metrics = {"held_out_accuracy": accuracy(margins), "held_out_pairs": len(margins),
@@ -143,8 +143,8 @@ def quality(rm, rankings, device, microbatch):
 
 
 def load_rankings(cfg, enc, block, counts):
-    """-> encoded rankings to train on, held-out ones, held-out labelers' of held-out prompts; and
-    how far labelers agree, (share, pairs)."""
+    """-> encoded rankings: to train on, of held-out prompts, of those by held-out labelers; and how
+    far labelers agree, (share, pairs)."""
     rankings = interop.load("rankings", cfg.data, counts, flag="--data", columns=cfg.columns)
     in_group, outsiders = interop.hold_out_labelers(rankings, cfg.held_out_labelers, enc)
     train_on, held_out = interop.split(in_group, cfg.held_out)
@@ -158,11 +158,10 @@ def load_rankings(cfg, enc, block, counts):
 
 
 def main(cfg):
-    files.require("--init", interop.model_files(cfg.init),
-                  "python sft.py --init base.pt --out sft.pt")
+    init = interop.model_files(cfg.init)
+    files.require("--init", init, "python sft.py --init base.pt --out sft.pt")
     files.require("--data", cfg.data, "python label.py --init sft.pt --out comparisons.jsonl")
-    run = files.begin(cfg, "reward", init=interop.model_files(cfg.init), data=cfg.data,
-                      demos=cfg.demos)
+    run = files.begin(cfg, "reward", init=init, data=cfg.data, demos=cfg.demos)
     if run.metrics is not None:
         return run.metrics
     gpt, checkpoint = interop.load_model(cfg.init, GPT)
@@ -189,11 +188,12 @@ def main(cfg):
             metrics["held_out_labelers_accuracy"] = accuracy(margins)
         return metrics
 
+    # keep: responses send gradients into the blocks of an earlier pass, that over the prompts
     metrics = train(
         run, [Network(rm, cfg.lr, keep=True)], batches,
-        losses=lambda rankings: reward_losses(rm, rankings, cfg, run.device),
-        steps=-(-len(rankings) // cfg.batch) * cfg.epochs, tokenizer=interop.tokenizer_id(enc),
-        evaluate=evaluate, finish=lambda rm: normalise(rm, demos, run.device, cfg.microbatch))
+        lambda rankings: reward_losses(rm, rankings, cfg, run.device),
+        -(-len(rankings) // cfg.batch) * cfg.epochs, interop.tokenizer_id(enc), evaluate,
+        finish=lambda rm: normalise(rm, demos, run.device, cfg.microbatch))
     print("\n".join(f"{k:34} {v:.3f}" for k, v in metrics.items()))
     return metrics
 

@@ -54,7 +54,7 @@ PRESETS = {
     "paper-1.3b": {"lr": 9.65e-6, "microbatch": 4, "max_new": 1000, "ptx_mix": 0.0},
     "paper-6b": {"lr": 9.65e-6, "microbatch": 1, "max_new": 1000, "ptx_mix": 0.0},
 }
-SAMPLED = 64        # validation prompts that are answered at an evaluation
+ASKED = 64          # validation prompts that are answered at an evaluation
 
 
 class Minibatch(NamedTuple):
@@ -64,7 +64,7 @@ class Minibatch(NamedTuple):
 
 def batches(rows, text, cfg, start):
     """Minibatches from step `start` on: shuffled epochs over demonstrations and blocks of text."""
-    mixed = max(1, cfg.batch // 4) if len(text) else 0      # blocks of a step
+    mixed = max(1, cfg.batch // 4) if len(text) else 0      # blocks of a step; not in [IG]
     for step in itertools.count(start):
         chosen = [rows[i] for i in data.rows_at(step, len(rows), cfg.batch, cfg.seed)]
         chosen.sort(key=lambda r: len(r[0]))                # rows of like length need few pads
@@ -79,7 +79,7 @@ def sft_losses(model, minibatch, cfg, device):
     trained on as well; here they are not.
     """
     rows, text = minibatch
-    tokens = sum(sum(trained[1:]) for _, trained in rows)
+    tokens = sum(sum(trained[1:]) for _, trained in rows)   # [1:]: in the action frame
     for chunk in data.chunks(processes.share(rows), cfg.microbatch):
         batch = data.tokens_batch(chunk, device)
         loss = model.loss(*batch)
@@ -121,9 +121,10 @@ def main(cfg):
     enc, block, counts = interop.tokenizer_of(checkpoint), model.cfg.block_size, Counter()
     records, held_out = load_demonstrations(cfg, enc, counts)
     rows = interop.encode_demonstrations(records, enc, block, counts)
-    held = interop.encode_demonstrations(held_out, enc, block, counts) if held_out else rows[:1]
-    asked = [data.Prompt(r.messages[:-1]) for r in held_out or records[:1]]
-    prompts = interop.encode_prompts(asked, enc, block - cfg.max_new, counts)[:SAMPLED]
+    held_out = held_out or records[:1]
+    held = interop.encode_demonstrations(held_out, enc, block, counts)
+    asked = [data.Prompt(r.messages[:-1]) for r in held_out]
+    prompts = interop.encode_prompts(asked, enc, block - cfg.max_new, counts)[:ASKED]
     text = interop.load_text(cfg.ptx, counts, enc, block, flag="--ptx", n=5000,
                              seed=f"ptx {cfg.seed}", whole=True, wanted=cfg.ptx_mix > 0)
     print(interop.report(counts))
@@ -135,10 +136,9 @@ def main(cfg):
 
     def evaluate(step, model):
         chunks = processes.mine(data.chunks(held, cfg.microbatch or 64))
-        batches = (data.tokens_batch(chunk, run.device) for chunk in chunks)
-        metrics = {"held_out_loss": mean_loss(model, batches)}
-        scores = answer(model, rm, prompts, enc, cfg.max_new, seed=step,
-                        at_once=cfg.microbatch or SAMPLED, mine=processes.mine)
+        held_batches = (data.tokens_batch(chunk, run.device) for chunk in chunks)
+        metrics = {"held_out_loss": mean_loss(model, held_batches)}
+        scores = answer(model, rm, prompts, enc, cfg.max_new, step, cfg.microbatch, processes.mine)
         if rm:
             score = processes.all_mean(sum(scores), len(scores))
             metrics |= {"rm_score": score, "select": score}
@@ -146,11 +146,10 @@ def main(cfg):
 
     epoch = -(-len(rows) // cfg.batch)                       # steps
     every = cfg.eval_every or epoch * (1 if rm else 4)
-    return train(
-        run._replace(cfg=replace(cfg, eval_every=every)), [Network(model, cfg.lr)],
-        batches=lambda start: batches(rows, text, cfg, start),
-        losses=lambda minibatch: sft_losses(model, minibatch, cfg, run.device),
-        steps=epoch * cfg.epochs, tokenizer=interop.tokenizer_id(enc), evaluate=evaluate)
+    run = run._replace(cfg=replace(cfg, eval_every=every))
+    return train(run, [Network(model, cfg.lr)], lambda start: batches(rows, text, cfg, start),
+                 lambda minibatch: sft_losses(model, minibatch, cfg, run.device),
+                 epoch * cfg.epochs, interop.tokenizer_id(enc), evaluate)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class TrainConfig:
     precision: str = "auto"         # fp32, bf16 (autocast over fp32 weights), or auto: bf16 on cuda
     compile: bool = False           # torch.compile each block, and decoding: costs half a minute
     recompute: bool = False         # compute each block's activations twice instead of keeping them
-    microbatch: int = 0             # rows of one forward, 0 for all; changes memory, not gradients
+    microbatch: int = 0             # rows of one forward, 0 for all: memory, not the gradient
     shard: bool = False             # under torchrun: a process keeps a part of each network (FSDP2)
     lr: float = 1e-3                # peak learning rate
     schedule: str = "cosine"        # cosine (to 10 % of the peak), restarts (4 cosines) or constant
@@ -53,7 +53,7 @@ class Network(NamedTuple):
     matrices without weight decay end; blocks() and `transformer`, see model.GPT."""
     module: nn.Module
     lr: float           # its own peak learning rate: PPO's policy and value function have one each
-    keep: bool = False  # with --shard: gathered blocks stay until the step ends (see reward.py)
+    keep: bool = False  # with --shard: gathered blocks stay until the step ends
 
 
 # ---- pure functions ----------------------------------------------------------------------------
@@ -70,20 +70,20 @@ def lr_factor(step, steps, schedule, warmup):
 
 
 def step_seed(seed, step, rank=0):
-    """A seed for everything random at one step: a hash, so that no two are related."""
+    """A seed for everything random at a step, or at a place with a name: a hash of all three."""
     digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
     return int.from_bytes(digest[:6], "big")
 
 
 def is_time(step, every, cycle=1):
-    """Whether a multiple of `every` was passed in the cycle of steps that ends with `step`."""
+    """Whether `step` ends a cycle in which the steps done reached a multiple of `every`."""
     done = step + 1
     return done % cycle == 0 and done // every > (done - cycle) // every
 
 
 # ---- one optimizer step ------------------------------------------------------------------------
 def make_optimizer(module, cfg):
-    """Fused AdamW, with decay on matrices only: not on biases, gains and what is `undecayed`."""
+    """Fused AdamW, with decay on matrices only: not on biases, gains, nor what is `undecayed`."""
     groups = defaultdict(list)
     for name, p in module.named_parameters():
         decays = p.dim() >= 2 and not name.endswith(getattr(module, "undecayed", ()))
@@ -119,16 +119,16 @@ def clip_grad(module, bound):
     return norm
 
 
-def update(networks, optimizers, pieces, cfg, forward):
+def update(networks, optimizers, pieces, cfg, context):
     """One optimizer step on the sum of `pieces`, (weight, loss, stats), over all processes.
 
-    Pieces are computed in the context `forward` and backpropagated at once, into one gradient.
+    Pieces are computed in `context` (autocast) and backpropagated at once, into one gradient.
     Returns this process's weighted sums of the stats, and the norms of the gradients. Unsharded, it
     never waits for a GPU.
     """
     seen, pieces = defaultdict(float), iter(pieces)
     while True:
-        with forward:
+        with context:
             piece = next(pieces, None)
         if piece is None:
             break
@@ -142,12 +142,13 @@ def update(networks, optimizers, pieces, cfg, forward):
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
+    # Of two networks the second is PPO's value function.
     return seen, dict(zip(("grad_norm", "grad_norm_value"), norms))
 
 
 # ---- the loop ----------------------------------------------------------------------------------
-def line_of(step, seen, norms, run):
-    """The numbers of a step, summed over all processes. Raises ValueError if one is not finite."""
+def step_stats(step, seen, norms, run):
+    """A step's stats, summed over all processes, and norms. Raises ValueError if not finite."""
     sums = zip(*processes.all_list([[float(v) for v in seen.values()]]))
     stats = {k: sum(parts) for k, parts in zip(seen, sums)}
     stats |= {k: float(v) for k, v in norms.items()}
@@ -182,9 +183,9 @@ def set_up(run, networks, tokenizer, state) -> files.Training:
     return files.Training(run, networks, optimizers, average, tokenizer, state)
 
 
-def measure(t, step, forward, evaluate, finish):
+def measure(t, step, context, evaluate, finish):
     """Finish the result, if this is its end, and evaluate it -> metrics."""
-    with forward:
+    with context:
         if finish is not None:
             finish(processes.whole(t.result))
         t.result.eval()
@@ -215,7 +216,7 @@ def train(run, networks, batches, losses, steps, tokenizer, evaluate=None, finis
     start, best = files.resume(t)
     for n in networks:
         processes.prepare_blocks(n.module, cfg)
-    source, forward = batches(start), processes.autocast(cfg)
+    source, context = batches(start), processes.autocast(cfg)
     began, logged, name = time.perf_counter(), start, run.meta["stage"]
     with tqdm(total=steps, initial=start, desc=name, disable=processes.rank() > 0) as bar:
         for step in range(start, steps):
@@ -224,11 +225,11 @@ def train(run, networks, batches, losses, steps, tokenizer, evaluate=None, finis
             for n, optimizer in zip(networks, t.optimizers):
                 for group in optimizer.param_groups:
                     group["lr"] = n.lr * factor
-            with forward:
+            with context:
                 batch = next(source)
             for module in t.modules:
                 module.train()
-            seen, norms = update(networks, t.optimizers, losses(batch), cfg, forward)
+            seen, norms = update(networks, t.optimizers, losses(batch), cfg, context)
             if t.average is not None:
                 update_ema(t.average, t.modules[0], cfg.ema)
             bar.update()
@@ -237,11 +238,11 @@ def train(run, networks, batches, losses, steps, tokenizer, evaluate=None, finis
             saves = not last and is_time(step, cfg.save_every, cycle)
             evaluates = last or (cfg.eval_every and is_time(step, cfg.eval_every))
             if evaluates or saves or is_time(step, cfg.log_every):
-                stats = line_of(step, seen, norms, run)
+                stats = step_stats(step, seen, norms, run)
                 seconds = (time.perf_counter() - began) / (step + 1 - logged)
                 line = {"step": step, "lr": networks[0].lr * factor, **stats, "seconds": seconds}
                 if evaluates:
-                    metrics = measure(t, step, forward, evaluate, finish if last else None)
+                    metrics = measure(t, step, context, evaluate, finish if last else None)
                     best = files.better(best, metrics, step, t.result)
                     line |= metrics
                 files.append_log(run, line)

@@ -17,7 +17,6 @@ from torch import nn
 
 from plumbing import processes
 
-
 # ---- writing -----------------------------------------------------------------------------------
 
 def replace_file(path, write, mode="w"):

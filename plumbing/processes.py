@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-
 # ---- this process's device ---------------------------------------------------------------------
 
 def get_device(cfg):

@@ -82,7 +82,7 @@ def steps_logged(path):
 
 
 def kill_at_a_save(process, part, wait):
-    """Wait for the first save and `wait` seconds more, then kill -> whether it was still running."""
+    """Wait for the first save and `wait` seconds more, kill it -> whether it still ran."""
     while not part.exists() and process.poll() is None:
         time.sleep(0.005)
     time.sleep(wait)
