@@ -1,0 +1,122 @@
+"""plumbing/processes.py in one process: device, precision, frozen copies, recomputed blocks."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import CFG, gpt, lively, ragged, tokens
+from torch import nn
+
+from generate import generate
+from model import GPT, Scorer
+from plumbing.processes import autocast, frozen_copy, get_device, prepare_blocks
+from train import TrainConfig
+
+RUN = TrainConfig(device="cpu", precision="fp32")
+
+
+def bf16():
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+# ------------------------------------------------------------------------------------------------
+# device and precision
+
+
+def test_the_device_is_the_one_that_is_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert get_device(replace(RUN, device="auto")) == get_device(RUN) == "cpu"
+    with pytest.raises(ValueError, match="--device cuda: .* no CUDA device here; use --device cpu"):
+        get_device(replace(RUN, device="cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert get_device(replace(RUN, device="auto")) == "cuda" and get_device(RUN) == "cpu"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert get_device(replace(RUN, device="auto")) == "cuda:1"
+    assert get_device(replace(RUN, device="cuda:0")) == "cuda:0"
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        ("fp32", torch.float32),
+        ("bf16", torch.bfloat16),
+        ("auto", torch.float32),
+    ],
+)
+def test_the_precision_of_a_forward(precision, dtype):
+    layer, x = nn.Linear(3, 2), torch.ones(1, 3)
+    with autocast(replace(RUN, precision=precision)):
+        assert layer(x).dtype == dtype
+    with pytest.raises(ValueError, match="--precision must be fp32, bf16 or auto, got fp8"):
+        autocast(replace(RUN, precision="fp8"))
+
+
+# ------------------------------------------------------------------------------------------------
+# frozen copies
+
+
+def test_a_frozen_copy_stays_as_it_is():
+    model, ids = gpt(cfg=replace(CFG, dropout=0.5)).train(), tokens(2, 8)
+    frozen = frozen_copy(model)
+    assert not frozen.training and not any(p.requires_grad for p in frozen.parameters())
+    before = frozen(ids)
+    assert torch.equal(before, model.eval()(ids))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(ids).square().mean().backward()
+    optimizer.step()
+    assert torch.equal(frozen(ids), before) and not torch.allclose(model(ids), before)
+    assert all(p.grad is None for p in frozen.parameters())
+
+
+@pytest.mark.parametrize("make", [GPT, Scorer])
+def test_frozen_in_bf16_says_the_same_to_the_bit(make):
+    module, ids = lively(make(CFG)), tokens(3, 12)
+    with bf16(), torch.no_grad():
+        frozen = frozen_copy(module)
+        assert torch.equal(frozen(ids), module(ids))
+    layers = [m for m in frozen.modules() if isinstance(m, nn.Linear)]
+    assert layers and {m.weight.dtype for m in layers} == {torch.bfloat16}
+    assert all(p.dtype == torch.float32 for p in frozen_copy(module).parameters())
+    assert all(p.dtype == torch.float32 for p in module.parameters())
+
+
+# ------------------------------------------------------------------------------------------------
+# --recompute
+
+
+def held(module, ids):
+    """How many numbers a forward pass keeps for the backward pass."""
+    sizes = {}
+
+    def pack(x):
+        sizes[x.data_ptr()] = x.numel()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        mask = torch.ones(len(ids), ids.shape[1] - 1, dtype=torch.bool)
+        module.loss(ids, mask).backward()
+    return sum(sizes.values())
+
+
+def test_recompute_keeps_fewer_activations_and_the_names_of_the_weights():
+    module, ids = GPT(replace(CFG, n_layer=6)), tokens(4, 12)
+    names = list(module.state_dict())
+    prepare_blocks(module, RUN)
+    plain = held(module, ids)
+    gradients = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    prepare_blocks(module, replace(RUN, recompute=True))
+    assert held(module, ids) < 0.5 * plain
+    assert list(module.state_dict()) == names
+    for p, wanted in zip(module.parameters(), gradients, strict=True):
+        torch.testing.assert_close(p.grad, wanted)
+
+
+def test_recompute_leaves_generation_alone():
+    module = gpt()
+    ids, total = generate(module, *ragged([3, 9, 1, 6], 0), 20, eos=22, seed=3)
+    prepare_blocks(module, replace(RUN, recompute=True))
+    same_ids, same_total = generate(module, *ragged([3, 9, 1, 6], 0), 20, eos=22, seed=3)
+    assert torch.equal(ids, same_ids) and torch.equal(total, same_total)
