@@ -1,4 +1,10 @@
-"""The whole pipeline at a tenth of its size: every stage hands its file to the next one, and every stage learns."""
+"""The whole pipeline in about 15 seconds: every stage hands its file to the next, and learns.
+
+A model of 2 layers of 64 channels, a 27th of the tokens, a 12th of the comparisons, and shorter
+contexts: the sandbox's prompts have up to 28 tokens and its demonstrations up to 14. Rates are
+higher, for the short runs. The bounds hold for the seeds 0, 1 and 2 with a margin.
+"""
+
 import json
 
 import pytest
@@ -10,24 +16,53 @@ import pretrain
 import reward
 import sft
 
+SMALL = {"n_layer": 2, "n_embd": 64, "context": 64, "batch": 8, "lr": 4e-3, "warmup": 20}
+RL = {
+    "iterations": 10,
+    "rollout": 128,
+    "minibatch": 32,
+    "microbatch": 0,
+    "warmup": 1,
+    "lr": 5e-4,
+    "kl_coef": 0.02,
+    "ptx_ratio": 0.125,
+    "ema": 0.9,
+    "max_new": 16,
+}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    """What all stages wrote."""
     folder = tmp_path_factory.mktemp("pipeline")
-    pretrain.main(pretrain.Config(out=f"{folder}/base.pt", tokens=500_000, documents=8000, n_layer=2))
-    sft.main(sft.Config(init=f"{folder}/base.pt", out=f"{folder}/sft.pt", epochs=8))
-    label.main(label.Config(init=(f"{folder}/sft.pt",), out=f"{folder}/comparisons.jsonl", n=800))
-    reward.main(reward.Config(init=f"{folder}/sft.pt", data=(f"{folder}/comparisons.jsonl",),
-                              out=f"{folder}/rm.pt"))
-    ppo.main(ppo.Config(init=f"{folder}/sft.pt", rm=f"{folder}/rm.pt", out=f"{folder}/ppo.pt",
-                        **ppo.PRESETS["sandbox"] | {"iterations": 16, "warmup": 2, "ema": 0.9, "ptx_ratio": 0.125}))
-    evaluate.main(evaluate.Config(systems=tuple(f"{folder}/{name}.pt" for name in ("base", "sft", "ppo")), rm=f"{folder}/rm.pt",
-                                  out=f"{folder}/report", n=300))
+    base, supervised, rm, policy = (f"{folder}/{name}.pt" for name in ("base", "sft", "rm", "ppo"))
+    rankings = f"{folder}/comparisons.jsonl"
+    pretrain.main(pretrain.Config(out=base, tokens=110_000, documents=4000, **SMALL))
+    sft.main(
+        sft.Config(
+            init=base,
+            out=supervised,
+            demonstrations=600,
+            epochs=4,
+            batch=16,
+            dropout=0.1,
+            lr=1.4e-3,
+            ptx_mix=0.05,
+            max_new=16,
+        )
+    )
+    label.main(label.Config(init=(supervised,), out=rankings, n=1000, k_max=6, max_new=16))
+    reward.main(reward.Config(init=supervised, data=(rankings,), out=rm, batch=8, lr=1e-3))
+    settings = ppo.PRESETS["sandbox"] | RL
+    ppo.main(ppo.Config(init=supervised, rm=rm, out=policy, **settings))
+    systems = (base, supervised, policy)
+    evaluate.main(evaluate.Config(systems=systems, rm=rm, out=f"{folder}/report", n=150))
     return folder
 
 
 def log(folder, name):
-    return [json.loads(line) for line in (folder / f"{name}.pt.log.jsonl").read_text().splitlines()]
+    lines = (folder / f"{name}.pt.log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def mean(lines, key):
@@ -36,22 +71,26 @@ def mean(lines, key):
 
 def test_the_supervised_losses_fall(folder):
     base, demonstrations, rankings = (log(folder, name) for name in ("base", "sft", "rm"))
-    assert base[0]["loss"] > 5.5 and mean(base[-20:], "loss") < 1.8        # from ln V = 6.1
+    assert base[0]["loss"] > 5.5 and mean(base[-20:], "loss") < 2.4  # from ln V = 6.1
     assert mean(demonstrations[-10:], "loss") < 0.3 * demonstrations[0]["loss"]
-    assert mean(rankings[-10:], "loss") < 0.68 and rankings[-1]["held_out_accuracy"] > 0.58
+    assert mean(rankings[-10:], "loss") < 0.68  # from ln 2 = 0.69
+    assert rankings[-1]["held_out_accuracy"] > 0.54
 
 
 def test_reinforcement_raises_the_score_and_the_reward_it_is_paid(folder):
     lines = log(folder, "ppo")
-    assert mean(lines[-8:], "score") > mean(lines[:8], "score") + 0.1
-    assert mean(lines[-8:], "reward") > mean(lines[:8], "reward") + 0.1
-    assert lines[0]["kl"] == pytest.approx(0, abs=1e-3) and 0 < mean(lines[-8:], "kl") < 5
+    first, last = lines[:4], lines[-4:]  # an iteration
+    assert mean(last, "score") > mean(first, "score") + 0.1
+    assert mean(last, "reward") > mean(first, "reward") + 0.1
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-3) and 0.1 < mean(last, "kl") < 6
     assert lines[0]["ratio"] == pytest.approx(1, abs=1e-3) and lines[0]["clip_fraction"] == 0
-    assert mean(lines[-8:], "ptx_loss") < lines[0]["ptx_loss"] + 0.1
+    assert mean(lines[-16:], "ptx_loss") < mean(lines[:4], "ptx_loss") + 0.2
 
 
 def test_each_system_beats_the_one_before(folder):
-    base, supervised, reinforced = json.loads((folder / "report" / "report.json").read_text())["systems"]
-    assert base["win_rate"] < 0.35 and supervised["win_rate"] == 0.5 and reinforced["win_rate"] > 0.52
+    report = json.loads((folder / "report" / "report.json").read_text())
+    base, supervised, reinforced = report["systems"]
+    assert base["win_rate"] < 0.46 and supervised["win_rate"] == 0.5
+    assert reinforced["win_rate"] > 0.54
     assert reinforced["rm_score"] > supervised["rm_score"] > base["rm_score"]
     assert reinforced["kl"] > 0.05 and supervised["kl"] == 0
