@@ -232,10 +232,12 @@ def greedy(path, text):
     return sample(model, [prompt], 8, ENC.eot_token, temperature=0).responses[0]
 
 
-def test_a_tiny_run_learns_to_answer_prompts_it_has_not_seen(config):
-    metrics = sft.main(replace(config, epochs=60, eval_every=5, dropout=0.1, ptx_mix=0.1))
+def test_a_tiny_run_learns_to_answer_prompts_it_has_not_seen(config, tmp_path):
+    write_jsonl(str(tmp_path / "text.jsonl"), [{"text": "Ida sells red lamps."}] * 60)
+    more = {"dropout": 0.1, "ptx_mix": 0.1, "ptx": (str(tmp_path / "text.jsonl"),)}
+    metrics = sft.main(replace(config, epochs=40, eval_every=10, **more))
     held = [x["held_out_loss"] for x in log_lines(config) if "held_out_loss" in x]
-    assert metrics["held_out_loss"] == held[-1] < 0.2 and held[0] > 2.0
+    assert metrics["held_out_loss"] == held[-1] < 0.2 and held[0] > 1.5
     for verb, answer in ANSWERS.items():
         assert greedy(config.out, f"{verb} Viktor.") == data.encode_response(ENC, answer)
 
