@@ -160,7 +160,8 @@ def load_rankings(cfg, enc, block, counts):
 def main(cfg):
     init = interop.model_files(cfg.init)
     files.require("--init", init, "python sft.py --init base.pt --out sft.pt")
-    files.require("--data", cfg.data, "python label.py --init sft.pt --out comparisons.jsonl")
+    if not cfg.data:
+        files.require("--data", (), "python label.py --init sft.pt --out comparisons.jsonl")
     run = files.begin(cfg, "reward", init=init, data=cfg.data, demos=cfg.demos)
     if run.metrics is not None:
         return run.metrics

@@ -25,7 +25,7 @@ RANKINGS = [
     {"prompt": f"Who are you, {i}?", "responses": ["I am.", "You are."], "ranks": [1, 2]}
     for i in range(40)
 ]
-ABSENT = "does not exist|is missing; make it with `python"
+ABSENT = "does not exist"
 DEMONSTRATIONS = [{"prompt": f"Who are you, {i}?", "response": "I am."} for i in range(40)]
 
 
