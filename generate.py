@@ -156,7 +156,7 @@ def decode(model, cache, token, u, temperature, top_k, top_p):
     """One step for all rows: the token that follows `token` (B,), drawn with u (B,)."""
     h = model.hidden(token[:, None], cache)[:, 0]                         # (B, C)
     cache.advance()
-    return next_token(model.next_logits(h), u, temperature, top_k, top_p)
+    return next_token(model.logits(h, few=True), u, temperature, top_k, top_p)
 
 
 @functools.cache
@@ -176,7 +176,7 @@ def decode_all(model, cache, h, u, eos, sampling, compile):
     new = torch.full((B, max_new), eos, device=h.device)
     rows = torch.arange(B, device=h.device)                 # those that are still computed
     done = torch.zeros(B, dtype=torch.bool, device=h.device)
-    token = next_token(model.next_logits(h), u[0], *sampling)
+    token = next_token(model.logits(h, few=True), u[0], *sampling)
     for step in range(max_new):
         if step > 0:
             token = step_of(model, cache, token, u[step, rows], *sampling)

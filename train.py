@@ -192,7 +192,7 @@ def measure(t, step, context, evaluate, finish):
         return {} if evaluate is None else evaluate(step, processes.whole(t.result))
 
 
-SHOWN = ("loss", "accuracy", "score", "kl", "ptx_loss")      # of the log, in the terminal
+SHOWN = ("loss", "accuracy", "score", "reward", "kl", "ptx_loss")      # of the log, in the terminal
 
 
 def train(run, networks, batches, losses, steps, tokenizer, evaluate=None, finish=None, state=None,

@@ -134,7 +134,7 @@ def true_score(prompts, responses, enc):
     if not all(p.meta for p in prompts):
         return {}
     scores = []
-    for prompt, response in zip(prompts, responses):
+    for prompt, response in zip(prompts, responses, strict=True):
         scores.append(sandbox.judge(prompt, decode_response(enc, response)).score)
     return {"true_score": sum(scores) / len(scores)}
 

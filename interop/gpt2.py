@@ -35,6 +35,9 @@ KNOWN = {   # what a config may say of the architecture; where it is silent, it 
     "scale_attn_by_inverse_layer_idx": (False,),
 }
 MATRIX = re.compile(r"c_\w+\.weight$")                     # theirs are stored transposed
+OURS = re.compile(   # every weight of a GPT-2, as we call it
+    r"(trunk\.)?((wte|wpe)\.weight|(ln_f|h\.\d+\.(ln_[12]|attn\.c_attn|(attn\.)?c_proj|c_fc))"
+    r"\.(weight|bias))|head\.(weight|bias)")
 CAUSAL_MASK = re.compile(r"\.attn\.(masked_)?bias$")       # buffers that old versions wrote
 
 
@@ -182,9 +185,14 @@ def export(path, folder):
 
 
 def _their_weights(checkpoint):
-    """-> {their name: tensor}."""
+    """-> {their name: tensor}. Raises ValueError for a model of another architecture."""
     weights = dict(checkpoint["weights"])
     scorer = checkpoint["kind"] == "scorer"
+    other = [name for name in weights if not OURS.fullmatch(name)]
+    expected = 12 * checkpoint["config"]["n_layer"] + 4 + 2 * scorer
+    if other or len(weights) != expected:
+        what = f"it has {other[0]}" if other else f"{len(weights)} weights, not {expected}"
+        raise ValueError(f"this model is no GPT-2 ({what}): transformers' GPT-2 cannot hold it")
     if scorer:
         # Their head has no bias b. To add b to ln_f's output along the head's direction w does
         # the same: (x + b w / |w|^2) . w = x . w + b.

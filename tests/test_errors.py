@@ -25,7 +25,7 @@ RANKINGS = [
     {"prompt": f"Who are you, {i}?", "responses": ["I am.", "You are."], "ranks": [1, 2]}
     for i in range(40)
 ]
-ABSENT = "does not exist"
+ABSENT = "does not exist|is missing; make it with `python"
 DEMONSTRATIONS = [{"prompt": f"Who are you, {i}?", "response": "I am."} for i in range(40)]
 
 
@@ -271,7 +271,7 @@ def test_a_number_too_few_rankings_to_hold_some_out(refusal):
 def test_a_data_file_that_is_missing_or_not_utf8(refusal, script, argv):
     flag = "--prompts" if script in ("ppo", "label", "evaluate") else "--data"
     said = refusal(script, *argv, flag, "none.jsonl")
-    assert re.search(ABSENT, said) and "none.jsonl" in said
+    assert "none.jsonl does not exist" in said
     with open("latin.jsonl", "wb") as f:
         f.write('{"text": "Gr\xfc\xdfe", "prompt": "Gr\xfc\xdfe"}\n'.encode("latin1"))
     said = refusal(script, *argv, flag, "latin.jsonl")

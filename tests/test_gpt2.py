@@ -102,8 +102,10 @@ def no_cache(tmp_path_factory):
 
 def write_ranks(path, ranks):
     with open(path, "wb") as f:
-        f.writelines(base64.b64encode(token) + b" %d\n" % n
-                     for token, n in sorted(ranks.items(), key=lambda x: x[1]))
+        f.writelines(
+            base64.b64encode(token) + b" %d\n" % n
+            for token, n in sorted(ranks.items(), key=lambda x: x[1])
+        )
     return str(path)
 
 
@@ -176,8 +178,14 @@ def command(monkeypatch, capsys):
 
 def theirs(hf, kind="GPT2LMHeadModel", seed=0):
     config = hf.GPT2Config(
-        vocab_size=V, n_positions=T, n_embd=16, n_layer=2, n_head=4, bos_token_id=EOS,
-        eos_token_id=EOS, num_labels=1
+        vocab_size=V,
+        n_positions=T,
+        n_embd=16,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=EOS,
+        eos_token_id=EOS,
+        num_labels=1,
     )
     return lively(getattr(hf, kind)(config), seed)
 
@@ -188,8 +196,10 @@ def causal_masks(weights):
         name.replace("c_attn.bias", mask): x
         for name in weights
         if name.endswith("attn.c_attn.bias")
-        for mask, x in (("bias", torch.ones(1, 1, T, T).tril().to(torch.uint8)),
-                        ("masked_bias", torch.tensor(-1e4)))
+        for mask, x in (
+            ("bias", torch.ones(1, 1, T, T).tril().to(torch.uint8)),
+            ("masked_bias", torch.tensor(-1e4)),
+        )
     }
 
 
@@ -237,8 +247,12 @@ def same_continuations(network, other):
     said, eos = [], network.cfg.vocab_size - 1
     for n in range(1, 13):
         prompt = rows(1, n, seed=n)
-        settings = {"max_new_tokens": 12, "eos_token_id": eos, "pad_token_id": eos,
-                    "attention_mask": torch.ones_like(prompt)}
+        settings = {
+            "max_new_tokens": 12,
+            "eos_token_id": eos,
+            "pad_token_id": eos,
+            "attention_mask": torch.ones_like(prompt),
+        }
         expected = other.generate(prompt, do_sample=False, **settings)
         ids, total = generate(network, prompt, torch.tensor([n]), 12, eos, temperature=0)
         assert ids[0, : total[0]].tolist() == expected[0].tolist()
@@ -254,16 +268,19 @@ def test_their_continuations_are_ours(hf, tmp_path):
     same_continuations(load_model(str(tmp_path), GPT)[0], network)
 
 
-@pytest.mark.parametrize("write", [LAYOUTS["safetensors"], LAYOUTS["masks and the prefix"]],
-                         ids=["safetensors", "bin"])
+@pytest.mark.parametrize(
+    "write", [LAYOUTS["safetensors"], LAYOUTS["masks and the prefix"]], ids=["safetensors", "bin"]
+)
 def test_their_classifier_with_one_label_is_a_scorer(hf, tmp_path, write):
     network = theirs(hf, "GPT2ForSequenceClassification")
     write(network, str(tmp_path))
     scorer, _ = load_model(str(tmp_path), Scorer)
     ids, length = rows(6, T), torch.tensor([1, 5, 9, 13, 20, T])
     with torch.no_grad():
-        close(scorer.score(ids, length),
-              torch.stack([network(ids[b : b + 1, :n]).logits[0, 0] for b, n in enumerate(length)]))
+        close(
+            scorer.score(ids, length),
+            torch.stack([network(ids[b : b + 1, :n]).logits[0, 0] for b, n in enumerate(length)]),
+        )
 
 
 # -------------------------------------------------------------------------------------------------
@@ -281,8 +298,9 @@ def agree(hf, path, folder, seed=0):
     checkpoint = read_model(path)
     network, _ = load_model(path, CLASSES[checkpoint["kind"]])
     network.eval()
-    ids = torch.randint(network.cfg.vocab_size, (4, 12),
-                        generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(
+        network.cfg.vocab_size, (4, 12), generator=torch.Generator().manual_seed(seed)
+    )
     with torch.no_grad():
         if checkpoint["kind"] == "gpt":
             close(loaded_by(hf, folder, "AutoModelForCausalLM")(ids).logits, network(ids))
@@ -543,12 +561,15 @@ def change_config(folder):
 
 
 @pytest.mark.parametrize("change", [change_weights, change_config])
-@pytest.mark.parametrize(("stage", "out", "inputs", "changed"), [
-    (sft, "sft.pt", {"init": "base"}, "init"),
-    (reward, "rm.pt", {"init": "sft"}, "init"),
-    (ppo, "ppo.pt", {"init": "sft", "rm": "rm"}, "init"),
-    (ppo, "ppo.pt", {"init": "sft", "rm": "rm"}, "rm"),
-])
+@pytest.mark.parametrize(
+    ("stage", "out", "inputs", "changed"),
+    [
+        (sft, "sft.pt", {"init": "base"}, "init"),
+        (reward, "rm.pt", {"init": "sft"}, "init"),
+        (ppo, "ppo.pt", {"init": "sft", "rm": "rm"}, "init"),
+        (ppo, "ppo.pt", {"init": "sft", "rm": "rm"}, "rm"),
+    ],
+)
 def test_a_run_from_a_folder_is_one_of_its_files(inside, stage, out, inputs, changed, change):
     """Wherever the folder lies."""
     assert "is finished already" in run(stage, out, **inputs)[1]
@@ -570,8 +591,9 @@ def test_a_run_from_a_folder_is_one_of_its_files(inside, stage, out, inputs, cha
 def test_sample_takes_a_folder(inside, capsys):
     def said(network, rm):
         capsys.readouterr()
-        sample.main(sample.Config((network,), prompt="Is it 漢字?", rm=rm, n=4, max_new=8,
-                                  device="cpu"))
+        sample.main(
+            sample.Config((network,), prompt="Is it 漢字?", rm=rm, n=4, max_new=8, device="cpu")
+        )
         return capsys.readouterr().out
 
     shown = said("sft.pt", "rm.pt")
@@ -793,16 +815,24 @@ REFUSED = {
     "no config": (lambda folder: (folder / "config.json").unlink(), NO_GPT2),
     "no weights": (lambda folder: (folder / "pytorch_model.bin").unlink(), NO_GPT2),
     "a folder of something else": (lambda folder: [x.unlink() for x in folder.iterdir()], NO_GPT2),
-    "broken json": (text("config.json", b'{"n_layer": 2,'),
-                    r"config\.json is not the config of a GPT-2"),
+    "broken json": (
+        text("config.json", b'{"n_layer": 2,'),
+        r"config\.json is not the config of a GPT-2",
+    ),
     "no json": (text("config.json", b"\xff\xfe\x00"), r"config\.json is not the config of a GPT-2"),
     "a list": (text("config.json", b"[1, 2]"), r"config\.json is not the config of a GPT-2"),
-    "another model": (config(n_layer=GONE, num_hidden_layers=2),
-                      r"is not the config of a GPT-2 \(KeyError: 'n_layer'\)"),
-    "another activation": (config(activation_function="relu"),
-                           "has activation_function relu; only GPT-2's own gelu_new"),
-    "exact gelu": (config(activation_function="gelu"),
-                   "has activation_function gelu; only GPT-2's own gelu_new"),
+    "another model": (
+        config(n_layer=GONE, num_hidden_layers=2),
+        r"is not the config of a GPT-2 \(KeyError: 'n_layer'\)",
+    ),
+    "another activation": (
+        config(activation_function="relu"),
+        "has activation_function relu; only GPT-2's own gelu_new",
+    ),
+    "exact gelu": (
+        config(activation_function="gelu"),
+        "has activation_function gelu; only GPT-2's own gelu_new",
+    ),
     "too few layers": (config(n_layer=1), NO_FIT),
     "too many layers": (config(n_layer=3), NO_FIT),
     "another width": (config(n_embd=32), NO_FIT),
@@ -814,10 +844,14 @@ REFUSED = {
     "empty": (cut_to(0), r"pytorch_model\.bin is not a readable file of GPT-2's weights"),
     "half": (cut_to(0.5), r"pytorch_model\.bin is not a readable file of GPT-2's weights"),
     "nearly all": (cut_to(0.99), r"pytorch_model\.bin is not a readable file of GPT-2's weights"),
-    "text": (text("pytorch_model.bin", b"version https://git-lfs.github.com/spec/v1\n"),
-             "is not a readable file of GPT-2's weights"),
-    "code": (weights(lambda found: found | {"transformer.ln_f.bias": Code()}),
-             "is not a readable file of GPT-2's weights"),
+    "text": (
+        text("pytorch_model.bin", b"version https://git-lfs.github.com/spec/v1\n"),
+        "is not a readable file of GPT-2's weights",
+    ),
+    "code": (
+        weights(lambda found: found | {"transformer.ln_f.bias": Code()}),
+        "is not a readable file of GPT-2's weights",
+    ),
     "safetensors, cut off": (
         text("model.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{"),
         r"safetensors is not a readable file of GPT-2's weights|needs a package",
@@ -832,8 +866,10 @@ REFUSED = {
     "heads that do not divide the width": (config(n_head=3), "config|heads"),
     "no heads": (config(n_head=0), "config|heads"),
     "no context": (config(n_positions=None), "config"),
-    "scores scaled by layer": (config(scale_attn_by_inverse_layer_idx=True),
-                               "scale_attn_by_inverse_layer_idx"),
+    "scores scaled by layer": (
+        config(scale_attn_by_inverse_layer_idx=True),
+        "scale_attn_by_inverse_layer_idx",
+    ),
     "scores not scaled": (config(scale_attn_weights=False), "scale_attn_weights"),
     "another epsilon": (config(layer_norm_epsilon=1e-3), "layer_norm_epsilon"),
     "an unembedding of its own": (
@@ -905,10 +941,30 @@ def test_exports_that_cannot_be(tmp_path, small, command, monkeypatch):
     (tmp_path / "taken" / "config.json").mkdir(parents=True)
     assert "name another folder" in refused(command, path, tmp_path / "taken")
     assert (tmp_path / "file").read_text() == "in the way"
-    for error in (OSError(28, "No space left on device"),
-                  RuntimeError("PytorchStreamWriter failed writing file")):
+    for error in (
+        OSError(28, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file"),
+    ):
         monkeypatch.setattr(torch, "save", lambda *a, error=error: (_ for _ in ()).throw(error))
         assert "free some space" in refused(command, path, tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda w: w.update({"head.weight": w["wte.weight"]}), "weights, not"),
+        (lambda w: w.update({"rotary.angles": w.pop("wpe.weight")}), "it has rotary.angles"),
+    ],
+)
+def test_a_fork_of_the_model_is_not_exported_as_a_gpt2(tmp_path, change, says):
+    model = GPT(GPTConfig(60, 16, 1, 2, 8))
+    weights = dict(model.state_dict())
+    change(weights)
+    path, folder = str(tmp_path / "fork.pt"), tmp_path / "folder"
+    save_checkpoint(path, model, {"name": "sandbox", "hash": ""}, {}, weights=weights)
+    with pytest.raises(ValueError, match=says):
+        gpt2.export(path, str(folder))
+    assert not folder.exists()
 
 
 def test_export_needs_both_names(command):
