@@ -100,8 +100,8 @@ def main(cfg):
     if cfg.best_of and not cfg.rm:
         raise ValueError("--best-of needs --rm FILE: the reward model that says which response "
                          "is best")
-    if cfg.raw and not (cfg.prompt or cfg.chat):
-        raise ValueError("--raw needs a --prompt to continue")
+    if cfg.raw and (cfg.chat or not cfg.prompt):
+        raise ValueError("--raw needs a --prompt to continue, and no --chat")
     if cfg.top_k < 0 or cfg.temperature < 0 or cfg.n < 1 or cfg.max_new < 1:
         raise ValueError("--top-k and --temperature must be at least 0, "
                          "--n and --max-new at least 1")

@@ -173,6 +173,7 @@ def test_chat_ends_at_the_end_of_input_and_forgets_what_no_longer_fits(folder, m
         ({"best_of": 4}, "--rm"),
         ({"max_new": 128}, "--max-new"),
         ({"raw": True, "prompt": ""}, "--prompt"),
+        ({"raw": True, "chat": True}, "--chat"),
         ({"rm": "none.pt"}, "does not exist"),
     ],
 )
