@@ -88,6 +88,7 @@ ROLLOUTS = {
 MEASURE = """
 import contextlib, copy, json, os, sys
 import torch
+import torch._dynamo    # which optimizers import: once here, and not in each process below
 import ppo, train
 from generate import generate
 from model import GPT, GPTConfig, scorer_from
