@@ -40,19 +40,22 @@ def one_by_one(encode, records, enc, block):
 
 
 def test_the_last_response_is_never_cut(enc):
-    """At any length of the context; a prompt keeps its end; what does not fit is dropped and
-    counted."""
+    """At any length of the context; a prompt keeps its end; a response over half of a context that
+    the whole exceeds is dropped, and counted."""
     records = list(some_demonstrations(80))
     for block in (4, 8, 16, 30, 60, 120):
         kept, counts = one_by_one(encode_demonstrations, records, enc, block)
         cut = 0
-        for i, (ids, trained) in kept.items():
-            whole, marks = encode_dialogue(enc, records[i].messages)
-            assert len(ids) == min(block, len(whole))
-            assert ids == whole[-len(ids) :] and trained == marks[-len(ids) :]
-            response = encode_response(enc, records[i].messages[-1]["content"])
-            assert ids[-len(response) :] == response and all(trained[-len(response) :])
-            cut += len(whole) > block
+        for i, r in enumerate(records):
+            whole, marks = encode_dialogue(enc, r.messages)
+            response = encode_response(enc, r.messages[-1]["content"])
+            assert (i in kept) == (len(whole) <= block or len(response) <= block // 2)
+            if i in kept:
+                ids, trained = kept[i]
+                assert len(ids) == min(block, len(whole))
+                assert ids == whole[-len(ids) :] and trained == marks[-len(ids) :]
+                assert ids[-len(response) :] == response and all(trained[-len(response) :])
+                cut += len(whole) > block
         dropped = counts["demonstrations dropped: the response is too long"]
         assert dropped == 80 - len(kept) == 80 - counts["demonstrations"]
         assert counts["demonstrations cut from the left"] == cut
