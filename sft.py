@@ -121,9 +121,9 @@ def main(cfg):
     enc, block, counts = interop.tokenizer_of(checkpoint), model.cfg.block_size, Counter()
     records, held_out = load_demonstrations(cfg, enc, counts)
     rows = interop.encode_demonstrations(records, enc, block, counts)
-    held_out = held_out or records[:1]
-    held = interop.encode_demonstrations(held_out, enc, block, counts)
-    asked = [data.Prompt(r.messages[:-1]) for r in held_out]
+    # If no prompt is held out, the first that is trained on stands in for one.
+    held = interop.encode_demonstrations(held_out, enc, block, counts) if held_out else rows[:1]
+    asked = [data.Prompt(r.messages[:-1]) for r in held_out or records[:1]]
     prompts = interop.encode_prompts(asked, enc, block - cfg.max_new, counts)[:ASKED]
     text = interop.load_text(cfg.ptx, counts, enc, block, flag="--ptx", n=5000,
                              seed=f"ptx {cfg.seed}", whole=True, wanted=cfg.ptx_mix > 0)
