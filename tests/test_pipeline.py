@@ -1,4 +1,4 @@
-"""The whole pipeline in about 15 seconds: every stage hands its file to the next, and learns.
+"""The whole pipeline in about 16 seconds: every stage hands its file to the next, and learns.
 
 A model of 2 layers of 64 channels, a 27th of the tokens, a 12th of the comparisons, and shorter
 contexts: the sandbox's prompts have up to 28 tokens and its demonstrations up to 14. Rates are
@@ -14,11 +14,13 @@ import label
 import ppo
 import pretrain
 import reward
+import sandbox
 import sft
+from plumbing.files import write_jsonl
 
 SMALL = {"n_layer": 2, "n_embd": 64, "context": 64, "batch": 8, "lr": 4e-3, "warmup": 20}
 RL = {
-    "iterations": 10,
+    "iterations": 9,
     "rollout": 128,
     "minibatch": 32,
     "microbatch": 0,
@@ -36,12 +38,15 @@ def folder(tmp_path_factory):
     """What all stages wrote."""
     folder = tmp_path_factory.mktemp("pipeline")
     base, supervised, rm, policy = (f"{folder}/{name}.pt" for name in ("base", "sft", "rm", "ppo"))
-    rankings = f"{folder}/comparisons.jsonl"
+    rankings, text = f"{folder}/comparisons.jsonl", f"{folder}/text.jsonl"
+    # less text to mix in than the sandbox has, which takes a second to tokenize
+    write_jsonl(text, [{"text": document} for document in sandbox.corpus(2000, "ptx")])
     pretrain.main(pretrain.Config(out=base, tokens=110_000, documents=4000, **SMALL))
     sft.main(
         sft.Config(
             init=base,
             out=supervised,
+            ptx=(text,),
             demonstrations=600,
             epochs=4,
             batch=16,
@@ -54,7 +59,7 @@ def folder(tmp_path_factory):
     label.main(label.Config(init=(supervised,), out=rankings, n=1000, k_max=6, max_new=16))
     reward.main(reward.Config(init=supervised, data=(rankings,), out=rm, batch=8, lr=1e-3))
     settings = ppo.PRESETS["sandbox"] | RL
-    ppo.main(ppo.Config(init=supervised, rm=rm, out=policy, **settings))
+    ppo.main(ppo.Config(init=supervised, rm=rm, out=policy, ptx=(text,), **settings))
     systems = (base, supervised, policy)
     evaluate.main(evaluate.Config(systems=systems, rm=rm, out=f"{folder}/report", n=150))
     return folder
@@ -73,15 +78,15 @@ def test_the_supervised_losses_fall(folder):
     base, demonstrations, rankings = (log(folder, name) for name in ("base", "sft", "rm"))
     assert base[0]["loss"] > 5.5 and mean(base[-20:], "loss") < 2.4  # from ln V = 6.1
     assert mean(demonstrations[-10:], "loss") < 0.3 * demonstrations[0]["loss"]
-    assert mean(rankings[-10:], "loss") < 0.68  # from ln 2 = 0.69
-    assert rankings[-1]["held_out_accuracy"] > 0.54
+    assert mean(rankings[-40:], "loss") < 0.685  # from ln 2 = 0.693
+    assert rankings[-1]["held_out_accuracy"] > 0.55
 
 
 def test_reinforcement_raises_the_score_and_the_reward_it_is_paid(folder):
     lines = log(folder, "ppo")
     first, last = lines[:4], lines[-4:]  # an iteration
     assert mean(last, "score") > mean(first, "score") + 0.1
-    assert mean(last, "reward") > mean(first, "reward") + 0.1
+    assert mean(last, "reward") > mean(first, "reward") + 0.05
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-3) and 0.1 < mean(last, "kl") < 6
     assert lines[0]["ratio"] == pytest.approx(1, abs=1e-3) and lines[0]["clip_fraction"] == 0
     assert mean(lines[-16:], "ptx_loss") < mean(lines[:4], "ptx_loss") + 0.2
