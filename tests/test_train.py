@@ -96,9 +96,8 @@ def test_cosine_ends_at_a_tenth():
 def test_restarts_go_back_to_the_peak_four_times():
     got = [lr_factor(s, 80, "restarts", 0) for s in range(0, 80, 10)]
     assert got == pytest.approx([1.0, 0.55] * 4)
-    assert lr_factor(79, 80, "restarts", 0) == pytest.approx(
-        0.1 + 0.45 * (1 + math.cos(math.pi * 0.95))
-    )
+    last = 0.1 + 0.45 * (1 + math.cos(math.pi * 0.95))
+    assert lr_factor(79, 80, "restarts", 0) == pytest.approx(last)
 
 
 def test_constant_stays_at_the_peak():
@@ -170,16 +169,14 @@ def test_mean_loss_weighs_batches_by_what_is_marked():
 
 @pytest.mark.parametrize("microbatch", [1, 2, 3])
 def test_any_microbatch_size_gives_the_same_step(folder, microbatch):
-    linear = replace(
-        CFG, adam_eps=1.0, grad_clip=0.0
-    )  # a large eps: the update is all but the gradient
+    # with a large eps the update is all but the gradient
+    linear = replace(CFG, adam_eps=1.0, grad_clip=0.0)
     whole, _ = fit(linear, 1)
     parts, _ = fit(replace(linear, microbatch=microbatch, out="parts.pt"), 1)
     for a, b in zip(whole.parameters(), parts.parameters()):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=0)
-    assert log_lines()[0]["loss"] == pytest.approx(
-        log_lines("parts.pt.log.jsonl")[0]["loss"], rel=1e-6
-    )
+    [line], [line_of_parts] = log_lines(), log_lines("parts.pt.log.jsonl")
+    assert line["loss"] == pytest.approx(line_of_parts["loss"], rel=1e-6)
 
 
 def test_consecutive_losses_accumulate_to_the_gradient_of_their_sum(folder):
@@ -203,10 +200,8 @@ def test_consecutive_losses_accumulate_to_the_gradient_of_their_sum(folder):
         return losses
 
     linear = replace(CFG, adam_eps=1.0, grad_clip=0.0)
-    (a, _), (b, _) = (
-        fit(linear, 1, losses=apart),
-        fit(replace(linear, out="b.pt"), 1, losses=together),
-    )
+    a, _ = fit(linear, 1, losses=apart)
+    b, _ = fit(replace(linear, out="b.pt"), 1, losses=together)
     for p, q in zip(a.parameters(), b.parameters()):
         torch.testing.assert_close(p, q, atol=1e-7, rtol=0)
 
@@ -309,9 +304,8 @@ def test_finish_changes_the_result_once_before_it_is_evaluated_and_saved(folder)
 
 
 def test_without_select_the_last_weights_are_the_result(folder):
-    model, metrics = fit(
-        replace(CFG, eval_every=2), 5, evaluate=lambda step, model: {"held_out": step}
-    )
+    cfg = replace(CFG, eval_every=2)
+    model, metrics = fit(cfg, 5, evaluate=lambda step, model: {"held_out": step})
     assert metrics["held_out"] == 4
     assert torch.equal(read_checkpoint("toy.pt")["weights"]["wte.weight"], model.wte.weight)
 
@@ -357,10 +351,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch, kill):
     monkeypatch.chdir(tmp_path / "killed")
     with pytest.raises(RuntimeError, match="killed"):
         fit(cfg, 8, dropout=0.2, batch_at=killed_at(kill), **evaluate)
-    assert (
-        not os.path.exists("toy.pt")
-        and read_checkpoint("toy.pt.part")["resume"]["step"] == kill // 2 * 2
-    )
+    assert not os.path.exists("toy.pt")
+    assert read_checkpoint("toy.pt.part")["resume"]["step"] == kill // 2 * 2
     with open("toy.pt.log.jsonl", "a") as log:
         log.write('{"step": 7, "lo')  # the line that the kill cut short
     fit(cfg, 8, dropout=0.2, **evaluate)
@@ -386,10 +378,9 @@ def test_a_killed_run_that_selects_goes_on_to_the_same_bytes(tmp_path, monkeypat
     with pytest.raises(RuntimeError, match="killed"):
         fit(cfg, 6, batch_at=killed_at(5), **more)
     fit(cfg, 6, **more)
+    result, wanted = read_checkpoint("toy.pt"), read_checkpoint(tmp_path / "straight/toy.pt")
     for key in ("weights", "meta"):
-        assert str(read_checkpoint("toy.pt")[key]) == str(
-            read_checkpoint(tmp_path / "straight/toy.pt")[key]
-        )
+        assert str(result[key]) == str(wanted[key])
     assert contents("toy.pt") == [straight]
 
 
