@@ -2,15 +2,15 @@
 
     python data.py FILE ...        # what is in a file of demonstrations, rankings, prompts or text
 
-Right padding, always: under causal attention trailing pads are invisible. Masks are made here,
-once, from lengths; they are never inferred from token ids.
+Right padding, always: under causal attention trailing pads are invisible. Masks of what is trained
+are made here, once, from roles and lengths; they are never inferred from token ids.
 
-The action frame. Every per-token tensor is (B, T-1): column t is the choice of ids[:, t+1] given
-ids[:, :t+1].
+The action frame. Every per-token tensor is (B, T-1): column t is the action that chose ids[:, t+1]
+given ids[:, :t+1].
 
-    ids    P P P R R E . .     prompt_len 3, total_len 6, T 8;  E = EOS is a choice too
+    ids    P P P R R E . .     prompt_len 3, total_len 6, T 8;  E = EOS is chosen too
     t      0 1 2 3 4 5 6       column t chooses ids[t+1]
-    mask   0 0 1 1 1 0 0       first response choice .. the choice of EOS
+    mask   0 0 1 1 1 0 0       the response's first action .. the choice of EOS
     score          ^           the reward model's score is added at t = total_len - 2
 
 Legend: B sequences, T tokens, P tokens of a prompt, R of a response, K responses of a prompt,
@@ -136,7 +136,7 @@ def by_length(length, size, share=lambda rows: rows):
 # ---- tensors -----------------------------------------------------------------------------------
 class Tokens(NamedTuple):
     ids: Tensor         # (B, T)    right-padded
-    mask: Tensor        # (B, T-1)  True where column t's choice is trained; on the CPU
+    mask: Tensor        # (B, T-1)  True where the action is trained; on the CPU
 
 
 class Padded(NamedTuple):
@@ -191,7 +191,7 @@ def tokens_batch(encoded, device="cpu") -> Tokens:
 
 
 def text_batch(blocks, device="cpu") -> Tokens:
-    """Blocks of text (B, T) -> Tokens: every choice is trained."""
+    """Blocks of text (B, T) -> Tokens: every action is trained."""
     B, T = blocks.shape
     return Tokens(to_device(blocks, device), torch.ones(B, T - 1, dtype=torch.bool))
 
@@ -212,7 +212,7 @@ def comparisons_batch(encoded, device="cpu") -> Comparisons:
 
 
 def action_mask(prompt_len, total_len, T):
-    """(B,), (B,) -> (B, T-1): True at the choices of the response, EOS included. See the top."""
+    """(B,), (B,) -> (B, T-1): True at the response's actions, EOS's included. See the top."""
     t = torch.arange(T - 1, device=prompt_len.device)
     return (t >= prompt_len[:, None] - 1) & (t < total_len[:, None] - 1)
 

@@ -102,7 +102,7 @@ class Cache:
         return self.length[:, None]                                       # (N, 1)
 
     def mask(self, T):
-        """0 where a row may look, else -inf (N, 1, 1, S): SDPA would make it of a bool mask."""
+        """0 where a row may look, else -inf (N, 1, 1, S): made once, not by each layer."""
         columns = torch.arange(self.used, device=self.length.device)
         beyond = columns > self.length[:, None]                           # (N, S)
         zeros = torch.zeros(beyond.shape, dtype=self.keys[0].dtype, device=beyond.device)
@@ -149,7 +149,7 @@ def next_token(logits, u, temperature=1.0, top_k=0, top_p=1.0):
     below = torch.nextafter(total, torch.zeros_like(total))
     at = torch.minimum(u[:, None] * total, below)
     token = torch.searchsorted(cdf, at, right=True).squeeze(1)
-    return token.clamp(max=p.shape[-1] - 1)                 # of NaN too: `train` says so later
+    return token.clamp(max=p.shape[-1] - 1)                 # if p is NaN; train.step_stats says so
 
 
 def decode(model, cache, token, u, temperature, top_k, top_p):

@@ -3,12 +3,12 @@ The labelers are the sandbox's: simulated, they read by one rubric, weigh it dif
 
     python label.py --init sft.pt --out comparisons.jsonl
     python label.py --init sft.pt base.pt --temperatures 1.0 1.3 --out comparisons.jsonl
-    python label.py --init sft.pt --rate --out ratings.jsonl
+    python label.py --init sft.pt --rate --swap 0 --n 1000 --out ratings.jsonl      # for FeedME
 
 DEVIATION [IG] 3.5: by default no comparison comes from a PPO policy. Instead some of the responses
 that are ranked belong to other prompts (--swap): without them the reward model has never seen that
-"I do not know" can be wrong, and PPO says nothing else. `make rounds` goes the paper's way: it has
-a policy's own outputs compared and trains the next one on them.
+"I do not know" can be wrong, and PPO says nothing else. `make rounds` comes nearer to the paper: it
+has a policy's own outputs compared, and trains the next one on them.
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 """

@@ -1,13 +1,14 @@
 """2/8  The GPT, and the Scorer: a GPT's trunk with one number at each token instead of logits.
 
-The architecture is GPT-2's, which is also GPT-3's up to size: learned positions, pre-norm blocks,
-GELU (tanh), tied embeddings; its names too, so that its weights load. Nothing takes an attention
-mask: rows are padded on the right, and under causal attention trailing pads are invisible.
+The architecture is GPT-2's: learned positions, pre-norm blocks, GELU (tanh), tied embeddings; its
+names too, so that its weights load. (GPT-3 has sparse attention in every other layer.) Nothing
+takes an attention mask: rows are padded on the right, and causal attention sees no trailing pad.
 
     python model.py plan --preset paper-6b --gpus 8      # the memory that each stage needs
     python model.py export ppo.pt folder                 # a folder for Hugging Face's transformers
 
-Legend: B sequences, T tokens, S tokens attended to, C channels, H heads, D = C / H, V vocabulary.
+Legend: B sequences, T tokens, S tokens attended to, C channels, H heads, D = C / H, V vocabulary,
+M marked actions.
 [IG] Ouyang et al. 2022, arXiv 2203.02155   [S20] Stiennon et al. 2020, arXiv 2009.01325
 """
 import math
@@ -147,7 +148,7 @@ class GPT(nn.Module):
         """(..., C) -> (..., V): the unembedding is the embedding, transposed. few: h is (B, C)."""
         unembedding = self.wte.weight                                     # (V, C)
         if few and self.cfg.vocab_size >= 10_000:
-            # On a CPU two thirds of the other's time, with 50k words and 8 rows.
+            # On a CPU two thirds of the time of F.linear, with 50k words and 8 rows.
             return (unembedding @ h.t()).t()
         return F.linear(h, unembedding)
 
@@ -228,7 +229,7 @@ class Scorer(nn.Module):
         return self.trunk
 
     def forward(self, ids, past=None):
-        """ids (B, T) -> (B, T): column t has seen ids[:, :t+1]. Values drop the last column."""
+        """ids (B, T) -> (B, T): column t has seen ids[:, :t+1]. Values end before the last one."""
         return self.head(self.trunk.hidden(ids, past)).squeeze(-1).float()
 
     def score(self, ids, length, past=None):

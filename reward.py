@@ -10,7 +10,7 @@ On the sandbox's comparisons it predicts about 0.70 of the held-out ones; labele
 --compile has nothing to compile here: every pass of a step has a past, the shared prompt.
 
 DEVIATION [IG] C.2: starts from the SFT model, as [IG] 3.5 says; the paper's final reward model
-started from a GPT-3 fine-tuned on public NLP data sets, "for historical reasons", as good.
+started from a GPT-3 fine-tuned on public NLP data sets, "for historical reasons", no better.
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155   [S20] Stiennon et al. 2020, arXiv 2009.01325
 """
@@ -142,7 +142,7 @@ def quality(rm, rankings, device, microbatch):
     return metrics
 
 
-def load_rankings(cfg, enc, block, counts):
+def load_rankings(cfg, enc, context, counts):
     """-> encoded rankings: to train on, of held-out prompts, of those by held-out labelers; and how
     far labelers agree, (share, pairs)."""
     rankings = interop.load("rankings", cfg.data, counts, flag="--data", columns=cfg.columns)
@@ -152,7 +152,7 @@ def load_rankings(cfg, enc, block, counts):
     if not train_on or not held_out:
         raise ValueError(f"{' '.join(cfg.data)}: {len(in_group)} rankings are too few to hold out "
                          f"{cfg.held_out:.0%} of the prompts: add some or change --held-out")
-    parts = [interop.encode_rankings(part, enc, block, counts) if part else []
+    parts = [interop.encode_rankings(part, enc, context, counts) if part else []
              for part in (train_on, held_out, outsiders)]
     return *parts, interop.agreement(rankings)
 
@@ -160,19 +160,18 @@ def load_rankings(cfg, enc, block, counts):
 def main(cfg):
     init = interop.model_files(cfg.init)
     files.require("--init", init, "python sft.py --init base.pt --out sft.pt")
-    if not cfg.data:
-        files.require("--data", (), "python label.py --init sft.pt --out comparisons.jsonl")
+    files.require("--data", cfg.data, "python label.py --init sft.pt --out comparisons.jsonl")
     run = files.begin(cfg, "reward", init=init, data=cfg.data, demos=cfg.demos)
     if run.metrics is not None:
         return run.metrics
     gpt, checkpoint = interop.load_model(cfg.init, GPT)
     torch.manual_seed(cfg.seed)
     rm = scorer_from(gpt)
-    enc, block, counts = interop.tokenizer_of(checkpoint), gpt.cfg.block_size, Counter()
+    enc, context, counts = interop.tokenizer_of(checkpoint), gpt.cfg.block_size, Counter()
     demos = interop.load("demonstrations", cfg.demos, counts, flag="--demos", enc=enc, n=400,
                          seed=cfg.seed)
-    rankings, held_out, outsiders, (agreed, votes) = load_rankings(cfg, enc, block, counts)
-    demos = interop.encode_demonstrations(demos, enc, block, counts)
+    rankings, held_out, outsiders, (agreed, votes) = load_rankings(cfg, enc, context, counts)
+    demos = interop.encode_demonstrations(demos, enc, context, counts)
     print(f"{interop.report(counts)}; two labelers agree on {agreed:.1%} of {votes:,} pairs")
 
     def batches(start):

@@ -118,20 +118,20 @@ def main(cfg):
     if run.metrics is not None:
         return run.metrics
     model, checkpoint = interop.load_model(cfg.init, GPT, dropout=cfg.dropout)
-    enc, block, counts = interop.tokenizer_of(checkpoint), model.cfg.block_size, Counter()
+    enc, context, counts = interop.tokenizer_of(checkpoint), model.cfg.block_size, Counter()
     records, held_out = load_demonstrations(cfg, enc, counts)
-    rows = interop.encode_demonstrations(records, enc, block, counts)
+    rows = interop.encode_demonstrations(records, enc, context, counts)
     # If no prompt is held out, the first that is trained on stands in for one.
-    held = interop.encode_demonstrations(held_out, enc, block, counts) if held_out else rows[:1]
+    held = interop.encode_demonstrations(held_out, enc, context, counts) if held_out else rows[:1]
     asked = [data.Prompt(r.messages[:-1]) for r in held_out or records[:1]]
-    prompts = interop.encode_prompts(asked, enc, block - cfg.max_new, counts)[:ASKED]
-    text = interop.load_text(cfg.ptx, counts, enc, block, flag="--ptx", n=5000,
+    prompts = interop.encode_prompts(asked, enc, context - cfg.max_new, counts)[:ASKED]
+    text = interop.load_text(cfg.ptx, counts, enc, context, flag="--ptx", n=5000,
                              seed=f"ptx {cfg.seed}", whole=True, wanted=cfg.ptx_mix > 0)
     print(interop.report(counts))
     rm = None
     if cfg.rm:
         rm, _ = interop.load_model(cfg.rm, Scorer, checkpoint["tokenizer"], run.device,
-                                   context=block)
+                                   context=context)
         rm.eval()
 
     def evaluate(step, model):

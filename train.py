@@ -1,11 +1,11 @@
-"""4/8  The one training loop that every stage runs on. It knows no model and no data.
+"""4/8  The one training loop that every stage runs on. It knows no model and no stage's data.
 
 A stage hands over its networks, its batches, and a generator of each batch's losses, in pieces.
 `train` does the rest: schedule, precision, clipping, AdamW, averaging, log, evaluation, saving.
 
 Resume is exact because nothing is drawn from a generator whose state must be remembered: step s
 is seeded by (seed, s, rank). A run that was killed anywhere and started again with the same command
-ends in the same bytes as one that was not.
+ends, on a CPU, in the same bytes as one that was not.
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 [N] Huang et al., The N Implementation Details of RLHF with PPO
@@ -40,7 +40,7 @@ class TrainConfig:
     warmup: int = 0                 # steps from 1/10 of the peak to the peak
     weight_decay: float = 0.0       # AdamW, matrices only; not in [IG]
     beta2: float = 0.95             # AdamW's second beta, the first is 0.9 ([IG] C)
-    adam_eps: float = 1e-8          # not in [IG]; PyTorch's placement: bolder first steps ([N])
+    adam_eps: float = 1e-8          # not in [IG]; first steps are bolder than TensorFlow's ([N])
     grad_clip: float = 1.0          # largest gradient norm of a network, 0 for none; not in [IG]
     ema: float = 0.0                # decay per step of the averaged weights, the result; 0 for none
     eval_every: int = 0             # steps between evaluations, 0 for the stage's own choice
@@ -119,16 +119,16 @@ def clip_grad(module, bound):
     return norm
 
 
-def update(networks, optimizers, pieces, cfg, context):
+def update(networks, optimizers, pieces, cfg, autocast):
     """One optimizer step on the sum of `pieces`, (weight, loss, stats), over all processes.
 
-    Pieces are computed in `context` (autocast) and backpropagated at once, into one gradient.
-    Returns this process's weighted sums of the stats, and the norms of the gradients. Unsharded, it
-    never waits for a GPU.
+    Each piece is computed under `autocast` and backpropagated as soon as it is there. A network's
+    gradients add up, over pieces and processes, and are clipped then. Returns this process's
+    weighted sums of the stats, and the norms of the gradients. It does not wait for a GPU.
     """
     seen, pieces = defaultdict(float), iter(pieces)
     while True:
-        with context:
+        with autocast:
             piece = next(pieces, None)
         if piece is None:
             break
@@ -183,12 +183,12 @@ def set_up(run, networks, tokenizer, state) -> files.Training:
     return files.Training(run, networks, optimizers, average, tokenizer, state)
 
 
-def measure(t, step, context, evaluate, finish):
+def measure(t, step, autocast, evaluate, finish):
     """Finish the result, if this is its end, and evaluate it -> metrics."""
-    with context:
+    t.result.eval()
+    with autocast:
         if finish is not None:
             finish(processes.whole(t.result))
-        t.result.eval()
         return {} if evaluate is None else evaluate(step, processes.whole(t.result))
 
 
@@ -211,25 +211,27 @@ def train(run, networks, batches, losses, steps, tokenizer, evaluate=None, finis
     """
     if steps < 1:
         raise ValueError("there is nothing to train: raise --tokens, --epochs or --iterations")
-    cfg, metrics, state = run.cfg, {}, {} if state is None else state
+    cfg, metrics = run.cfg, {}
+    state = {} if state is None else state
     t = set_up(run, networks, tokenizer, state)
     start, best = files.resume(t)
     for n in networks:
         processes.prepare_blocks(n.module, cfg)
-    source, context = batches(start), processes.autocast(cfg)
-    began, logged, name = time.perf_counter(), start, run.meta["stage"]
-    with tqdm(total=steps, initial=start, desc=name, disable=processes.rank() > 0) as bar:
+    source, autocast = batches(start), processes.autocast(cfg)
+    began, logged = time.perf_counter(), start
+    shows = processes.rank() == 0
+    with tqdm(total=steps, initial=start, desc=run.meta["stage"], disable=not shows) as bar:
         for step in range(start, steps):
             torch.manual_seed(step_seed(cfg.seed, step, processes.rank()))
             factor = lr_factor(step, steps, cfg.schedule, cfg.warmup)
             for n, optimizer in zip(networks, t.optimizers):
                 for group in optimizer.param_groups:
                     group["lr"] = n.lr * factor
-            with context:
+            with autocast:
                 batch = next(source)
             for module in t.modules:
                 module.train()
-            seen, norms = update(networks, t.optimizers, losses(batch), cfg, context)
+            seen, norms = update(networks, t.optimizers, losses(batch), cfg, autocast)
             if t.average is not None:
                 update_ema(t.average, t.modules[0], cfg.ema)
             bar.update()
@@ -242,7 +244,7 @@ def train(run, networks, batches, losses, steps, tokenizer, evaluate=None, finis
                 seconds = (time.perf_counter() - began) / (step + 1 - logged)
                 line = {"step": step, "lr": networks[0].lr * factor, **stats, "seconds": seconds}
                 if evaluates:
-                    metrics = measure(t, step, context, evaluate, finish if last else None)
+                    metrics = measure(t, step, autocast, evaluate, finish if last else None)
                     best = files.better(best, metrics, step, t.result)
                     line |= metrics
                 files.append_log(run, line)

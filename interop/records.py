@@ -11,8 +11,8 @@ A record is a JSON object, one a line; a prompt is a string or a list of {"role"
     prompt          {"prompt": ...}
     text            {"text": "..."}, or a file of plain text
 
-formats.py turns what others publish into these. Each function here that returns a list takes pairs
-(where, record), where `where` is "FILE, line N", for the messages of errors.
+formats.py turns what others publish into these. `demonstrations`, `prompts`, `rankings` and `texts`
+take pairs (where, record), where `where` is "FILE, line N", for the messages of errors.
 """
 import gzip
 import itertools

@@ -103,9 +103,10 @@ def require(flag, paths, how):
     """Raise ValueError unless the file that `flag` names is there; `how` is the command for it.
 
     paths: what it stands for, () where it was not given."""
-    if not paths or not os.path.isfile(paths[0]):
-        name = paths[0] if paths else "FILE"
-        raise ValueError(f"{flag} {name} is missing; make it with `{how}`")
+    if not paths:
+        raise ValueError(f"{flag} FILE is missing; make it with `{how}`")
+    if not os.path.isfile(paths[0]):
+        raise ValueError(f"{flag} {paths[0]} does not exist; `{how}` makes one")
 
 
 def check_inputs(inputs):
