@@ -296,7 +296,7 @@ def test_a_dead_process_ends_the_run_which_then_goes_on(world):
 
 def test_bad_input_ends_in_a_sentence_of_each_process(world):
     for who in ("error", "error in process 1"):
-        sentence = f"{who}: --init {world.folder}/nowhere.pt does not exist; `python sft.py"
+        sentence = f"{who}: --init {world.folder}/nowhere.pt does not exist; `python pretrain.py"
         assert world.done.stderr.count(sentence) == 1
 
 
