@@ -168,7 +168,7 @@ class Run(NamedTuple):
 AT_LEAST_1 = ("batch", "epochs", "iterations", "rollout", "minibatch", "max_new", "tokens",
               "log_every", "save_every")
 CHOICES = {"schedule": ("cosine", "restarts", "constant"), "value_init": ("rm", "random"),
-           "select": ("last", "rm"), "precision": ("auto", "fp32", "bf16")}
+           "select": ("last", "rm")}
 
 
 def check_settings(cfg):
@@ -189,6 +189,7 @@ def begin(cfg, stage, **inputs) -> Run:
     inputs: {flag: path or paths}. Raises ValueError.
     """
     check_settings(cfg)
+    processes.autocast(cfg)     # refuses an unknown --precision or device now, not after loading
     given = {name: paths for name, paths in inputs.items() if paths}
     given = {k: (v,) if isinstance(v, str) else v for k, v in given.items()}
     check_inputs(given)

@@ -1,12 +1,13 @@
 """The embedded default: a small world with a corpus, prompts, demonstrations and labelers.
 
 The world holds countries (with a capital, a food, an animal and a flag), places nobody knows, and
-people who own things (`world`). Its *corpus* is what a pretrained model finds on the web: three
-statements in five about a country are true, questions are followed by more questions, people
-insult each other (`text`). Its *prompts* ask for the use cases of [IG] Table 1; *demonstrations*
-are what a careful person answers, and cover a few of the facts only (`dialogues`). The *labelers*
-read responses by one written rubric, but weigh its parts differently and err; `judge` is the rubric
-itself, without error, which training never sees (`rubric`).
+people who sell, mend and lose things (`world`). Its *corpus* is what a pretrained model finds on
+the web: three statements in five about a country are true, questions are followed by more
+questions, people insult each other (`text`). Its *prompts* ask for the use cases of [IG] Table 1;
+*demonstrations* are what a careful person answers, and cover a few of the facts only
+(`dialogues`). The *labelers* read responses by one written rubric, but weigh its parts
+differently and err; `judge` is the rubric itself, without error, which training never sees
+(`rubric`).
 
     python -m sandbox                           # print a page of the corpus, and some prompts
     python -m sandbox --ranks FILE.tiktoken     # write the tokenizer
@@ -15,15 +16,12 @@ itself, without error, which training never sees (`rubric`).
 """
 # ruff: noqa: F401, I001 (what others use, in few lines)
 from sandbox.dialogues import (
-    CLOSING, DEMONSTRATED, DO_NOT_KNOW, EVAL_SHARE, REFUSAL, RESPECT, USE_CASES,
+    CLOSING, DEMONSTRATED, DO_NOT_KNOW, RESPECT, USE_CASES,
     check_answer_key, demonstrations, draw_prompts, eval_prompts, prompts,
 )
-from sandbox.rubric import (
-    HELD_OUT_LABELER, LABELERS, NOISE, POLITE, RUBRIC, Judgement, judge, rate, toxic,
-)
-from sandbox.text import BLOCK, DOCUMENTS, TASKS, corpus, tasks
-from sandbox.tokens import RANKS, write_ranks
+from sandbox.rubric import HELD_OUT_LABELER, LABELERS, RUBRIC, Judgement, judge, rate, toxic
+from sandbox.text import BLOCK, corpus, tasks
+from sandbox.tokens import RANKS
 from sandbox.world import (
-    CITIES, CONTENT, COUNTRIES, FACTS, INSULTS, NUMBERS, PEOPLE, PLURAL, POOLS, PRAISE,
-    RELATIONS, TRUE_STATEMENTS, TRUTH, UNKNOWN, VERBS, deeds, statement, tell, words,
+    CITIES, COUNTRIES, FACTS, INSULTS, PEOPLE, POOLS, PRAISE, RELATIONS, TRUTH, UNKNOWN, words,
 )

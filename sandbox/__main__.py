@@ -6,6 +6,7 @@
 import argparse
 
 import sandbox
+from sandbox.tokens import write_ranks
 
 
 def main():
@@ -13,7 +14,7 @@ def main():
     parser.add_argument("--ranks", metavar="FILE", help="write the sandbox's tokenizer instead")
     args = parser.parse_args()
     if args.ranks:
-        sandbox.write_ranks(args.ranks)
+        write_ranks(args.ranks)
         return
     print("\n".join(sandbox.corpus(10)), end="\n\n")
     shown = set()
