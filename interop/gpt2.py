@@ -1,9 +1,8 @@
-"""GPT-2's weights, in and out: the folders that Hugging Face's transformers reads and writes.
+"""GPT-2's weights as others publish them: the folders that Hugging Face's transformers writes.
 
     read_model("gpt2")                 # downloaded once, into torch.hub's cache
     read_model("folder")               # config.json and model.safetensors or pytorch_model.bin
     read_model("ppo.pt")               # a checkpoint of ours
-    export("ppo.pt", "folder")         # python model.py export ppo.pt folder
 
 The names of our weights are theirs but for a prefix, ".mlp." and the order of the axes of matrices:
 theirs are (in, out). Wherever a checkpoint can be named, so can such a folder.
@@ -15,7 +14,7 @@ import urllib.request
 
 import torch
 
-from interop.tokenizers import CHARACTER, EOS, tokenizer_files, write_tokenizer
+from interop.tokenizers import tokenizer_files
 from plumbing.files import read_checkpoint
 
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
@@ -35,9 +34,6 @@ KNOWN = {   # what a config may say of the architecture; where it is silent, it 
     "scale_attn_by_inverse_layer_idx": (False,),
 }
 MATRIX = re.compile(r"c_\w+\.weight$")                     # theirs are stored transposed
-OURS = re.compile(   # every weight of a GPT-2, as we call it
-    r"(trunk\.)?((wte|wpe)\.weight|(ln_f|h\.\d+\.(ln_[12]|attn\.c_attn|(attn\.)?c_proj|c_fc))"
-    r"\.(weight|bias))|head\.(weight|bias)")
 CAUSAL_MASK = re.compile(r"\.attn\.(masked_)?bias$")       # buffers that old versions wrote
 
 
@@ -157,79 +153,3 @@ def _read_weights(path):
         raise ValueError(f"{path} has an unembedding of its own; GPT-2's, and the one here, is "
                          f"its embedding")
     return weights
-
-
-# ---- out ----------------------------------------------------------------------------------------
-
-def export(path, folder):
-    """Write a checkpoint as a folder for transformers: GPT2LMHeadModel, or of a scorer
-    GPT2ForSequenceClassification, whose score is that of the last token.
-
-    Returns whether the folder has a tokenizer. Raises ValueError.
-    """
-    checkpoint = read_model(path)
-    same = os.path.realpath(path) == os.path.realpath(folder)
-    if same or os.path.exists(os.path.join(folder, "model.safetensors")):
-        raise ValueError(f"{folder} holds another model: name a new folder")
-    weights = _their_weights(checkpoint)
-    try:
-        os.makedirs(folder, exist_ok=True)
-        vocab = write_tokenizer(checkpoint["tokenizer"]["name"], folder)
-        torch.save(weights, os.path.join(folder, "pytorch_model.bin"))
-        with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as f:
-            json.dump(_their_config(checkpoint, vocab), f, indent=1)
-    except (OSError, RuntimeError) as e:
-        raise ValueError(f"cannot write into {folder} ({e}): free some space or name another "
-                         f"folder") from e
-    return bool(vocab)
-
-
-def _their_weights(checkpoint):
-    """-> {their name: tensor}. Raises ValueError for a model of another architecture."""
-    weights = dict(checkpoint["weights"])
-    scorer = checkpoint["kind"] == "scorer"
-    other = [name for name in weights if not OURS.fullmatch(name)]
-    expected = 12 * checkpoint["config"]["n_layer"] + 4 + 2 * scorer
-    if other or len(weights) != expected:
-        what = f"it has {other[0]}" if other else f"{len(weights)} weights, not {expected}"
-        raise ValueError(f"this model is no GPT-2 ({what}): transformers' GPT-2 cannot hold it")
-    if scorer:
-        # Their head has no bias b. To add b to ln_f's output along the head's direction w does
-        # the same: (x + b w / |w|^2) . w = x . w + b.
-        w, b = weights["head.weight"], weights.pop("head.bias")
-        shift = (b * w / (w @ w.t())).squeeze(0)
-        weights["trunk.ln_f.bias"] = weights["trunk.ln_f.bias"] + shift
-        weights["score.weight"] = weights.pop("head.weight")
-    theirs = {}
-    for name, w in weights.items():
-        name = name.removeprefix("trunk.")
-        name = re.sub(r"(h\.\d+)\.c_", r"\1.mlp.c_", name)
-        if name != "score.weight":
-            name = f"transformer.{name}"
-        theirs[name] = w.t().contiguous() if MATRIX.search(name) else w
-    if not scorer:
-        theirs["lm_head.weight"] = theirs["transformer.wte.weight"]
-    return theirs
-
-
-def _their_config(checkpoint, vocab):
-    """What config.json holds."""
-    ours = checkpoint["config"]
-    scorer = checkpoint["kind"] == "scorer"
-    eos = vocab.get(EOS, ours["vocab_size"] - 1)
-    return {
-        "model_type": "gpt2",
-        "architectures": ["GPT2ForSequenceClassification" if scorer else "GPT2LMHeadModel"],
-        "n_positions": ours["block_size"],
-        "vocab_size": ours["vocab_size"],
-        "n_layer": ours["n_layer"],
-        "n_head": ours["n_head"],
-        "n_embd": ours["n_embd"],
-        "activation_function": "gelu_new",
-        "bos_token_id": eos,
-        "eos_token_id": eos,
-        "num_labels": 1,
-        # a classifier reads the last token that is no pad: not the end of text, with which a
-        # reply ends, but byte 0
-        "pad_token_id": vocab.get(CHARACTER[0]),
-    }

@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from interop.gpt2 import export
+from interop.export import export
 
 GIB = 2**30
 SIZES = {   # the sandbox's own, GPT-2's smallest, two policies of [IG] that one machine can train

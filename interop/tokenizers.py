@@ -10,8 +10,6 @@ import base64
 import hashlib
 import json
 import os
-import shutil
-from itertools import pairwise
 
 import tiktoken
 
@@ -161,62 +159,3 @@ def _read_vocab(folder):
         vocab, merges = model["vocab"], model["merges"]
     # a merge is "left right" or, in newer files, ["left", "right"]
     return vocab, [m.split() if isinstance(m, str) else m for m in merges]
-
-
-def write_tokenizer(name, folder):
-    """Write vocab.json and merges.txt of a tokenizer that splits text as GPT-2 does.
-
-    Returns the vocabulary {token: rank}, an empty one if `name` is a tokenizer that GPT-2's files
-    cannot hold. Raises ValueError, and OSError if `folder` cannot be written.
-    """
-    if name == "sandbox":
-        return {}
-    if os.sep in name and not os.path.exists(name):
-        raise ValueError(f"the model's tokenizer {name} is gone: put it back")
-    if os.path.isdir(name):
-        return _copy_tokenizer(name, folder)
-    if name != "gpt2" and not name.endswith(".tiktoken"):
-        return {}
-    ranks = get_tokenizer(name)._mergeable_ranks
-    vocab = {_characters(token): rank for token, rank in ranks.items()} | {EOS: len(ranks)}
-    with open(os.path.join(folder, "vocab.json"), "w", encoding="utf-8") as f:
-        json.dump(vocab, f, ensure_ascii=False)
-    with open(os.path.join(folder, "merges.txt"), "w", encoding="utf-8") as f:
-        f.write("\n".join(["#version: 0.2", *_merges(ranks)]) + "\n")
-    return vocab
-
-
-def _copy_tokenizer(source, folder):
-    """Copy the tokenizer's files from one folder to another. Returns the vocabulary."""
-    files = tokenizer_files(source)
-    for file in files:
-        shutil.copy(file, folder)
-    with open(files[0], encoding="utf-8") as f:
-        vocab = json.load(f)
-    return vocab["model"]["vocab"] if len(files) == 1 else vocab
-
-
-def _characters(token):
-    """The bytes of a token, written as GPT-2's files do."""
-    return "".join(CHARACTER[b] for b in token)
-
-
-def _merges(ranks):
-    """The lines of merges.txt: for each token of several bytes the two that it was merged from.
-
-    Ranks do not say which two. They are found by doing what an encoder does: merge the pair of
-    the lowest rank again and again, until two parts are left. With the tokens "on" and "ion",
-    "ion" goes from i, o, n to i, on: its line is "i on".
-    """
-    lines = []
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = [token[i:i + 1] for i in range(len(token))]
-        while len(parts) > 2:
-            pairs = [left + right for left, right in pairwise(parts)]
-            pair_ranks = [ranks.get(pair, rank) for pair in pairs]
-            i = pair_ranks.index(min(pair_ranks))
-            parts[i:i + 2] = [pairs[i]]
-        if len(parts) == 2:
-            left, right = parts
-            lines.append(f"{_characters(left)} {_characters(right)}")
-    return lines

@@ -28,7 +28,8 @@ import sft
 from data import encode_prompt
 from generate import generate
 from interop import get_tokenizer, gpt2, load_model, plan, read_model, tokenizer_id, tokenizer_of
-from interop.tokenizers import GPT2_PATTERN, write_tokenizer
+from interop.export import export, write_tokenizer
+from interop.tokenizers import GPT2_PATTERN
 from model import GPT, GPTConfig, Scorer
 from plumbing import cli
 from plumbing.files import save_checkpoint, write_jsonl
@@ -151,7 +152,7 @@ def exported(tmp_path_factory, small):
     """A folder with a small model that takes the place of GPT-2, its tokenizer included."""
     folder = tmp_path_factory.mktemp("exported")
     network = ours(vocab=get_tokenizer(small).n_vocab)
-    assert gpt2.export(saved(folder / "m.pt", network, small), str(folder / "gpt2"))
+    assert export(saved(folder / "m.pt", network, small), str(folder / "gpt2"))
     return folder / "gpt2"
 
 
@@ -351,7 +352,7 @@ def test_no_model_is_exported_over_another(hf, tmp_path, small):
     path = saved(tmp_path / "m.pt", ours(vocab=get_tokenizer(small).n_vocab, seed=1), small)
     for source in (path, str(tmp_path / "folder")):
         with pytest.raises(ValueError, match="folder holds another model: name a new folder"):
-            gpt2.export(source, str(tmp_path / "folder"))
+            export(source, str(tmp_path / "folder"))
 
 
 # -------------------------------------------------------------------------------------------------
@@ -445,13 +446,13 @@ def test_a_tokenizer_whose_file_is_gone_may_be_that_of_gpt2(tmp_path, monkeypatc
 
 
 def test_the_end_of_text_is_the_tokenizers(tmp_path, small):
-    gpt2.export(saved(tmp_path / "m.pt", ours(vocab=384), small), str(tmp_path / "folder"))
+    export(saved(tmp_path / "m.pt", ours(vocab=384), small), str(tmp_path / "folder"))
     assert read_config(tmp_path / "folder")["eos_token_id"] == get_tokenizer(small).eot_token
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, small):
     path = saved(tmp_path / "m.pt", ours(vocab=get_tokenizer(small).n_vocab - 1), small)
-    gpt2.export(path, str(tmp_path / "folder"))
+    export(path, str(tmp_path / "folder"))
     says = "has 317 tokens, more than the model's 316: they do not belong together"
     with pytest.raises(ValueError, match=says):
         tokenizer_of(read_model(str(tmp_path / "folder")))
@@ -501,10 +502,10 @@ def pipeline(tmp_path_factory, small):
         patch.chdir(place)
         write_records()
         base = ours(vocab=get_tokenizer(small).n_vocab, block=64)
-        gpt2.export(saved("base.pt", base, small), "base")
-        gpt2.export(run(sft, "sft.pt", init="base")[0], "sft")
-        gpt2.export(run(reward, "rm.pt", init="sft")[0], "rm")
-        gpt2.export(run(ppo, "ppo.pt", init="sft", rm="rm")[0], "ppo")
+        export(saved("base.pt", base, small), "base")
+        export(run(sft, "sft.pt", init="base")[0], "sft")
+        export(run(reward, "rm.pt", init="sft")[0], "rm")
+        export(run(ppo, "ppo.pt", init="sft", rm="rm")[0], "ppo")
     return place
 
 
@@ -537,7 +538,7 @@ def test_fine_tuning_with_the_tokens_of_gpt2(hf, tmp_path, monkeypatch, real):
     lively(hf.GPT2LMHeadModel(config)).save_pretrained("base")
     write_tokenizer(ranks, "base")
     run(sft, "sft.pt", init="base")
-    gpt2.export("sft.pt", "sft")
+    export("sft.pt", "sft")
     agree(hf, "sft.pt", "sft")
     assert read_model("sft.pt")["tokenizer"]["hash"] == hash_of(ranks)
     prompt = encode_prompt(get_tokenizer("sft"), [{"role": "user", "content": "Is it?"}])
@@ -963,7 +964,7 @@ def test_a_fork_of_the_model_is_not_exported_as_a_gpt2(tmp_path, change, says):
     path, folder = str(tmp_path / "fork.pt"), tmp_path / "folder"
     save_checkpoint(path, model, {"name": "sandbox", "hash": ""}, {}, weights=weights)
     with pytest.raises(ValueError, match=says):
-        gpt2.export(path, str(folder))
+        export(path, str(folder))
     assert not folder.exists()
 
 
