@@ -165,7 +165,8 @@ def choose(rm, asked, responses):
     """Of the n responses to each prompt, the one that the reward model scores highest.
 
     asked: N encoded prompts; responses: N * n, those to a prompt side by side; without a reward
-    model the scores are 0. -> N Responses, their scores (N,)
+    model the scores are 0. -> N Responses, their scores (N,). Raises ValueError if a score is not
+    finite.
     """
     n = len(responses) // len(asked)
     if rm is None:
@@ -173,6 +174,9 @@ def choose(rm, asked, responses):
     rows = [asked[i // n] + r.scored for i, r in enumerate(responses)]
     device = next(rm.parameters()).device
     scores = rm.score(*data.pad(rows, device=device)).view(-1, n)     # (N, n)
+    if not scores.isfinite().all():
+        raise ValueError("the reward model gives scores that are not finite numbers: train it "
+                         "again, or name another with --rm")
     best = scores.argmax(1)                                          # (N,)
     chosen = [responses[i * n + k] for i, k in enumerate(best.tolist())]
     return chosen, scores.gather(1, best[:, None]).squeeze(1)
@@ -188,7 +192,8 @@ class Answers(NamedTuple):
     judged: list        # sandbox.Judgement, or None where the prompt has no answer key
     rm_score: np.ndarray | None
     kl: np.ndarray      # (N,) nats, of the whole response: log pi - log pi_baseline, whose mean is
-                        # the KL; of a best of n the bound that `answer` explains
+                        # the KL if responses are sampled at temperature 1, but not if they are
+                        # greedy; of a best of n the bound that `answer` explains
     length: np.ndarray  # (N,) tokens, EOS included
     ended: np.ndarray   # (N,) bool
 
@@ -223,9 +228,11 @@ def answer(model, baseline, rm, enc, prompts, temperature, cfg, best_of=1, shots
     """Sample `best_of` responses to each prompt, keep the one that `rm` scores highest, and
     measure it -> Answers. cfg holds max_new, batch and seed.
 
-    `shots` are messages that `model` reads before each prompt; the reward model and the baseline
-    read the prompt alone. The KL of a best of n is a bound: log best/pi_baseline is log best/pi,
-    at most best_of_n_kl on average, and log pi/pi_baseline, which is measured on what was kept.
+    A prompt draws the same numbers whatever the batch it is in. `shots` are messages that `model`
+    reads before each prompt; the reward model and the baseline read the prompt alone. The KL of a
+    best of n is a bound: log best/pi_baseline is log best/pi, at most best_of_n_kl on average, and
+    log pi/pi_baseline, which is measured on what was kept. Raises ValueError if `rm` gives a score
+    that is not finite.
     """
     room = model.cfg.block_size - cfg.max_new
     counts = Counter()
@@ -236,11 +243,14 @@ def answer(model, baseline, rm, enc, prompts, temperature, cfg, best_of=1, shots
         print(interop.report(counts))
 
     kept, scores, kls = [], [], []
-    size = max(1, cfg.batch // best_of)
-    batches = zip(data.chunks(asked, size), data.chunks(read, size))
-    for n, (asked_here, read_here) in enumerate(batches):
+    seed, size = step_seed(cfg.seed, 0), max(1, cfg.batch // best_of)
+    for rows in data.chunks(range(len(prompts)), size):
+        asked_here, read_here = [asked[i] for i in rows], [read[i] for i in rows]
+        # which of the numbers that are drawn for all responses are those of these rows
+        own = slice(best_of * rows[0], best_of * (rows[-1] + 1))
         samples = generate.sample(model, read_here, cfg.max_new, enc.eot_token, n=best_of,
-                                  temperature=temperature, seed=step_seed(cfg.seed, n))
+                                  temperature=temperature, seed=seed,
+                                  draws=(own, best_of * len(prompts)))
         responses = [as_response(enc, ids, cfg.max_new, prompted=bool(shots))
                      for ids in samples.responses]
         chosen, score = choose(rm, asked_here, responses)

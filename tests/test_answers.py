@@ -192,12 +192,15 @@ def test_the_kl_is_that_of_an_enumeration():
     assert found.rm_score is None and not found.score.any()
 
 
-def test_an_answer_does_not_depend_on_the_batch_it_is_measured_in(models):
+@pytest.mark.parametrize(("temperature", "best_of"), [(0.0, 1), (1.0, 1), (1.0, 3)])
+def test_an_answer_does_not_depend_on_the_batch_it_is_measured_in(models, temperature, best_of):
+    """Nor on what others draw: --batch is a matter of memory."""
     prompts = sandbox.eval_prompts(12, 0)
     one, many = (
-        answers.answer(*models, ENC, prompts, 0.0, settings(batch=batch)) for batch in (1, 5)
+        answers.answer(*models, ENC, prompts, temperature, settings(batch=batch), best_of)
+        for batch in (1, 15)
     )
-    assert one.texts == many.texts
+    assert one.texts == many.texts and (temperature == 0 or len(set(one.texts)) > 6)
     assert one.kl == pytest.approx(many.kl, abs=1e-4)
     assert one.rm_score == pytest.approx(many.rm_score, abs=1e-4)
     assert one.judged == [sandbox.judge(p, t) for p, t in zip(prompts, one.texts)]
@@ -228,6 +231,16 @@ def test_best_of_keeps_the_sample_that_the_reward_model_likes(models):
         assert found.rm_score[i] == pytest.approx(max(scores), abs=1e-4)
         kl = response_logp(model, prompt, best) - response_logp(baseline, prompt, best)
         assert found.kl[i] == pytest.approx(kl + math.log(n) - (n - 1) / n, abs=1e-4)
+
+
+@pytest.mark.parametrize("best_of", [1, 4])
+def test_a_reward_model_whose_scores_are_no_numbers_is_refused(models, best_of):
+    """The best of n would be the first NaN, and the prefix that won too."""
+    model, baseline, _ = models
+    rm = tiny(2, kind=Scorer)
+    rm.head.weight.data[0, 3] = math.nan
+    with pytest.raises(ValueError, match="reward model .* not finite"):
+        answers.answer(model, baseline, rm, ENC, sandbox.eval_prompts(3, 0), 1.0, settings(), best_of)
 
 
 # ---- few-shot prefixes
