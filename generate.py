@@ -129,13 +129,15 @@ def next_token(logits, u, temperature=1.0, top_k=0, top_p=1.0):
     """Sample from logits (B, V): invert the cumulative distribution at u (B,), uniform in [0, 1).
 
     temperature 0 is greedy. top_k keeps the k likeliest tokens, top_p the smallest set of
-    probability >= top_p. -> (B,)
+    probability >= top_p. -> (B,), V where the logits are not finite
     """
+    V = logits.shape[-1]
     if temperature == 0:
-        return logits.argmax(-1)
+        best = logits.max(-1)
+        return best.indices.masked_fill(~best.values.isfinite(), V)
     p = (logits.float() / temperature).softmax(-1)                        # (B, V)
     if top_k:
-        least = p.topk(min(top_k, p.shape[-1])).values[:, -1:]
+        least = p.topk(min(top_k, V)).values[:, -1:]
         p = p.where(p >= least, 0.0)
     if top_p < 1:
         ranked, order = p.sort(-1, descending=True)
@@ -149,7 +151,7 @@ def next_token(logits, u, temperature=1.0, top_k=0, top_p=1.0):
     below = torch.nextafter(total, torch.zeros_like(total))
     at = torch.minimum(u[:, None] * total, below)
     token = torch.searchsorted(cdf, at, right=True).squeeze(1)
-    return token.clamp(max=p.shape[-1] - 1)                 # if p is NaN; train.step_stats says so
+    return token.masked_fill(~total.squeeze(1).isfinite(), V)
 
 
 def decode(model, cache, token, u, temperature, top_k, top_p):
@@ -181,6 +183,7 @@ def decode_all(model, cache, h, u, eos, sampling, compile):
         if step > 0:
             token = step_of(model, cache, token, u[step, rows], *sampling)
         new[rows, step] = token
+        token = token.clamp(max=model.cfg.vocab_size - 1)
         done |= token == eos
         # To look at `done` is to wait for a GPU.
         if h.device.type == "cpu" or step % 8 == 7:
@@ -191,6 +194,8 @@ def decode_all(model, cache, h, u, eos, sampling, compile):
             if not compile and len(alive) <= 0.75 * len(rows):
                 rows, token, done = rows[alive], token[alive], done[alive]
                 cache.keep(alive)
+    if (new == model.cfg.vocab_size).any():
+        raise ValueError("the model's logits are not finite: use an earlier checkpoint")
     return new
 
 

@@ -23,7 +23,7 @@ import interop
 import sandbox
 from generate import sample
 from model import GPT
-from plumbing import cli, files, processes
+from plumbing import cli, processes, results
 from train import step_seed
 
 
@@ -32,16 +32,18 @@ class Config:
     init: tuple[str, ...] = ()      # models to sample from, made by sft.py, ppo.py or pretrain.py
     out: str = "comparisons.jsonl"  # the rankings to write
     prompts: tuple[str, ...] = ()   # the sandbox's prompts with their "meta", .jsonl; none: drawn
-    n: int = 12_000                 # prompts to draw
-    k_min: int = 4                  # fewest responses ranked together ([IG] 3.5)
-    k_max: int = 9                  # most responses ranked together ([IG] 3.5)
-    temperatures: tuple[float, ...] = (1.0, 1.3)    # one of these for each response
-    swap: float = 0.2               # share of the responses that answer another prompt
-    overlap: float = 0.1            # share of the prompts that two labelers rank: do they agree?
+    overwrite: bool = False         # replace what stands at --out, whatever made it
+    n: int = 12_000                 # prompts to draw; [1, 10_000_000]
+    k_min: int = 4                  # fewest responses ranked together ([IG] 3.5); [2, 1000]
+    k_max: int = 9                  # most responses ranked together ([IG] 3.5); [2, 1000]
+    temperatures: tuple[float, ...] = (1.0, 1.3)    # one of these for each response; >= 0
+    swap: float = 0.2               # share of the responses that answer another prompt; [0, 1]
+    overlap: float = 0.1            # share of the prompts that two labelers rank, to see whether
+                                    # they agree; [0, 1]
     rate: bool = False              # write ratings from 1 to 7 instead of rankings
-    max_new: int = 32               # longest response, tokens
-    batch: int = 256                # prompts sampled together
-    seed: int = 0                   # of prompts, samples and labelers
+    max_new: int = 32               # longest response, tokens; >= 1
+    batch: int = 256                # prompts sampled together; >= 1
+    seed: int = 0                   # of prompts, samples and labelers; >= 0
     device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
 
 
@@ -108,17 +110,19 @@ def main(cfg):
     if not cfg.init:
         raise ValueError("--init is missing: one or more models to sample from; make one with "
                          "`python sft.py --init base.pt --out sft.pt`")
-    if not 2 <= cfg.k_min <= cfg.k_max:
-        raise ValueError(f"--k-min {cfg.k_min} and --k-max {cfg.k_max}: at least 2 responses, "
-                         f"and no fewer at most than at least")
-    files.check_out(cfg.out)
+    if cfg.k_min > cfg.k_max:
+        raise ValueError(f"--k-min {cfg.k_min} is more than --k-max {cfg.k_max}")
+    inputs = [path for name in cfg.init for path in interop.model_files(name)]
+    meta = results.provenance(cfg, "label", {"init": inputs, "prompts": cfg.prompts})
+    if results.claim(cfg.out, meta, overwrite=cfg.overwrite):
+        return None
     device = processes.get_device(cfg)
     models, tokenizer, enc = [], None, None
     for path in cfg.init:
         model, checkpoint = interop.load_model(path, GPT, tokenizer, device)
         tokenizer, enc = checkpoint["tokenizer"], interop.tokenizer_of(checkpoint, same_as=enc)
         models.append(model)
-    prompts = interop.load("prompts", cfg.prompts, Counter(), flag="--prompts", n=cfg.n,
+    prompts = interop.load("prompts", cfg.prompts, Counter(), flag="--prompts", enc=enc, n=cfg.n,
                            seed=f"label {cfg.seed}")
     if not all(prompt.meta for prompt in prompts):
         raise ValueError(f"{cfg.prompts[0]}: the simulated labelers judge the sandbox's own "
@@ -127,7 +131,7 @@ def main(cfg):
     k = [rng.randint(cfg.k_min, cfg.k_max) for _ in prompts]
     responses = swap_some(sample_responses(models, enc, prompts, k, cfg), cfg.swap, rng)
     records = judge_all(prompts, responses, cfg, rng)
-    files.write_jsonl(cfg.out, records)
+    results.deliver(cfg.out, meta, {"": results.jsonl(records)})
     distinct = sum(len(set(r["responses"])) / len(r["responses"]) for r in records) / len(records)
     print(f"{cfg.out}: {len(records):,} {'ratings' if cfg.rate else 'rankings'} of "
           f"{sum(k) / len(k):.1f} responses, {distinct:.0%} of them distinct")

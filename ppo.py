@@ -40,36 +40,36 @@ from train import Network, TrainConfig, step_seed, train
 class Config(TrainConfig):
     init: str = ""                  # the policy to start from and to stay near, made by sft.py
     rm: str = ""                    # the reward model, made by reward.py
-    value_init: str = "rm"          # what the value function starts from: rm ([IG] C.4) or random
+    value_init: str = "rm"          # where the value function starts, [IG] C.4: rm; rm | random
     out: str = "ppo.pt"             # the checkpoint to write
     prompts: tuple[str, ...] = ()   # prompts, files in any known format; none: the sandbox's
     columns: str = ""               # names of the fields of --prompts: prompt=question
     ptx: tuple[str, ...] = ()       # pretraining text, files; none: the sandbox's corpus
-    iterations: int = 80            # rollouts; [IG] C.4: 500
-    rollout: int = 256              # episodes of one rollout; [IG] C.4: 512
-    minibatch: int = 64             # episodes of one optimizer step ([IG] C.4)
-    sample_batch: int = 0           # episodes sampled together, 0 for all; changes memory only
-    epochs: int = 1                 # passes over one rollout ([IG] C.4)
-    max_new: int = 32               # longest response, tokens; [IG] C: 1000
-    kl_coef: float = 0.1            # beta of [IG] Eq. 2, for leaving the reference; [IG]: 0.02
-    kl_target: float = 0.0          # KL that kl_coef is to hold, nats an episode; 0: none ([Z19])
-    kl_horizon: int = 10_000        # episodes over which kl_coef adapts ([Z19])
-    kl_budget: float = 0.0          # KL that ends the run, nats an episode; 0: none; not in [IG]
-    ptx_coef: float = 3.0           # gamma of [IG] Eq. 2; 0 is plain PPO; [IG]: 27.8
-    ptx_ratio: float = 0.25         # pretraining blocks for each episode; [IG] C.4: 8
-    gamma: float = 1.0              # no discount ([IG] C.4)
-    lam: float = 0.95               # lambda of GAE; not in [IG]: [S20], [Z19]
-    clip: float = 0.2               # of the probability ratio ([IG] C.4)
-    value_clip: float = 0.2         # of the change of a value, 0 for none; not in [IG]: [Z19]
-    vf_coef: float = 1.0            # of the value loss; hardly matters: V has an Adam of its own
+    iterations: int = 80            # rollouts; [IG] C.4: 500; >= 1
+    rollout: int = 256              # episodes of one rollout; [IG] C.4: 512; >= 1
+    minibatch: int = 64             # episodes of one optimizer step ([IG] C.4); >= 1
+    sample_batch: int = 0           # episodes sampled together, 0: all; memory only; >= 0
+    epochs: int = 1                 # passes over one rollout ([IG] C.4); >= 1
+    max_new: int = 32               # longest response, tokens; [IG] C: 1000; >= 1
+    kl_coef: float = 0.1            # beta of [IG] Eq. 2: stay near the reference; [IG]: 0.02; >= 0
+    kl_target: float = 0.0          # KL for kl_coef to hold, nats an episode; 0: none ([Z19]); >= 0
+    kl_horizon: int = 10_000        # episodes over which kl_coef adapts ([Z19]); >= 1
+    kl_budget: float = 0.0          # KL that ends the run, nats an episode; 0: none; >= 0
+    ptx_coef: float = 3.0           # gamma of [IG] Eq. 2; 0 is plain PPO; [IG]: 27.8; >= 0
+    ptx_ratio: float = 0.25         # pretraining blocks for each episode; [IG] C.4: 8; >= 0
+    gamma: float = 1.0              # no discount ([IG] C.4); [0, 1]
+    lam: float = 0.95               # lambda of GAE; not in [IG]: [S20], [Z19]; [0, 1]
+    clip: float = 0.2               # of the probability ratio ([IG] C.4); (0, 1)
+    value_clip: float = 0.2         # of the change of a value, 0: none; not in [IG]: [Z19]; >= 0
+    vf_coef: float = 1.0            # of the value loss; hardly matters: V has its own Adam; > 0
     whiten: bool = True             # advantages, over a minibatch's tokens; not in [IG]: [N]
-    eos_penalty: float = 1.0        # off the score of a response without an end; not in [IG]: [S20]
-    microbatch: int = 16            # rows of one forward, 0 for all: memory, not the gradient
-    lr: float = 3e-4                # peak, policy; [IG] E.9 scans 2.55e-6 .. 2.55e-5
-    value_lr: float = 1e-3          # peak, value function; [IG] C.4: 9e-6
-    schedule: str = "constant"      # constant after the warm-up ([IG] C.4)
-    warmup: int = 10                # iterations from 1/10 of the peak ([IG] C.4)
-    ema: float = 0.98               # decay per step of the averaged policy, the result; [IG]: 0.992
+    eos_penalty: float = 1.0        # off the score of a response without an end; not in [IG]; >= 0
+    microbatch: int = 16            # rows of one forward, 0: all; memory, not the gradient; >= 0
+    lr: float = 3e-4                # peak, policy; [IG] E.9: 2.55e-6 .. 2.55e-5; > 0
+    value_lr: float = 1e-3          # peak, value function; [IG] C.4: 9e-6; > 0
+    schedule: str = "constant"      # after the warm-up ([IG] C.4); cosine | restarts | constant
+    warmup: int = 10                # iterations from 1/10 of the peak ([IG] C.4); >= 0
+    ema: float = 0.98               # decay per step of averaged policy, the result; 0: none; [0, 1)
 
 
 PAPER = {"iterations": 500, "rollout": 512, "max_new": 1000, "kl_coef": 0.02, "ptx_coef": 27.8,
@@ -116,15 +116,16 @@ def whiten(x, mask):
 
 def policy_loss(logp, old_logp, adv, mask, clip):
     """-min(ratio A, clip(ratio, 1-eps, 1+eps) A), mean over actions. [PPO] Eq. 7. -> loss, stats"""
-    ratio = (logp - old_logp).exp()
+    # Beyond e^88 the ratio is infinite and its gradient NaN.
+    log_ratio = (logp - old_logp).clamp(-20, 20)
+    ratio = log_ratio.exp()
     unclipped = ratio * adv
     clipped = ratio.clamp(1 - clip, 1 + clip) * adv
     loss = -data.masked_mean(torch.minimum(unclipped, clipped), mask)
     with torch.no_grad():
-        outside = ((ratio - 1).abs() > clip).float()
         stats = {"ratio": data.masked_mean(ratio, mask),
-                 "approx_kl": data.masked_mean(ratio - 1 - (logp - old_logp), mask),
-                 "clip_fraction": data.masked_mean(outside, mask)}
+                 "approx_kl": data.masked_mean(ratio - 1 - log_ratio, mask),
+                 "clip_fraction": data.masked_mean(clipped < unclipped, mask)}
     return loss, stats
 
 
@@ -138,8 +139,8 @@ def value_loss(values, old_values, returns, mask, clip):
 
 
 def kl_estimates(logp, ref_logp, mask):
-    """KL(pi || pi_ref) of each episode from its own sample, nats: k1 (B,) = sum log pi/pi_ref and
-    k3 (B,) = sum (r - 1 - log r), r = pi_ref/pi; unbiased, k3 never negative. [KL]"""
+    """KL(pi || pi_ref) of each episode from its own sample, nats: k1 (B,) = sum log pi/pi_ref, k3
+    (B,) = sum (r - 1 - log r), r = pi_ref/pi, >= 0 but far from the reference too noisy. [KL]"""
     log_r = (ref_logp - logp) * mask
     return -log_r.sum(1), ((log_r.exp() - 1 - log_r) * mask).sum(1)
 
@@ -362,7 +363,7 @@ def check(cfg):
     files.require("--init", interop.model_files(cfg.init),
                   "python sft.py --init base.pt --out sft.pt")
     files.require("--rm", interop.model_files(cfg.rm), MAKE_RM)
-    if cfg.minibatch < 1 or cfg.rollout % cfg.minibatch:
+    if cfg.rollout % cfg.minibatch:
         raise ValueError(f"--rollout {cfg.rollout} is no multiple of --minibatch {cfg.minibatch}: "
                          f"change one of them")
 

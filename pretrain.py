@@ -28,18 +28,18 @@ class Config(TrainConfig):
     data: tuple[str, ...] = ()      # text to train on, files or folders; none: the sandbox's corpus
     columns: str = ""               # names of the fields of --data, where they differ: text=content
     tokenizer: str = "sandbox"      # sandbox, a name that tiktoken knows, or a .tiktoken file
-    documents: int = 60_000         # documents of the sandbox's corpus
-    tokens: int = 3_000_000         # tokens to train on; text is repeated as often as that takes
-    batch: int = 32                 # blocks of one step
-    block: int = 64                 # tokens of one block, at most the model's context
-    n_layer: int = 3                # blocks of the transformer
-    n_head: int = 4                 # attention heads
-    n_embd: int = 128               # channels
-    context: int = 128              # longest sequence the model can read, tokens
-    lr: float = 2e-3                # peak learning rate
-    warmup: int = 100               # steps
-    weight_decay: float = 0.1       # [GPT3] B
-    eval_every: int = 400           # steps
+    documents: int = 60_000         # documents of the sandbox's corpus; [1, 10_000_000]
+    tokens: int = 3_000_000         # tokens to train on; text is repeated as that takes; >= 1
+    batch: int = 32                 # blocks of one step; >= 1
+    block: int = 64                 # tokens of one block, at most the model's context; >= 2
+    n_layer: int = 3                # blocks of the transformer; [1, 1000]
+    n_head: int = 4                 # attention heads; [1, 1000]
+    n_embd: int = 128               # channels; [1, 100_000]
+    context: int = 128              # longest sequence the model can read, tokens; [2, 1_000_000]
+    lr: float = 2e-3                # peak learning rate; > 0
+    warmup: int = 100               # steps; >= 0
+    weight_decay: float = 0.1       # [GPT3] B; >= 0
+    eval_every: int = 400           # steps; >= 0
 
 
 # [GPT3] 2.1 has the batch sizes and rates, in tokens.

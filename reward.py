@@ -36,11 +36,11 @@ class Config(TrainConfig):
     columns: str = ""               # names of fields of --data: chosen=best,rejected=worst
     out: str = "rm.pt"              # the checkpoint to write
     demos: tuple[str, ...] = ()     # demonstrations that get mean score 0, files; none: sandbox's
-    epochs: int = 1                 # more overfit ([IG] C.2)
-    batch: int = 16                 # prompts of one step; [IG] C.2: 64
-    lr: float = 5e-4                # peak; [IG] C.2: 9e-6 at 6B
-    warmup: int = 20                # steps; not in [IG]
-    held_out: float = 0.1           # share of the prompts kept for validation
+    epochs: int = 1                 # more overfit ([IG] C.2); >= 1
+    batch: int = 16                 # prompts of one step; [IG] C.2: 64; >= 1
+    lr: float = 5e-4                # peak; [IG] C.2: 9e-6 at 6B; > 0
+    warmup: int = 20                # steps; not in [IG]; >= 0
+    held_out: float = 0.1           # share of the prompts kept for validation; (0, 1)
     held_out_labelers: tuple[str, ...] = ()   # who are never trained on ([IG] 4.1); none: the
                                     # sandbox's fifth
 

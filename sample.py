@@ -27,14 +27,14 @@ class Config:
                                     # use cases
     chat: bool = False              # a conversation in the terminal; an empty line ends it
     raw: bool = False               # continue the prompt as plain text, without the chat template
-    n: int = 1                      # responses to each prompt
+    n: int = 1                      # responses to each prompt; >= 1
     rm: str = ""                    # the reward model that scores the responses, made by reward.py
-    best_of: int = 0                # sample this many, show the one that --rm scores highest
-    temperature: float = 1.0        # 0 is greedy ([IG] F shows samples at 1)
-    top_k: int = 0                  # keep the k likeliest tokens, 0 for all
-    top_p: float = 1.0              # keep the likeliest tokens of this probability together
-    max_new: int = 32               # longest response, tokens
-    seed: int = 0                   # of the samples
+    best_of: int = 0                # sample this many, show the one that --rm scores highest; >= 0
+    temperature: float = 1.0        # 0 is greedy ([IG] F shows samples at 1); >= 0
+    top_k: int = 0                  # keep the k likeliest tokens, 0 for all; >= 0
+    top_p: float = 1.0              # keep the likeliest tokens of this probability together; (0, 1]
+    max_new: int = 32               # longest response, tokens; >= 1
+    seed: int = 0                   # of the samples; >= 0
     device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
 
 
@@ -102,9 +102,6 @@ def main(cfg):
                          "is best")
     if cfg.raw and (cfg.chat or not cfg.prompt):
         raise ValueError("--raw needs a --prompt to continue, and no --chat")
-    if cfg.top_k < 0 or cfg.temperature < 0 or cfg.n < 1 or cfg.max_new < 1:
-        raise ValueError("--top-k and --temperature must be at least 0, "
-                         "--n and --max-new at least 1")
     device = get_device(cfg)
     model, checkpoint = interop.load_model(cfg.model[0], GPT, device=device)
     enc = interop.tokenizer_of(checkpoint)

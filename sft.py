@@ -36,16 +36,16 @@ class Config(TrainConfig):
                                     # FeedME, OpenAI's text-davinci-001 and 002
     columns: str = ""               # names of fields of --data: prompt=question,response=answer
     ptx: tuple[str, ...] = ()       # pretraining text for --ptx-mix, files; none: the sandbox's
-    ptx_mix: float = 0.1            # its share of the loss ([IG] C.3: 10 % of data), 0 for none
-    demonstrations: int = 400       # demonstrations of the sandbox, if there is no --data
-    epochs: int = 16                # [IG] C.1
-    batch: int = 32                 # demonstrations of one step ([IG] C.1)
-    dropout: float = 0.2            # residual dropout ([IG] C.1)
-    lr: float = 1e-3                # peak; [IG] C.1: 9.65e-6 at 1.3B and 6B
-    held_out: float = 0.1           # share of the prompts kept for validation
-    select: str = "last"            # last, or rm: the epoch with the best reward ([IG] 3.5)
+    ptx_mix: float = 0.1            # its share of the loss ([IG] C.3: 10 % of data); [0, 1)
+    demonstrations: int = 400       # of the sandbox, if there is no --data; [1, 10_000_000]
+    epochs: int = 16                # [IG] C.1; >= 1
+    batch: int = 32                 # demonstrations of one step ([IG] C.1); >= 1
+    dropout: float = 0.2            # residual dropout ([IG] C.1); [0, 1)
+    lr: float = 1e-3                # peak; [IG] C.1: 9.65e-6 at 1.3B and 6B; > 0
+    held_out: float = 0.1           # share of the prompts kept for validation; [0, 1)
+    select: str = "last"            # epoch; rm: the one with the best reward ([IG] 3.5); last | rm
     rm: str = ""                    # the reward model for --select rm
-    max_new: int = 32               # longest response sampled at an evaluation, tokens
+    max_new: int = 32               # longest response sampled at an evaluation, tokens; >= 1
 
 
 PRESETS = {
@@ -107,8 +107,6 @@ def check(cfg):
     files.require("--init", interop.model_files(cfg.init), "python pretrain.py --out base.pt")
     if (cfg.select == "rm") != bool(cfg.rm):
         raise ValueError("--select rm needs --rm FILE, and nothing else does")
-    if not 0 <= cfg.ptx_mix < 1:
-        raise ValueError(f"--ptx-mix {cfg.ptx_mix} is a share of the loss: from 0 to below 1")
 
 
 def main(cfg):

@@ -28,24 +28,25 @@ from plumbing import files, processes
 @dataclass(frozen=True)
 class TrainConfig:
     out: str = ""                   # where the result goes; FILE.log.jsonl beside it gets the log
-    seed: int = 0                   # of everything random: weights, data order, dropout, rollouts
+    overwrite: bool = False         # replace what stands at --out, whatever made it
+    seed: int = 0                   # of all that is random: weights, data order, rollouts; >= 0
     device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
-    precision: str = "auto"         # fp32, bf16 (autocast over fp32 weights), or auto: bf16 on cuda
+    precision: str = "auto"         # bf16: autocast over fp32 weights, on cuda; auto | fp32 | bf16
     compile: bool = False           # torch.compile each block, and decoding: costs half a minute
     recompute: bool = False         # compute each block's activations twice instead of keeping them
-    microbatch: int = 0             # rows of one forward, 0 for all: memory, not the gradient
+    microbatch: int = 0             # rows of one forward, 0: all; memory, not the gradient; >= 0
     shard: bool = False             # under torchrun: a process keeps a part of each network (FSDP2)
-    lr: float = 1e-3                # peak learning rate
-    schedule: str = "cosine"        # cosine (to 10 % of the peak), restarts (4 cosines) or constant
-    warmup: int = 0                 # steps from 1/10 of the peak to the peak
-    weight_decay: float = 0.0       # AdamW, matrices only; not in [IG]
-    beta2: float = 0.95             # AdamW's second beta, the first is 0.9 ([IG] C)
-    adam_eps: float = 1e-8          # not in [IG]; first steps are bolder than TensorFlow's ([N])
-    grad_clip: float = 1.0          # largest gradient norm of a network, 0 for none; not in [IG]
-    ema: float = 0.0                # decay per step of the averaged weights, the result; 0 for none
-    eval_every: int = 0             # steps between evaluations, 0 for the stage's own choice
-    log_every: int = 1              # steps between lines of the log, each of which waits for a GPU
-    save_every: int = 50            # steps between saves of FILE.part, from which a run goes on
+    lr: float = 1e-3                # peak learning rate; > 0
+    schedule: str = "cosine"        # to 10 %, restarts 4 times; cosine | restarts | constant
+    warmup: int = 0                 # steps from 1/10 of the peak to the peak; >= 0
+    weight_decay: float = 0.0       # AdamW, matrices only; not in [IG]; >= 0
+    beta2: float = 0.95             # AdamW's second beta, the first is 0.9 ([IG] C); [0, 1)
+    adam_eps: float = 1e-8          # not in [IG]; first steps bolder than TensorFlow's ([N]); > 0
+    grad_clip: float = 1.0          # largest gradient norm of a network, 0: any; not in [IG]; >= 0
+    ema: float = 0.0                # decay per step of the averaged result, 0: none; [0, 1)
+    eval_every: int = 0             # steps between evaluations, 0: the stage's own choice; >= 0
+    log_every: int = 1              # steps between lines of the log, which wait for a GPU; >= 1
+    save_every: int = 50            # steps between saves of FILE.part, to go on from; >= 1
 
 
 class Network(NamedTuple):
@@ -152,11 +153,7 @@ def step_stats(step, seen, norms, run):
     sums = zip(*processes.all_list([[float(v) for v in seen.values()]]))
     stats = {k: sum(parts) for k, parts in zip(seen, sums)}
     stats |= {k: float(v) for k, v in norms.items()}
-    for name, value in stats.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{run.meta['stage']}, step {step}: the {name} is not finite; "
-                             f"{run.cfg.out}.part holds the last good save if there was one; start "
-                             f"again with a lower --lr and another --out")
+    files.check_stats(run, step, stats)
     return stats
 
 
@@ -185,6 +182,7 @@ def set_up(run, networks, tokenizer, state) -> files.Training:
 
 def measure(t, step, autocast, evaluate, finish):
     """Finish the result, if this is its end, and evaluate it -> metrics."""
+    files.check_weights(t, step)
     t.result.eval()
     with autocast:
         if finish is not None:
@@ -209,8 +207,6 @@ def train(run, networks, batches, losses, steps, tokenizer, evaluate=None, finis
 
     Raises ValueError on a number that is not finite; cfg.out.part still holds the last good save.
     """
-    if steps < 1:
-        raise ValueError("there is nothing to train: raise --tokens, --epochs or --iterations")
     cfg, metrics = run.cfg, {}
     state = {} if state is None else state
     t = set_up(run, networks, tokenizer, state)

@@ -2,18 +2,20 @@
 
     @dataclass(frozen=True)
     class Config:
-        lr: float = 1e-4       # peak learning rate ([IG] C.3)
+        lr: float = 1e-4       # peak learning rate ([IG] C.3); > 0
 
-gives `--lr 1e-4`, typed, documented, with underscores written as hyphens. `--preset NAME` picks a
-set of values, any flag overrides it. A `ValueError` that this project's own code raises is a
-sentence for the user: it is printed without a traceback, and the exit code is 2.
+gives `--lr 1e-4`, typed, documented, with underscores written as hyphens; ranges.py has the values
+that are allowed. `--preset NAME` picks a set of values, any flag overrides it.
+
+What is not a bug ends in one sentence, without a traceback, and in exit code 2: a `ValueError` that
+this project's own code raises, an error of the system, a lack of memory.
 """
 import argparse
 import atexit
 import contextlib
 import ctypes
 import dataclasses
-import inspect
+import errno
 import io
 import os
 import re
@@ -22,31 +24,15 @@ import traceback
 import types
 import typing
 
+from plumbing import ranges
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-def field_comments(Config):
-    """{field: the comment behind it, and in lines of comment below it}, base classes included."""
-    comments = {}
-    for cls in reversed(Config.__mro__[:-1]):
-        field = None
-        for line in inspect.getsource(cls).splitlines():
-            declared = re.match(r"    (\w+)\s*:[^#]*(?:#\s*(.*))?$", line)
-            continued = re.match(r"\s+#\s*(.*)", line)
-            if declared:
-                field = declared[1]
-                comments[field] = declared[2] or ""
-            elif field and continued:
-                comments[field] += " " + continued[1]
-            else:
-                field = None
-    return comments
 
 
 def parse(Config, presets, doc, argv=None, positional=None):
     """Command line -> Config. `positional` names the one field that takes bare arguments.
 
-    Exits with 2 on bad flags."""
+    Exits with 2 on bad flags. Raises ValueError for a value outside its range."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     first = next(iter(presets))
@@ -57,14 +43,16 @@ def parse(Config, presets, doc, argv=None, positional=None):
     given = sys.argv[1:] if argv is None else argv
     known, _ = parser.parse_known_args([a for a in given if a not in ("-h", "--help")])
     values = presets[getattr(known, "preset", first)]
-    comments, kinds = field_comments(Config), typing.get_type_hints(Config)
+    comments, kinds = ranges.field_comments(Config), typing.get_type_hints(Config)
     for field in dataclasses.fields(Config):
         default = values.get(field.name, field.default)
         help = f"{comments[field.name]} [default: {as_text(default)}]".strip()
         add_argument(parser, field.name, kinds[field.name], default, help, positional)
     args = vars(parser.parse_args(argv))
     args.pop("preset", None)
-    return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()})
+    cfg = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()})
+    ranges.check(cfg)
+    return cfg
 
 
 def as_text(default):
@@ -113,11 +101,45 @@ def keep_freed_memory():
     mallopt(M_TOP_PAD, 256 << 20)
 
 
-def leave_others():
-    """Take leave of the other processes, which torch wants done before the end."""
-    distributed = sys.modules["torch"].distributed
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+# ---- what is printed ---------------------------------------------------------------------------
+
+# Control characters but tab and newline, directions of writing, halves of characters.
+UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+GREEN, PLAIN = "\033[32m", "\033[0m"     # the colour of python data.py
+
+
+def visible(text):
+    """Text in which what a terminal would obey is written out: \\x1b[2J clears no screen."""
+    return UNSEEN.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
+
+
+class Printed:
+    """A stream of text that shows what strangers' files and models say instead of obeying it."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        pieces = re.split(f"({re.escape(GREEN)}|{re.escape(PLAIN)})", text)
+        shown = "".join(x if x in (GREEN, PLAIN) else visible(x) for x in pieces)
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        return self.stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+# ---- how a command ends ------------------------------------------------------------------------
+
+ADVICE = {
+    errno.ENOSPC: "free some space and start the same command again",
+    errno.EDQUOT: "free some space and start the same command again",
+    errno.EACCES: "ask its owner for permission, or use another file",
+    errno.EPERM: "ask its owner for permission, or use another file",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.EMFILE: "raise the number of open files, e.g. ulimit -n 4096",
+}
+GONE = (BrokenPipeError, ConnectionResetError)
 
 
 def is_ours(path):
@@ -126,31 +148,78 @@ def is_ours(path):
     return parts[0] not in ("..", "tests") and "site-packages" not in parts
 
 
+def sentence(e):
+    """What an exception says to a user, "" if it is a bug."""
+    if isinstance(e, OSError) and e.errno is not None:
+        what = f"{e.filename}: " if e.filename else ""
+        advice = ADVICE.get(e.errno, "check it and start the same command again")
+        return f"{what}{e.strerror}; {advice}"
+    lacks_memory = "can't allocate memory" in str(e) or "out of memory" in str(e)
+    if isinstance(e, MemoryError) or (isinstance(e, RuntimeError) and lacks_memory):
+        return ("the memory does not suffice: lower --microbatch or --batch, or use a smaller "
+                "model; `python model.py plan` says what a model needs")
+    if isinstance(e, ValueError) and is_ours(traceback.extract_tb(e.__traceback__)[-1].filename):
+        return str(e)
+    return ""
+
+
+def leave_others():
+    """Take leave of the other processes, which torch wants done before the end."""
+    distributed = sys.modules["torch"].distributed
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def close_output():
+    """After an error of standard output: nothing more is said there, not at the end either."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def told(resumes=False, rank="0"):
+    """Inside, what is not a bug ends in a sentence and exit code 2, and prints are made visible.
+
+    resumes: whether the same command goes on where it was interrupted."""
+    where = "" if rank == "0" else f" in process {rank}"
+    # Of the processes that torchrun started, one speaks.
+    printed = Printed(sys.stdout) if rank == "0" else io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+            printed.flush()
+    except GONE:
+        close_output()                                       # as in `... | head`
+        sys.exit(1)
+    except KeyboardInterrupt:
+        then = "the same command goes on from the last save" if resumes else "nothing was written"
+        print(f"\ninterrupted: {then}", file=sys.stderr)
+        sys.exit(130)
+    except Exception as e:
+        said = sentence(e)
+        if not said:
+            raise                                            # a bug, not bad input: show where
+        one_line = visible(said).replace("\n", " ")
+        print(f"error{where}: {one_line}", file=sys.stderr)
+        if isinstance(e, OSError) and not e.filename:
+            close_output()
+        sys.exit(2)
+
+
 def run(main, Config, presets, doc, positional=None):
     """Parse the command line and call main(cfg). Bad input ends in one sentence and exit code 2."""
-    cfg = parse(Config, presets, doc, positional=positional)
     torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    rank = os.environ["RANK"] if torchrun else "0"
-    keep_freed_memory()
-    try:
-        # Of the processes that torchrun started, one speaks.
-        with contextlib.redirect_stdout(sys.stdout if rank == "0" else io.StringIO()):
+    with told(hasattr(Config, "save_every"), os.environ["RANK"] if torchrun else "0"):
+        cfg = parse(Config, presets, doc, positional=positional)
+        keep_freed_memory()
+        try:
             main(cfg)
+        except RuntimeError as e:
+            if not torchrun or "onnection" not in str(e):
+                raise
+            print(f"error: another process of this run has ended, torchrun says which; the same "
+                  f"command goes on from the last save ({e})", file=sys.stderr)
+            sys.exit(1)
         if torchrun:
             # Not after an error: the others may be waiting in the middle of a step.
             atexit.register(leave_others)
-    except ValueError as e:
-        if not is_ours(traceback.extract_tb(e.__traceback__)[-1].filename):
-            raise                                            # a bug, not bad input: show where
-        where = "" if rank == "0" else f" in process {rank}"
-        print(f"error{where}: {e}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as e:
-        if not torchrun or "onnection" not in str(e):
-            raise
-        print(f"error: another process of this run has ended, torchrun says which; the same "
-              f"command goes on from the last save ({e})", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on from the last save", file=sys.stderr)
-        sys.exit(130)

@@ -1,60 +1,21 @@
 """What lies on the disk: checkpoints, logs, what made them, and going on after an interruption.
 
 FILE.pt is a result; FILE.pt.part beside it is an unfinished run, from which the same command goes
-on; FILE.pt.log.jsonl has a line of numbers for each step.
+on; FILE.pt.log.jsonl has a line of numbers for each step. results.py says what may be replaced.
 """
 import copy
-import hashlib
 import json
 import os
 import pickle
 import sys
+import zipfile
 from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from plumbing import processes
-
-# ---- writing -----------------------------------------------------------------------------------
-
-def replace_file(path, write, mode="w"):
-    """Have write(f) fill a temporary file, then rename it: a crash or full disk leaves the old one.
-
-    Raises ValueError."""
-    temporary = f"{path}.tmp"
-    encoding = None if "b" in mode else "utf-8"
-    try:
-        with open(temporary, mode, encoding=encoding) as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as e:                     # torch.save raises RuntimeError
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        why = getattr(e, "strerror", None) or e
-        raise ValueError(f"cannot write {path} ({why}): free some space or choose another "
-                         f"--out") from e
-
-
-def write_jsonl(path, records):
-    """Write records, one JSON object a line. Raises ValueError."""
-    lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in records]
-    replace_file(path, lambda f: f.writelines(lines))
-
-
-def check_out(out):
-    """Raise ValueError unless `out` is a file that can be written."""
-    if not out:
-        raise ValueError("--out is missing: say where the result goes, e.g. --out model.pt")
-    if os.path.isdir(out):
-        raise ValueError(f"--out {out} cannot be written: it is a folder")
-    folder = os.path.dirname(os.path.abspath(out))
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"--out {out} cannot be written: {folder} is not a writable folder")
-
+from plumbing import processes, ranges, results
 
 # ---- checkpoints -------------------------------------------------------------------------------
 
@@ -64,9 +25,21 @@ def save_checkpoint(path, model, tokenizer, meta, weights=None, **more):
     tokenizer: {name, hash}; weights: instead of the model's own. Raises ValueError.
     """
     weights = weights or model.state_dict()
+    bad = not_finite(weights)
+    if bad:
+        raise ValueError(f"{path} is not written: {bad} of its {type(model).__name__} is not "
+                         f"finite")
     checkpoint = dict(kind=model.kind, config=asdict(model.cfg), tokenizer=tokenizer, meta=meta,
                       weights={k: v.detach().cpu() for k, v in weights.items()}, **more)
-    replace_file(path, lambda f: torch.save(checkpoint, f), mode="wb")
+    results.replace_file(path, lambda f: torch.save(checkpoint, f), mode="wb")
+
+
+def not_finite(tensors):
+    """The name of the first of {name: tensor} that holds a number which is not finite, or ""."""
+    for name, x in tensors.items():
+        if not torch.isfinite(processes.local(x)).all():
+            return name
+    return ""
 
 
 def read_checkpoint(path):
@@ -76,7 +49,10 @@ def read_checkpoint(path):
     if not os.path.isfile(path):
         raise ValueError(f"{path} does not exist")
     try:
+        check_archive(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    except (OSError, MemoryError):
+        raise
     except pickle.UnpicklingError as e:
         raise ValueError(f"{path} is not a safe checkpoint: it holds more than tensors and plain "
                          f"data, and loading it could run code; use a file made by these "
@@ -84,20 +60,33 @@ def read_checkpoint(path):
     except Exception as e:   # a damaged file makes torch.load raise almost anything
         raise ValueError(f"{path} is not a readable checkpoint (truncated, or another kind of "
                          f"file); make it again or restore a copy") from e
-    needed = {"kind", "config", "weights", "tokenizer", "meta"}
-    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
+    if not is_checkpoint(checkpoint):
         raise ValueError(f"{path} is a PyTorch file but not a checkpoint of these scripts: it must "
                          f"hold kind, config, weights, tokenizer and meta")
     return checkpoint
 
 
-# ---- what made a result ------------------------------------------------------------------------
+def check_archive(path):
+    """Raise ValueError if a file is no archive as torch.save writes it, which cannot unpack to more
+    than its own size."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    if not stored or sum(entry.file_size for entry in entries) > os.path.getsize(path):
+        raise ValueError("it is packed")
 
-def file_hash(path):
-    """sha256 of an input file: a checkpoint remembers what it was made from."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
+def is_checkpoint(x):
+    """Whether x is a dictionary as `save_checkpoint` writes it."""
+    kinds = {"kind": str, "config": dict, "weights": dict, "tokenizer": dict, "meta": dict}
+    if not isinstance(x, dict) or not all(isinstance(x.get(k), t) for k, t in kinds.items()):
+        return False
+    named = all(isinstance(x["tokenizer"].get(k), str) for k in ("name", "hash"))
+    weights = x["weights"].items()
+    return named and all(isinstance(k, str) and torch.is_tensor(w) for k, w in weights)
+
+
+# ---- the start of a stage ----------------------------------------------------------------------
 
 def require(flag, paths, how):
     """Raise ValueError unless the file that `flag` names is there; `how` is the command for it.
@@ -109,53 +98,46 @@ def require(flag, paths, how):
         raise ValueError(f"{flag} {paths[0]} does not exist; `{how}` makes one")
 
 
-def check_inputs(inputs):
-    """Raise ValueError unless every file of {flag: paths} is there."""
-    for name, paths in inputs.items():
-        for path in paths:
-            if not os.path.isfile(path):
-                why = "is a folder" if os.path.isdir(path) else "does not exist"
-                raise ValueError(f"--{name.replace('_', '-')} {path} {why}")
+def finished(cfg, meta):
+    """The metrics of cfg.out if it is the finished result of exactly this command, else None.
 
-
-def provenance(cfg, stage, inputs):
-    """What trained a checkpoint: the stage, its config, and a hash of each file of {flag: paths}.
-
-    Where the files lie does not matter: a folder may be moved in the middle of a run. Nor does what
-    no weight depends on but by rounding.
-    """
-    apart = {"out", "log_every", "recompute", "shard", "microbatch", "sample_batch", *inputs}
-    config = {k: v for k, v in asdict(cfg).items() if k not in apart}
-    hashes = {name: [file_hash(path) for path in paths] for name, paths in inputs.items()}
-    return {"stage": stage, "config": config, "inputs": hashes}
-
-
-def same_command(old, meta):
-    """Whether the meta of a file, `old`, says that the command of `meta` made it."""
-    return all(old.get(k) == v for k, v in meta.items())
-
-
-def finished(out, meta):
-    """The metrics of `out` if it is the finished result of exactly this command, else None.
-
-    Raises ValueError if it is one of the inputs."""
+    Raises ValueError if it is anything else, which is not replaced unless cfg.overwrite."""
+    out = cfg.out
     if not os.path.exists(out):
         return None
-    digest = file_hash(out)
-    if any(digest in hashes for hashes in meta["inputs"].values()):
-        raise ValueError(f"--out {out} is one of the inputs: choose another name for the result")
+    results.refuse_inputs(out, meta)
     try:
         old = read_checkpoint(out)["meta"]
+        why = results.difference(old, meta)
     except ValueError:
-        return None                          # not ours, or broken: it is replaced when we finish
-    return old["metrics"] if same_command(old, meta) else None
+        old, why = {}, "it is no checkpoint"
+    if results.same_command(old, meta):
+        return old["metrics"]
+    if not cfg.overwrite:
+        raise ValueError(f"--out {out} is there already, and {why}: choose another name, or "
+                         f"--overwrite it")
+    return None
 
 
-def mark_finished(out):
+def mark_finished(out, meta):
     """Make a finished result up to date for `make`; remove what a kill left beside it."""
     os.utime(out)
-    if os.path.exists(f"{out}.part"):
-        os.remove(f"{out}.part")
+    part = f"{out}.part"
+    if os.path.exists(part) and results.same_command(read_checkpoint(part)["meta"], meta):
+        os.remove(part)
+    results.release(out)
+
+
+def advice(run):
+    """What to do when a number of a run is not finite."""
+    part = f"{run.cfg.out}.part"
+    good = f"{part} holds the last good save" if os.path.exists(part) else "nothing is saved yet"
+    return f"; {good}; start again with a lower --lr and another --out"
+
+
+def check_stats(run, step, stats):
+    """Raise ValueError if a number of a step is not finite."""
+    results.check_finite(f"{run.meta['stage']}, step {step}", stats, advice(run))
 
 
 class Run(NamedTuple):
@@ -165,58 +147,46 @@ class Run(NamedTuple):
     metrics: dict | None    # those of cfg.out, if this very command has finished it already
 
 
-AT_LEAST_1 = ("batch", "epochs", "iterations", "rollout", "minibatch", "max_new", "tokens",
-              "log_every", "save_every")
-CHOICES = {"schedule": ("cosine", "restarts", "constant"), "value_init": ("rm", "random"),
-           "select": ("last", "rm")}
-
-
-def check_settings(cfg):
-    """Raise ValueError where a setting that several stages have makes no sense."""
-    for name in AT_LEAST_1:
-        if getattr(cfg, name, 1) < 1:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} must be at least 1, got {getattr(cfg, name)}")
-    for name, choices in CHOICES.items():
-        if getattr(cfg, name, choices[0]) not in choices:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} must be {' or '.join(choices)}, got {getattr(cfg, name)}")
-
-
 def begin(cfg, stage, **inputs) -> Run:
     """What comes before any stage: check, meet the other processes, look whether all is done.
 
     inputs: {flag: path or paths}. Raises ValueError.
     """
-    check_settings(cfg)
+    ranges.check(cfg)
     processes.autocast(cfg)     # refuses an unknown --precision or device now, not after loading
-    given = {name: paths for name, paths in inputs.items() if paths}
-    given = {k: (v,) if isinstance(v, str) else v for k, v in given.items()}
-    check_inputs(given)
-    meta = provenance(cfg, stage, given)
+    meta = results.provenance(cfg, stage, inputs)
     device = processes.join(cfg)
-    check_out(cfg.out)
-    metrics = finished(cfg.out, meta)
+    results.check_out(cfg.out)
+    if processes.rank() == 0:
+        results.hold(cfg.out)
+    metrics = finished(cfg, meta)
     processes.agree((meta, metrics))
     if metrics is not None:
         print(f"{cfg.out} is finished already: delete it to make it again")
         if processes.rank() == 0:
-            mark_finished(cfg.out)
+            mark_finished(cfg.out, meta)
     return Run(cfg, meta, device, metrics)
 
 
 # ---- interruptions -----------------------------------------------------------------------------
 
-def read_part(out, meta):
+def read_part(run):
     """What an unfinished run of this command has saved, or None. Raises ValueError."""
-    part = f"{out}.part"
+    part = f"{run.cfg.out}.part"
+    results.check_place(part)
     if not os.path.exists(part):
         return None
-    saved = read_checkpoint(part)
-    if not same_command(saved["meta"], meta):
-        raise ValueError(f"{part} is an unfinished run with other settings or inputs: delete it to "
-                         f"start anew, or choose another --out")
-    return saved
+    try:
+        saved = read_checkpoint(part)
+        if results.same_command(saved["meta"], run.meta) and "resume" in saved:
+            return saved
+        why = results.difference(saved["meta"], run.meta)
+    except ValueError as e:
+        why = str(e)
+    if not run.cfg.overwrite:
+        raise ValueError(f"{part} is no unfinished run of this command ({why}): choose another "
+                         f"--out, or --overwrite it")
+    return None
 
 
 @torch.no_grad()
@@ -267,7 +237,7 @@ class Training(NamedTuple):
 def resume(t: Training):
     """Go on from cfg.out.part if it is there -> (the step to start with, the best result yet)."""
     start, best = 0, None
-    saved = read_part(t.run.cfg.out, t.run.meta)
+    saved = read_part(t.run)
     if saved is not None:
         restore(saved, t.modules, t.optimizers, t.average)
         start, best = saved["resume"]["step"], saved["resume"]["best"]
@@ -275,7 +245,7 @@ def resume(t: Training):
         print(f"going on from step {start} of {t.run.cfg.out}.part")
     processes.agree(start)
     if processes.rank() == 0:
-        truncate_log(f"{t.run.cfg.out}.log.jsonl", start)
+        truncate_log(f"{t.run.cfg.out}.log.jsonl", start, t.run.cfg.overwrite)
     return start, best
 
 
@@ -287,8 +257,22 @@ def better(best, metrics, step, module):
     return {"select": metrics["select"], "step": step, "metrics": metrics, "weights": weights}
 
 
+def check_weights(t: Training, step):
+    """Raise ValueError if a weight, or what Adam remembers of it, is not finite after `step`."""
+    for module, optimizer in zip(t.modules, t.optimizers):
+        tensors = dict(module.state_dict())
+        for name, p in module.named_parameters():
+            for key, x in optimizer.state[p].items():
+                tensors[f"Adam's {key} of {name}"] = x
+        bad = not_finite(tensors)
+        if bad:
+            raise ValueError(f"{t.run.meta['stage']}, step {step}: {bad}, of its "
+                             f"{type(module).__name__}, is not finite{advice(t.run)}")
+
+
 def save_part(t: Training, step, best):
     """Save all that `resume` needs to go on with `step`. All processes call it."""
+    check_weights(t, step - 1)
     weights = processes.whole_state(t.result.state_dict())
     networks = progress(t.modules, t.optimizers)
     if processes.rank() == 0:
@@ -310,7 +294,7 @@ def save_result(t: Training, best, metrics):
     if processes.rank() == 0:
         meta = t.run.meta | {"metrics": metrics}
         save_checkpoint(out, t.result, t.tokenizer, meta, weights=weights)
-        mark_finished(out)
+        mark_finished(out, t.run.meta)
     processes.all_list([])                                   # the next stage may read it: wait
     return metrics
 
@@ -318,28 +302,33 @@ def save_result(t: Training, best, metrics):
 # ---- logs --------------------------------------------------------------------------------------
 
 def append_log(run, line):
-    """Add a dict to the log of a run, from one process. Raises ValueError."""
+    """Add a dict to the log of a run, from one process. Raises ValueError if one of its numbers is
+    not finite."""
+    check_stats(run, line["step"], line)
     if processes.rank() > 0:
         return
     path = f"{run.cfg.out}.log.jsonl"
-    try:
-        with open(path, "a") as f:
-            f.write(json.dumps(line) + "\n")
-    except OSError as e:
-        raise ValueError(f"cannot write {path} ({e.strerror}): free some space or choose another "
-                         f"--out") from e
+    results.check_place(path)
+    with open(path, "a", encoding="utf-8") as f:
+        f.write(json.dumps(line) + "\n")
 
 
-def truncate_log(path, step):
-    """Keep the lines of a log before `step`: what follows is written again."""
-    kept = []
-    if step and os.path.exists(path):
-        with open(path) as f:
-            for line in f:
-                try:
-                    before = json.loads(line)["step"] < step
-                except json.JSONDecodeError:
-                    break                                    # the line that a kill cut short
-                if before:
-                    kept.append(line)
-    replace_file(path, lambda f: f.writelines(kept))
+def truncate_log(path, step, overwrite=False):
+    """Keep the lines of a log before `step`: what follows is written again. Raises ValueError if
+    the file is no log."""
+    results.check_place(path)
+    kept, lines = [], []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8", errors="replace") as f:
+            lines = f.readlines()
+    for n, line in enumerate(lines, 1):
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            if n == len(lines) and not line.endswith("\n"):
+                break                                        # a kill cut it short
+            if not overwrite:
+                raise ValueError(f"{path}, line {n} is not of a log: move the file away, choose "
+                                 f"another --out, or --overwrite it") from e
+    results.replace_file(path, lambda f: f.writelines(kept))

@@ -9,6 +9,9 @@ One process needs none of this: what PyTorch has for many is imported where it i
 import copy
 import functools
 import os
+import re
+import threading
+import time
 from contextlib import nullcontext
 from datetime import timedelta
 
@@ -22,6 +25,8 @@ from torch.utils.checkpoint import checkpoint
 def get_device(cfg):
     """"cpu", "cuda" or, of the processes that torchrun started, this one's "cuda:N"."""
     has_cuda = torch.cuda.is_available()
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", cfg.device):
+        raise ValueError(f"--device must be cpu, cuda, cuda:N or auto, got {cfg.device}")
     if cfg.device.startswith("cuda") and not has_cuda:
         raise ValueError("--device cuda: PyTorch sees no CUDA device here; use --device cpu")
     if cfg.device == "cuda" or (cfg.device == "auto" and has_cuda):
@@ -32,8 +37,6 @@ def get_device(cfg):
 def autocast(cfg):
     """The context in which every forward of a stage runs, the rollouts' too: old and new
     log-probabilities must agree. Raises ValueError."""
-    if cfg.precision not in ("auto", "fp32", "bf16"):
-        raise ValueError(f"--precision must be fp32, bf16 or auto, got {cfg.precision}")
     device = get_device(cfg).split(":")[0]
     has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported()
     if cfg.precision == "fp32" or (cfg.precision == "auto" and not has_bf16):
@@ -93,6 +96,7 @@ def join(cfg):
         raise ValueError("--shard splits the networks over processes: start it with "
                          "torchrun --nproc_per_node=N")
     if count() > 1 and not dist.is_initialized():
+        end_with_parent()
         patience = timedelta(hours=2)                        # a save may take long
         if device == "cpu":
             dist.init_process_group("gloo", timeout=patience)
@@ -100,6 +104,18 @@ def join(cfg):
             torch.cuda.set_device(device)
             dist.init_process_group("nccl", timeout=patience, device_id=torch.device(device))
     return device
+
+
+def end_with_parent():
+    """End this process when the one that started it is gone: a killed torchrun tells nobody."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def mine(rows):

@@ -16,7 +16,8 @@ import torch
 import interop
 from model import GPT, GPTConfig, Scorer
 from plumbing import cli
-from plumbing.files import save_checkpoint, write_jsonl
+from plumbing.files import save_checkpoint
+from plumbing.results import write_jsonl
 
 ENC = interop.get_tokenizer("sandbox")
 SMALL = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--context", "64", "--block", "32"]

@@ -15,7 +15,8 @@ import label
 import sandbox
 import sft as fine_tuning
 from model import GPT, GPTConfig, Scorer
-from plumbing.files import save_checkpoint, write_jsonl
+from plumbing.files import save_checkpoint
+from plumbing.results import write_jsonl
 
 ENC = interop.get_tokenizer("sandbox")
 

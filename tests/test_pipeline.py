@@ -16,7 +16,7 @@ import pretrain
 import reward
 import sandbox
 import sft
-from plumbing.files import write_jsonl
+from plumbing.results import write_jsonl
 
 SMALL = {"n_layer": 2, "n_embd": 64, "context": 64, "batch": 8, "lr": 4e-3, "warmup": 20}
 RL = {

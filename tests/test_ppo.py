@@ -19,8 +19,9 @@ import ppo
 import sandbox
 from generate import generate
 from model import GPT, GPTConfig, Scorer, scorer_from
-from plumbing.files import read_checkpoint, save_checkpoint, write_jsonl
+from plumbing.files import read_checkpoint, save_checkpoint
 from plumbing.processes import frozen_copy
+from plumbing.results import write_jsonl
 from train import make_optimizer
 
 EOS = 0

@@ -13,7 +13,8 @@ import interop
 import pretrain
 from data import cut_blocks, text_batch
 from model import GPT, GPTConfig
-from plumbing.files import read_checkpoint, write_jsonl
+from plumbing.files import read_checkpoint
+from plumbing.results import write_jsonl
 
 ENC = interop.get_tokenizer("sandbox")
 CFG = pretrain.Config(

@@ -34,8 +34,9 @@ import train
 from generate import generate
 from model import GPT, GPTConfig, Scorer
 from plumbing import cli, files, processes
-from plumbing.files import read_checkpoint, write_jsonl
+from plumbing.files import read_checkpoint
 from plumbing.processes import frozen_copy, local, whole, whole_state
+from plumbing.results import write_jsonl
 
 HERE = os.path.abspath(__file__)
 ROOT = os.path.dirname(os.path.dirname(HERE))

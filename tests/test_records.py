@@ -21,7 +21,7 @@ from interop import (
     tokenizer_id,
 )
 from interop.records import demonstrations, prompts, rankings, texts
-from plumbing.files import write_jsonl
+from plumbing.results import write_jsonl
 
 NASTY = [
     "",

@@ -20,7 +20,8 @@ import pytest
 
 import sandbox
 from plumbing import cli
-from plumbing.files import read_checkpoint, write_jsonl
+from plumbing.files import read_checkpoint
+from plumbing.results import write_jsonl
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 KILLS = int(os.environ.get("KILLS", "1"))

@@ -15,7 +15,8 @@ import interop
 import reward
 from data import EncodedRanking
 from model import GPT, GPTConfig, Scorer
-from plumbing.files import read_checkpoint, save_checkpoint, write_jsonl
+from plumbing.files import read_checkpoint, save_checkpoint
+from plumbing.results import write_jsonl
 
 ENC = interop.get_tokenizer("sandbox")
 CFG = reward.Config(device="cpu", precision="fp32", lr=5e-3, batch=8, epochs=3)

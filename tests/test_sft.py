@@ -13,7 +13,8 @@ import interop
 import sft
 from generate import sample
 from model import GPT, GPTConfig, scorer_from
-from plumbing.files import read_checkpoint, save_checkpoint, write_jsonl
+from plumbing.files import read_checkpoint, save_checkpoint
+from plumbing.results import write_jsonl
 
 ENC = interop.get_tokenizer("sandbox")
 CFG = sft.Config(device="cpu", precision="fp32", lr=1e-2, batch=8, max_new=8, ptx_mix=0.0)

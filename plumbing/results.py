@@ -1,0 +1,330 @@
+"""What may be written where: a command replaces only what it made itself, or was making.
+
+Whatever else stands at --out is refused by name, unless --overwrite says that it may go; links,
+folders and devices always. A file is written aside, synced and renamed: whoever looks sees the old
+one or the new one. Who writes a result holds OUT.lock while doing so.
+"""
+import atexit
+import contextlib
+import glob
+import hashlib
+import json
+import math
+import os
+import re
+import socket
+import stat
+import sys
+import tempfile
+from dataclasses import asdict
+
+HELD = {}                   # of this process: result -> (lock file, its descriptor)
+LONGEST = 200               # bytes of a file's name, which others are made from
+
+
+# ---- one file ----------------------------------------------------------------------------------
+
+def check_place(path):
+    """Raise ValueError if `path` is a link, a folder or a device, through which no file is
+    written."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "a device"
+        raise ValueError(f"{path} cannot be written: it is {kind}; choose another name")
+
+
+def replace_file(path, write, mode="w"):
+    """Have write(f) fill a temporary file, then rename it: a crash or full disk leaves the old one.
+
+    Raises ValueError."""
+    check_place(path)
+    folder, name = os.path.split(os.path.abspath(path))
+    encoding, temporary = None if "b" in mode else "utf-8", None
+    try:
+        # A name that nobody can guess: what is planted there would be written through.
+        descriptor, temporary = tempfile.mkstemp(".tmp", f".{name}.", folder)
+        with open(descriptor, mode, encoding=encoding) as f:
+            write(f)
+            f.flush()
+            os.fsync(descriptor)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+    except (OSError, RuntimeError) as e:                     # torch.save raises RuntimeError
+        raise ValueError(f"cannot write {path} ({_reason(e)}): free some space or choose another "
+                         f"--out") from e
+    finally:
+        if temporary is not None:
+            os.remove(temporary)
+
+
+def _umask():
+    """The permissions that new files do not get; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _reason(e):
+    """Why a file could not be written: PyTorch's own words are those of the disk's error."""
+    while e is not None:
+        if isinstance(e, OSError):
+            return e.strerror
+        e = e.__cause__ or e.__context__
+    return "the disk may be full"
+
+
+def jsonl(records):
+    """What writes records to a file f, one JSON object a line."""
+    lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in records]
+    return lambda f: f.writelines(lines)
+
+
+def write_jsonl(path, records):
+    """Write records, one JSON object a line. Raises ValueError."""
+    replace_file(path, jsonl(records))
+
+
+def file_hash(path):
+    """sha256 of a file."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def check_finite(what, numbers, advice=""):
+    """Raise ValueError if one of the numbers in nested dicts and lists is not finite."""
+    for name, value in numbers.items():
+        for x in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(x, dict):
+                check_finite(f"{what}, {name}", x, advice)
+            elif isinstance(x, float) and not math.isfinite(x):
+                raise ValueError(f"{what}: the {name} is not finite{advice}")
+
+
+# ---- what may be replaced ----------------------------------------------------------------------
+
+def check_out(out):
+    """Raise ValueError unless `out` can be written: a plain file or none, in a writable folder."""
+    if not out:
+        raise ValueError("--out is missing: say where the result goes, e.g. --out model.pt")
+    check_place(out)
+    folder, name = os.path.split(os.path.abspath(out))
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--out {out} cannot be written: {folder} is not a writable folder")
+    if len(os.fsencode(name)) > LONGEST:
+        raise ValueError(f"--out {out} cannot be written: use a name of at most {LONGEST} bytes")
+
+
+def check_new(path, overwrite=False):
+    """Raise ValueError if there is something at `path`, unless it is a file that may go."""
+    check_out(path)
+    if os.path.exists(path) and not overwrite:
+        raise ValueError(f"{path} is there already: choose another name, or --overwrite it")
+
+
+def check_inputs(inputs):
+    """Raise ValueError unless every file of {flag: paths} is there."""
+    for name, paths in inputs.items():
+        for path in paths:
+            if not os.path.isfile(path):
+                why = "is a folder" if os.path.isdir(path) else "is no file"
+                why = why if os.path.exists(path) else "does not exist"
+                raise ValueError(f"--{name.replace('_', '-')} {path} {why}")
+
+
+def provenance(cfg, stage, inputs):
+    """What made a result: the stage, its config, and a hash of each file of {flag: paths}.
+
+    Where the files lie does not matter: a folder may be moved in the middle of a run. Nor does what
+    no weight depends on but by rounding. Raises ValueError if one is not there.
+    """
+    inputs = {k: (v,) if isinstance(v, str) else v for k, v in inputs.items() if v}
+    check_inputs(inputs)
+    apart = {"out", "overwrite", "log_every", "recompute", "shard", "microbatch", "sample_batch",
+             *inputs}
+    config = {k: v for k, v in asdict(cfg).items() if k not in apart}
+    hashes = {name: [file_hash(path) for path in paths] for name, paths in inputs.items()}
+    return {"stage": stage, "config": config, "inputs": hashes}
+
+
+def same_command(old, meta):
+    """Whether the meta of a file, `old`, says that the command of `meta` made it."""
+    return all(old.get(k) == v for k, v in meta.items())
+
+
+def difference(old, meta):
+    """How the command of `meta` differs from the one that made a file: a few words."""
+    if old.get("stage") != meta["stage"]:
+        return f"it was made by {old.get('stage')}"
+    before = old.get("config", {})
+    for name, value in meta["config"].items():
+        if before.get(name) != value:
+            flag = f"--{name.replace('_', '-')}"
+            return f"it was made with {flag} {before.get(name)} instead of {value}"
+    return "it was made from other inputs"
+
+
+def refuse_inputs(out, meta):
+    """Raise ValueError if the file `out` is one of the inputs of the command of `meta`."""
+    digest = file_hash(out)
+    if any(digest in hashes for hashes in meta["inputs"].values()):
+        raise ValueError(f"--out {out} is one of the inputs: choose another name for the result")
+
+
+# ---- one writer at a time ----------------------------------------------------------------------
+
+def hold(out):
+    """Lock the result `out` until `release`, or until this process ends.
+
+    Also removes what a killed process was writing. Raises ValueError that names who holds it."""
+    try:
+        import fcntl
+    except ImportError:                                      # Windows
+        return
+    path = f"{os.path.abspath(out)}.lock"
+    if path in HELD:
+        return
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        holder = os.read(descriptor, 1000).decode(errors="replace")
+        if holder and not re.match(r"process \d+ ", holder):
+            os.close(descriptor)
+            raise ValueError(f"{path} is no lock of ours: choose another --out")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ValueError(f"--out {out} is being written by {holder or 'another process'}: wait "
+                             f"until it ends, or choose another name") from None
+        # Whoever held it may have removed it meanwhile: then it locks nothing.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+                break
+        os.close(descriptor)
+    os.truncate(descriptor, 0)
+    command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} "
+                          f"({command[:500]})".encode(errors="replace"), 0)
+    if not HELD:
+        atexit.register(_release_all)
+    HELD[path] = descriptor
+    _sweep(out)
+
+
+def _sweep(out):
+    """Remove the temporary files of `out` that a killed process left."""
+    folder, name = os.path.split(os.path.abspath(out))
+    pattern = re.compile(rf"\.{re.escape(name)}(\.[\w.]+)?\.\w{{8}}\.tmp")
+    for path in glob.glob(os.path.join(glob.escape(folder), f".{glob.escape(name)}.*.tmp")):
+        if pattern.fullmatch(os.path.basename(path)):
+            os.remove(path)
+
+
+def release(out):
+    """Give the lock back."""
+    path = f"{os.path.abspath(out)}.lock"
+    descriptor = HELD.pop(path, None)
+    if descriptor is not None:
+        with contextlib.suppress(OSError):
+            os.remove(path)
+        os.close(descriptor)
+
+
+def _release_all():
+    for path in list(HELD):
+        release(path.removesuffix(".lock"))
+
+
+# ---- results that are not checkpoints ----------------------------------------------------------
+
+def _paths(out, names):
+    """{name: path} of the files of a result; "" is that of a single file."""
+    return {name: os.path.join(out, name) for name in names} if names else {"": out}
+
+
+def _made_file(out, names):
+    """The file that says what made a result: beside a file, or in its folder."""
+    return os.path.join(out, "made.json") if names else f"{out}.made.json"
+
+
+def _read_made(path, overwrite):
+    """What the file at `path` says, {} without one. Raises ValueError if it is no such file."""
+    check_place(path)
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as f:
+            made = json.load(f)
+        if isinstance(made["files"], dict) and isinstance(made["config"], dict):
+            return made
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass                                                 # not ours, as what follows says
+    if overwrite:
+        return {}
+    raise ValueError(f"{path} does not say what made the files beside it: move them away, or "
+                     f"--overwrite them")
+
+
+def claim(out, meta, names=(), overwrite=False):
+    """Lock a result, and see that nothing is lost by writing it: a file, or files of these names in
+    the folder `out`. -> whether this very command has made it already, and it is unchanged.
+
+    If it is, it becomes up to date for `make`. Raises ValueError that names what would be lost."""
+    if names:
+        _make_folder(out)
+    check_out(os.path.join(out, names[0]) if names else out)
+    hold(out)
+    made = _read_made(_made_file(out, names), overwrite)
+    ours = same_command(made, json.loads(json.dumps(meta)))
+    known = made["files"] if ours else {}                    # {name: hash}
+    found = {}
+    for name, path in _paths(out, names).items():
+        check_place(path)
+        if not os.path.exists(path):
+            continue
+        refuse_inputs(path, meta)
+        found[name] = file_hash(path)
+        # "": it was being written when a kill came
+        if known.get(name) in ("", found[name]) or overwrite:
+            continue
+        why = "it was changed since this command made it"
+        if not ours:
+            why = difference(made, meta) if made else "this command did not make it"
+        raise ValueError(f"{path} is there already, and {why}: choose another --out, or "
+                         f"--overwrite it")
+    finished = bool(known) and all(found.get(name) == known[name] for name in known)
+    if finished:
+        print(f"{out} is finished already: delete it to make it again")
+        for name in found:
+            os.utime(_paths(out, names)[name])
+        release(out)
+    return finished
+
+
+def _make_folder(out):
+    """Raise ValueError if there is no folder `out` and none can be made."""
+    try:
+        os.makedirs(out, exist_ok=True)
+    except OSError as e:
+        raise ValueError(f"--out {out} cannot be made a folder ({e.strerror}): choose "
+                         f"another") from e
+
+
+def deliver(out, meta, writers):
+    """Write the files of a result that is claimed: {name: write(f)}, "" for a single file; .png in
+    binary. What made them is written beside them. Raises ValueError."""
+    names = [name for name in writers if name]
+    made_file, hashes = _made_file(out, names), dict.fromkeys(writers, "")
+
+    def write_made(f):
+        json.dump(meta | {"files": hashes}, f, indent=1)
+
+    replace_file(made_file, write_made)
+    for name, path in _paths(out, names).items():
+        replace_file(path, writers[name], "wb" if name.endswith(".png") else "w")
+        hashes[name] = file_hash(path)
+    replace_file(made_file, write_made)
+    release(out)
