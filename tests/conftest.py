@@ -1,5 +1,6 @@
 """What all tests share. They need no network and no GPU, and finish in seconds."""
 
+import importlib
 import os
 import sys
 
@@ -40,3 +41,31 @@ def real():
         return found
 
     return path
+
+
+@pytest.fixture(scope="session")
+def hf():
+    """transformers, without a network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        if os.environ.get("TRANSFORMERS_REQUIRED"):
+            found = importlib.import_module("transformers")
+        else:
+            found = pytest.importorskip("transformers")
+        found.logging.set_verbosity_error()
+        found.logging.disable_progress_bar()
+        yield found
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A file of 316 ranks."""
+    from folders import small_ranks
+
+    return small_ranks(tmp_path_factory.mktemp("ranks") / "small.tiktoken")
+
+
+@pytest.fixture(params=["small", "gpt2"])
+def ranks(request, small, real):
+    """A file of ranks: one of 316 tokens and, where it is, GPT-2's."""
+    return small if request.param == "small" else real("tokenizer/gpt2.tiktoken")

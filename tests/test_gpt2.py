@@ -1,14 +1,11 @@
-"""interop/gpt2.py: GPT-2's weights in and out, against transformers: folders, tokenizers,
-downloads, and what is refused; stages that start from folders.
+"""interop/gpt2.py: GPT-2's weights as others publish them, against transformers: folders,
+tokenizers, downloads, and what is refused; stages that start from folders.
 
 Where transformers is not installed its tests are skipped, or fail if TRANSFORMERS_REQUIRED is set.
 """
 
-import base64
 import contextlib
-import functools
 import http.server
-import importlib
 import io
 import json
 import os
@@ -19,78 +16,37 @@ import threading
 import pytest
 import tiktoken
 import torch
-from tiktoken import _educational
+from folders import (
+    NASTY,
+    TEXT,
+    T,
+    V,
+    agree,
+    close,
+    hash_of,
+    learned,
+    ours,
+    publish,
+    publish_tokenizer,
+    rows,
+    same_continuations,
+    saved,
+    small_ranks,
+    theirs,
+    write_ranks,
+)
+from tiny import lively
 
 import ppo
 import reward
 import sample
 import sft
 from data import encode_prompt
-from generate import generate
-from interop import get_tokenizer, gpt2, load_model, plan, read_model, tokenizer_id, tokenizer_of
-from interop.export import export, write_tokenizer
-from interop.tokenizers import GPT2_PATTERN
+from interop import get_tokenizer, gpt2, load_model, read_model, tokenizer_of
+from interop.export import export
 from model import GPT, GPTConfig, Scorer
 from plumbing import cli
-from plumbing.files import save_checkpoint, write_jsonl
-
-V, T, EOS = 83, 24, 82
-CLASSES = {"gpt": GPT, "scorer": Scorer}
-TEXT = (
-    "The cat sat on the mat, and the dog didn't. We'll see 12 naïve cafés: 漢字漢字 漢字! "
-    "User: What is it?\n\nAssistant: It is."
-)
-NASTY = [
-    "",
-    "Hello world",
-    "User: What is it?\n\nAssistant:",
-    " leading, trailing   and  two  spaces ",
-    "\n\n\n a\t\tb \r\n\r\nc \n",
-    "I'm sure you're right, they'll say WE'VE won; it's 'tis don't 's",
-    "café naïve Ångström Ñandú, and e\u0301 a\u0308 taken apart",
-    "😀 👩\u200d👩\u200d👧 🇫🇷 ✌🏽",
-    "漢字かな交じり文。 한국어 العربية हिन्दी",
-    "1234567 3.14 ½ ² ٣",
-    "\u00a0no-break\u3000ideographic\u200bzero width\ufeff",
-    "\x00\x07\x7f nulls and bells",
-    "¿¡«»—…™ <|endoftext <| endoftext |>",
-    "x" * 60 + "=" * 60,
-]
-
-
-def lively(network, seed=0):
-    """Weights so large that tokens, positions, biases and gains all matter."""
-    torch.manual_seed(seed)
-    for name, p in network.named_parameters():
-        torch.nn.init.normal_(p, 1.0 if "ln_" in name and name.endswith("weight") else 0.0, 0.25)
-    return network.eval()
-
-
-def ours(kind=GPT, vocab=V, block=T, seed=0):
-    return lively(kind(GPTConfig(vocab, block, 2, 4, 16)), seed)
-
-
-def rows(*shape, seed=0):
-    return torch.randint(V, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-    assert b.std() > 0.1  # there is something to compare
-
-
-@pytest.fixture(scope="module")
-def hf():
-    """transformers, without a network."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        if os.environ.get("TRANSFORMERS_REQUIRED"):
-            found = importlib.import_module("transformers")
-        else:
-            found = pytest.importorskip("transformers")
-        found.logging.set_verbosity_error()
-        found.logging.disable_progress_bar()
-        yield found
+from plumbing.results import write_jsonl
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,94 +57,17 @@ def no_cache(tmp_path_factory):
         yield
 
 
-def write_ranks(path, ranks):
-    with open(path, "wb") as f:
-        f.writelines(
-            base64.b64encode(token) + b" %d\n" % n
-            for token, n in sorted(ranks.items(), key=lambda x: x[1])
-        )
-    return str(path)
-
-
-@functools.cache
-def learned(words):
-    """The merged tokens of a small byte-pair encoding of TEXT, in the order of their merging."""
-    ranks = _educational.bpe_train(TEXT * 3, 256 + words, GPT2_PATTERN, visualise=None)
-    return sorted((token for token in ranks if len(token) > 1), key=ranks.get)
-
-
-def small_ranks(path, words=60):
-    """A file of ranks with GPT-2's order of bytes: printable ones first."""
-    first = sorted(range(256), key=lambda b: not chr(b).isprintable() or b == 32)
-    tokens = [bytes([b]) for b in first] + learned(words)
-    return write_ranks(path, {token: n for n, token in enumerate(tokens)})
-
-
-def hash_of(enc):
-    """Of a tokenizer, or of what names one."""
-    enc = get_tokenizer(str(enc)) if isinstance(enc, (str, os.PathLike)) else enc
-    return tokenizer_id(enc)["hash"]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return small_ranks(tmp_path_factory.mktemp("ranks") / "small.tiktoken")
-
-
-@pytest.fixture(params=["small", "gpt2"])
-def ranks(request, small, real):
-    """A file of ranks: one of 316 tokens and, where it is, GPT-2's."""
-    return small if request.param == "small" else real("tokenizer/gpt2.tiktoken")
-
-
-def saved(path, network, ranks):
-    """A checkpoint with the tokenizer of a file of ranks."""
-    save_checkpoint(str(path), network, tokenizer_id(get_tokenizer(str(ranks))), {"stage": "test"})
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, small):
     """A folder with a small model that takes the place of GPT-2, its tokenizer included."""
     folder = tmp_path_factory.mktemp("exported")
     network = ours(vocab=get_tokenizer(small).n_vocab)
-    assert export(saved(folder / "m.pt", network, small), str(folder / "gpt2"))
+    publish(saved(folder / "m.pt", network, small), folder / "gpt2")
     return folder / "gpt2"
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run `python model.py ...` in this process -> (exit code, stdout, stderr)."""
-
-    def run(*argv):
-        monkeypatch.setattr(sys, "argv", ["model.py", *map(str, argv)])
-        capsys.readouterr()
-        try:
-            plan.main()
-            code = 0
-        except SystemExit as e:
-            code = e.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 # -------------------------------------------------------------------------------------------------
 # theirs -> ours
-
-
-def theirs(hf, kind="GPT2LMHeadModel", seed=0):
-    config = hf.GPT2Config(
-        vocab_size=V,
-        n_positions=T,
-        n_embd=16,
-        n_layer=2,
-        n_head=4,
-        bos_token_id=EOS,
-        eos_token_id=EOS,
-        num_labels=1,
-    )
-    return lively(getattr(hf, kind)(config), seed)
 
 
 def causal_masks(weights):
@@ -242,27 +121,6 @@ def test_weights_of_half_precision_are_widened(hf, tmp_path, dtype):
         close(loaded(ids), network.float()(ids).logits)
 
 
-def same_continuations(network, other):
-    """Ours and theirs say the same to single prompts, greedily; the first of them finds a token
-    that then ends the others."""
-    said, eos = [], network.cfg.vocab_size - 1
-    for n in range(1, 13):
-        prompt = rows(1, n, seed=n)
-        settings = {
-            "max_new_tokens": 12,
-            "eos_token_id": eos,
-            "pad_token_id": eos,
-            "attention_mask": torch.ones_like(prompt),
-        }
-        expected = other.generate(prompt, do_sample=False, **settings)
-        ids, total = generate(network, prompt, torch.tensor([n]), 12, eos, temperature=0)
-        assert ids[0, : total[0]].tolist() == expected[0].tolist()
-        said.append(expected[0, n:].tolist())
-        eos = said[0][3]
-    assert {len(x) for x in said} > {12}  # some end,
-    assert len({t for x in said for t in x}) > 5  # in many ways
-
-
 def test_their_continuations_are_ours(hf, tmp_path):
     network = theirs(hf)
     network.save_pretrained(tmp_path)
@@ -288,92 +146,8 @@ def test_their_classifier_with_one_label_is_a_scorer(hf, tmp_path, write):
 # ours -> theirs
 
 
-def loaded_by(hf, folder, kind):
-    network, report = getattr(hf, kind).from_pretrained(folder, output_loading_info=True)
-    assert not any(report[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    return network.eval()
-
-
-def agree(hf, path, folder, seed=0):
-    """A checkpoint and its folder compute the same, the one here, the other in transformers."""
-    checkpoint = read_model(path)
-    network, _ = load_model(path, CLASSES[checkpoint["kind"]])
-    network.eval()
-    ids = torch.randint(
-        network.cfg.vocab_size, (4, 12), generator=torch.Generator().manual_seed(seed)
-    )
-    with torch.no_grad():
-        if checkpoint["kind"] == "gpt":
-            close(loaded_by(hf, folder, "AutoModelForCausalLM")(ids).logits, network(ids))
-        else:
-            other = loaded_by(hf, folder, "GPT2ForSequenceClassification")
-            scores = torch.stack([other(x[None, :n]).logits[0, 0] for x in ids for n in (1, 7, 12)])
-            close(scores, network(ids)[:, [0, 6, 11]].flatten())
-
-
-@pytest.mark.parametrize("kind", [GPT, Scorer])
-def test_ours_is_theirs(hf, tmp_path, small, command, kind):
-    network = ours(kind, get_tokenizer(small).n_vocab)
-    assert kind is GPT or abs(network.head.bias.item()) > 0.01
-    path, folder = saved(tmp_path / "m.pt", network, small), tmp_path / "new" / "folder"
-    code, said, _ = command("export", path, folder)
-    assert code == 0 and str(folder) in said and "without" not in said
-    agree(hf, path, folder)
-    auto = "AutoModelForCausalLM" if kind is GPT else "AutoModelForSequenceClassification"
-    assert [type(loaded_by(hf, folder, auto)).__name__] == read_config(folder)["architectures"]
-    assert read_config(folder)["eos_token_id"] == get_tokenizer(small).eot_token
-    if kind is GPT:
-        same_continuations(network, loaded_by(hf, folder, auto))
-
-
-def read_config(folder):
-    return json.loads((folder / "config.json").read_text())
-
-
-@pytest.mark.parametrize("kind", ["GPT2LMHeadModel", "GPT2ForSequenceClassification"])
-def test_a_folder_that_went_through_a_checkpoint_is_the_same(hf, tmp_path, command, kind):
-    before, after = tmp_path / "before", tmp_path / "after"
-    LAYOUTS["all names of the class"](theirs(hf, kind), str(before))
-    network, _ = load_model(str(before), GPT if kind == "GPT2LMHeadModel" else Scorer)
-    save_checkpoint(tmp_path / "m.pt", network, {"name": "sandbox", "hash": ""}, {})
-    assert command("export", tmp_path / "m.pt", after)[0] == 0
-    weights = [torch.load(folder / "pytorch_model.bin") for folder in (before, after)]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
-    known = read_config(before)
-    kept = {k for k, v in read_config(after).items() if k in known and known[k] == v}
-    alone = {"architectures", "num_labels"}  # which a config that has no model does not say
-    assert read_config(after).keys() - kept == alone
-
-
-def test_no_model_is_exported_over_another(hf, tmp_path, small):
-    """transformers prefers model.safetensors, so what is exported beside it would not be read."""
-    theirs(hf).save_pretrained(tmp_path / "folder")
-    path = saved(tmp_path / "m.pt", ours(vocab=get_tokenizer(small).n_vocab, seed=1), small)
-    for source in (path, str(tmp_path / "folder")):
-        with pytest.raises(ValueError, match="folder holds another model: name a new folder"):
-            export(source, str(tmp_path / "folder"))
-
-
 # -------------------------------------------------------------------------------------------------
 # tokenizers
-
-
-def test_the_tokenizer_files_split_text_as_the_ranks_do(hf, tmp_path, ranks):
-    enc = get_tokenizer(ranks)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    assert write_tokenizer(ranks, str(tmp_path))
-    tokenizer = hf.AutoTokenizer.from_pretrained(tmp_path)
-    for text in [*NASTY, TEXT]:
-        assert tokenizer(text)["input_ids"] == enc.encode_ordinary(text), text
-    assert tokenizer.eos_token_id == enc.eot_token and len(tokenizer) == enc.n_vocab
-    vocabulary = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
-    assert sorted(vocabulary.values()) == list(range(enc.n_vocab))
-    assert vocabulary["<|endoftext|>"] == enc.eot_token
-    end = "an end <|endoftext|> or not"
-    assert tokenizer(end)["input_ids"] == enc.encode(end, allowed_special="all")
-    assert enc.eot_token in tokenizer(end)["input_ids"]
-    assert enc.eot_token not in enc.encode_ordinary(end)
 
 
 def test_the_folder_has_the_tokenizer_of_the_ranks(tmp_path, ranks):
@@ -382,12 +156,19 @@ def test_the_folder_has_the_tokenizer_of_the_ranks(tmp_path, ranks):
     enc = get_tokenizer(ranks)
     for name, source in (("a", ranks), ("b", str(tmp_path / "a"))):
         (tmp_path / name).mkdir()
-        assert write_tokenizer(source, str(tmp_path / name))
+        publish_tokenizer(source, str(tmp_path / name))
         again = get_tokenizer(str(tmp_path / name))
         assert hash_of(again) == hash_of(enc)
         assert [again.encode_ordinary(x) for x in NASTY] == [enc.encode_ordinary(x) for x in NASTY]
     for i in range(9):  # merges do happen
         assert len(enc.encode_ordinary(TEXT[i:])) < len(TEXT[i:]) / 2
+
+
+def test_ranks_with_another_order_of_bytes_come_back(tmp_path):
+    tokens = [bytes([b]) for b in range(256)] + learned(60)
+    path = write_ranks(tmp_path / "mine.tiktoken", {token: n for n, token in enumerate(tokens)})
+    publish_tokenizer(path, str(tmp_path))
+    assert hash_of(tmp_path) == hash_of(path)
 
 
 def test_a_model_of_a_folder_brings_its_tokenizer(exported, small):
@@ -405,32 +186,9 @@ def test_a_folder_without_both_files_has_the_tokenizer_of_gpt2(exported, tmp_pat
 def test_the_tokenizer_of_a_folder_is_read_as_it_is_now(tmp_path):
     hashes = set()
     for words in (20, 30):
-        write_tokenizer(small_ranks(tmp_path / f"{words}.tiktoken", words), str(tmp_path))
+        publish_tokenizer(small_ranks(tmp_path / f"{words}.tiktoken", words), str(tmp_path))
         hashes.add(hash_of(tmp_path))
     assert len(hashes) == 2
-
-
-def test_ranks_are_written_as_they_are_now(tmp_path):
-    for words in (20, 30):
-        path = small_ranks(tmp_path / "mine.tiktoken", words)
-        write_tokenizer(path, str(tmp_path))
-    assert hash_of(tmp_path) == hash_of(path)
-
-
-def test_ranks_with_another_order_of_bytes_come_back(tmp_path):
-    tokens = [bytes([b]) for b in range(256)] + learned(60)
-    path = write_ranks(tmp_path / "mine.tiktoken", {token: n for n, token in enumerate(tokens)})
-    assert write_tokenizer(path, str(tmp_path))
-    assert hash_of(tmp_path) == hash_of(path)
-
-
-def test_the_sandbox_splits_text_in_a_way_of_its_own_and_the_command_says_so(
-    tmp_path, enc, command
-):
-    save_checkpoint(tmp_path / "m.pt", ours(vocab=enc.n_vocab), tokenizer_id(enc), {})
-    code, said, _ = command("export", tmp_path / "m.pt", tmp_path / "folder")
-    assert code == 0 and "without a tokenizer: transformers" in said
-    assert sorted(os.listdir(tmp_path / "folder")) == ["config.json", "pytorch_model.bin"]
 
 
 def test_a_tokenizer_whose_file_is_gone_may_be_that_of_gpt2(tmp_path, monkeypatch, small):
@@ -445,14 +203,9 @@ def test_a_tokenizer_whose_file_is_gone_may_be_that_of_gpt2(tmp_path, monkeypatc
         tokenizer_of(checkpoint)
 
 
-def test_the_end_of_text_is_the_tokenizers(tmp_path, small):
-    export(saved(tmp_path / "m.pt", ours(vocab=384), small), str(tmp_path / "folder"))
-    assert read_config(tmp_path / "folder")["eos_token_id"] == get_tokenizer(small).eot_token
-
-
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, small):
     path = saved(tmp_path / "m.pt", ours(vocab=get_tokenizer(small).n_vocab - 1), small)
-    export(path, str(tmp_path / "folder"))
+    publish(path, tmp_path / "folder")
     says = "has 317 tokens, more than the model's 316: they do not belong together"
     with pytest.raises(ValueError, match=says):
         tokenizer_of(read_model(str(tmp_path / "folder")))
@@ -496,16 +249,16 @@ def run(stage, out, **inputs):
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory, small):
-    """A folder in which every stage started from the exported result of the one before."""
+    """A folder in which every stage started from the published result of the one before."""
     place = tmp_path_factory.mktemp("pipeline")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         write_records()
         base = ours(vocab=get_tokenizer(small).n_vocab, block=64)
-        export(saved("base.pt", base, small), "base")
-        export(run(sft, "sft.pt", init="base")[0], "sft")
-        export(run(reward, "rm.pt", init="sft")[0], "rm")
-        export(run(ppo, "ppo.pt", init="sft", rm="rm")[0], "ppo")
+        publish(saved("base.pt", base, small), "base")
+        publish(run(sft, "sft.pt", init="base")[0], "sft")
+        publish(run(reward, "rm.pt", init="sft")[0], "rm")
+        publish(run(ppo, "ppo.pt", init="sft", rm="rm")[0], "ppo")
     return place
 
 
@@ -519,7 +272,9 @@ def inside(pipeline, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["sft", "rm", "ppo"])
 def test_what_a_stage_made_of_a_folder_is_theirs(hf, inside, name):
     """The reward model's bias, which gives its demonstrations a mean of 0, is in their ln_f."""
-    agree(hf, f"{name}.pt", name)
+    export(f"{name}.pt", "new")
+    for folder in (name, "new"):
+        agree(hf, f"{name}.pt", folder)
     assert hash_of(name) == read_model(f"{name}.pt")["tokenizer"]["hash"]
     before = read_model({"sft": "base.pt", "rm": "sft.pt", "ppo": "sft.pt"}[name])["weights"]
     weights = read_model(f"{name}.pt")["weights"]
@@ -536,7 +291,7 @@ def test_fine_tuning_with_the_tokens_of_gpt2(hf, tmp_path, monkeypatch, real):
     ranks = real("tokenizer/gpt2.tiktoken")
     config = hf.GPT2Config(n_positions=64, n_embd=16, n_layer=2, n_head=4)
     lively(hf.GPT2LMHeadModel(config)).save_pretrained("base")
-    write_tokenizer(ranks, "base")
+    publish_tokenizer(ranks, "base")
     run(sft, "sft.pt", init="base")
     export("sft.pt", "sft")
     agree(hf, "sft.pt", "sft")
@@ -616,7 +371,7 @@ def test_a_context_or_kind_that_does_not_fit_is_refused(inside):
 
 def test_a_reward_model_with_another_tokenizer_is_refused(inside, tmp_path):
     enc = get_tokenizer(small_ranks(tmp_path / "other.tiktoken", 50))
-    write_tokenizer(str(tmp_path / "other.tiktoken"), "rm")
+    publish_tokenizer(str(tmp_path / "other.tiktoken"), "rm")
     assert hash_of(enc) == hash_of("rm")
     with pytest.raises(ValueError, match="tokenizer"):
         run(ppo, "new.pt", init="sft.pt", rm="rm")
@@ -924,62 +679,3 @@ def test_without_the_package_for_safetensors_the_sentence_names_it(exported, tmp
         load_model(str(tmp_path / "folder"), GPT)
 
 
-def refused(command, *argv):
-    """The sentence on stderr."""
-    code, printed, said = command("export", *argv)
-    assert code == 2 and printed == "" and said.startswith("error: ") and said.count("\n") == 1
-    return said
-
-
-def test_exports_that_cannot_be(tmp_path, small, command, monkeypatch):
-    path = saved(tmp_path / "m.pt", ours(vocab=get_tokenizer(small).n_vocab), small)
-    assert "none.pt does not exist" in refused(command, tmp_path / "none.pt", tmp_path / "new")
-    assert NO_GPT2 in refused(command, tmp_path, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-    (tmp_path / "file").write_text("in the way")
-    for place in ("file", "file/folder"):
-        assert "name another folder" in refused(command, path, tmp_path / place)
-    (tmp_path / "taken" / "config.json").mkdir(parents=True)
-    assert "name another folder" in refused(command, path, tmp_path / "taken")
-    assert (tmp_path / "file").read_text() == "in the way"
-    for error in (
-        OSError(28, "No space left on device"),
-        RuntimeError("PytorchStreamWriter failed writing file"),
-    ):
-        monkeypatch.setattr(torch, "save", lambda *a, error=error: (_ for _ in ()).throw(error))
-        assert "free some space" in refused(command, path, tmp_path / "new")
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda w: w.update({"head.weight": w["wte.weight"]}), "weights, not"),
-        (lambda w: w.update({"rotary.angles": w.pop("wpe.weight")}), "it has rotary.angles"),
-    ],
-)
-def test_a_fork_of_the_model_is_not_exported_as_a_gpt2(tmp_path, change, says):
-    model = GPT(GPTConfig(60, 16, 1, 2, 8))
-    weights = dict(model.state_dict())
-    change(weights)
-    path, folder = str(tmp_path / "fork.pt"), tmp_path / "folder"
-    save_checkpoint(path, model, {"name": "sandbox", "hash": ""}, {}, weights=weights)
-    with pytest.raises(ValueError, match=says):
-        export(path, str(folder))
-    assert not folder.exists()
-
-
-def test_export_needs_both_names(command):
-    code, _, said = command("export", "m.pt")
-    assert code == 2 and "folder" in said and "Traceback" not in said
-
-
-@pytest.mark.parametrize("name", ["small.tiktoken", "folder"])
-def test_a_tokenizer_that_is_gone_is_named(tmp_path, monkeypatch, command, name):
-    small_ranks(tmp_path / "small.tiktoken")
-    (tmp_path / "folder").mkdir()
-    write_tokenizer(str(tmp_path / "small.tiktoken"), str(tmp_path / "folder"))
-    path = saved(tmp_path / "m.pt", ours(vocab=317), tmp_path / name)
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
-    os.rename(tmp_path / name, tmp_path / "elsewhere")
-    said = refused(command, path, tmp_path / "new")
-    assert str(tmp_path / name) in said and "free some space" not in said
