@@ -7,15 +7,15 @@
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 """
 import argparse
-import sys
 
 import torch
 
 from interop.export import export
+from plumbing import cli
 
 GIB = 2**30
 SIZES = {   # the sandbox's own, GPT-2's smallest, two policies of [IG] that one machine can train
-    "sandbox": {"n_layer": 3, "n_head": 4, "n_embd": 128, "block_size": 128, "vocab_size": 460},
+    "sandbox": {"n_layer": 3, "n_head": 4, "n_embd": 128, "block_size": 128, "vocab_size": 469},
     "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024},
     "paper-1.3b": {"n_layer": 24, "n_head": 16, "n_embd": 2048, "block_size": 2048},
     "paper-6b": {"n_layer": 32, "n_head": 32, "n_embd": 4096, "block_size": 2048},
@@ -135,13 +135,10 @@ def print_export(checkpoint, folder):
 def main():
     """`python model.py [plan | export]`. Bad input ends in one sentence and exit code 2."""
     args = parse()
-    try:
+    with cli.told():
         if args.command == "plan":
             print_plan(args.preset, args.gpus, args.microbatch, args.sampled)
         elif args.command == "export":
             print_export(args.checkpoint, args.folder)
         else:
             print_sizes()
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)

@@ -5,7 +5,6 @@
     python data.py FILE --columns prompt=question,response=answer
 """
 import argparse
-import sys
 from collections import Counter
 from itertools import groupby
 
@@ -14,12 +13,13 @@ from interop.door import load
 from interop.encode import report
 from interop.formats import read_records
 from interop.tokenizers import get_tokenizer
+from plumbing import cli
 
-GREEN, PLAIN = "\033[32m", "\033[0m"
 
 
 def green(text):
-    return f"{GREEN}{text}{PLAIN}"
+    """Text in green, with what a terminal would obey written out."""
+    return f"{cli.GREEN}{cli.visible(text)}{cli.PLAIN}"
 
 
 def shown(messages):
@@ -33,7 +33,7 @@ def shown(messages):
     pieces = []
     for on, run in groupby(zip(trained, ids), key=lambda pair: pair[0]):
         text = enc.decode([token for _, token in run])
-        pieces.append(green(text) if on else text)
+        pieces.append(green(text) if on else cli.visible(text))
     return "".join(pieces)
 
 
@@ -80,9 +80,6 @@ def main():
     parser.add_argument("--columns", default="", metavar="KNOWN=YOURS",
                         help="fields, e.g. prompt=question,response=answer")
     args = parser.parse_args()
-    try:
+    with cli.told():
         for path in args.files:
             describe(path, args.columns)
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)

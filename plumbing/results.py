@@ -122,7 +122,7 @@ def check_new(path, overwrite=False):
     """Raise ValueError if there is something at `path`, unless it is a file that may go."""
     check_out(path)
     if os.path.exists(path) and not overwrite:
-        raise ValueError(f"{path} is there already: choose another name, or --overwrite it")
+        raise ValueError(f"{path} is there already: choose another name, or move it away")
 
 
 def check_inputs(inputs):

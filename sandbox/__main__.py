@@ -6,16 +6,12 @@
 import argparse
 
 import sandbox
-from sandbox.tokens import write_ranks
+from plumbing import cli, results
+from sandbox.tokens import make_ranks
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="python -m sandbox", description=__doc__.split("\n")[0])
-    parser.add_argument("--ranks", metavar="FILE", help="write the sandbox's tokenizer instead")
-    args = parser.parse_args()
-    if args.ranks:
-        write_ranks(args.ranks)
-        return
+def show():
+    """Print a page of the corpus, and one prompt of each use case with its answer."""
     print("\n".join(sandbox.corpus(10)), end="\n\n")
     shown = set()
     for prompt in sandbox.prompts(300):
@@ -23,6 +19,18 @@ def main():
             shown.add(prompt.use_case)
             asked = " | ".join(m["content"] for m in prompt.messages)
             print(f"{prompt.use_case:14} {asked}  ->  {prompt.meta['answers'][0]}")
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m sandbox", description=__doc__.split("\n")[0])
+    parser.add_argument("--ranks", metavar="FILE", help="write the sandbox's tokenizer instead")
+    args = parser.parse_args()
+    with cli.told():
+        if args.ranks:
+            results.check_new(args.ranks)
+            results.replace_file(args.ranks, lambda f: f.writelines(make_ranks()))
+        else:
+            show()
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from sandbox.world import CONTENT, INSULTS, PRAISE
 RANKS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox.tiktoken")
 
 
-def write_ranks(path):
-    """Write the tokenizer: 256 bytes, then each word of the world with the space before it."""
+def make_ranks():
+    """The lines of the tokenizer's file: 256 bytes, then each word of the world with the space
+    before it."""
     texts = [*corpus(20_000, 0), CLOSING]
     asked = draw_prompts(20_000, "ranks", held_out=False)
     asked += draw_prompts(5_000, "ranks", held_out=False, demo=True)
@@ -25,6 +26,4 @@ def write_ranks(path):
     pieces |= {document.split(":")[0] for document in corpus(2000)}
     pieces |= {"User", "Assistant", "System", "\n\n"}
     ranks = [bytes([b]) for b in range(256)] + [piece.encode() for piece in sorted(pieces)]
-    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(ranks)]
-    with open(path, "w") as f:
-        f.writelines(lines)
+    return [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(ranks)]

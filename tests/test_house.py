@@ -43,8 +43,8 @@ MAY_IMPORT = {
     "evaluate": BELOW_A_STAGE | {"sandbox", "evidence"},
     "evidence": BELOW_A_STAGE | {"sandbox", "label", "evaluate", *STAGES},
 }
-# the memory plan counts the parameters of a model that it makes
-EXCEPTIONS = {"interop/plan": {"model"}}
+# the memory plan counts the parameters of a model that it makes; a command ends as all do
+EXCEPTIONS = {"interop/plan": {"model"}, "sandbox/__main__": {"plumbing"}}
 CONFIGURED = [
     name
     for name, tree in TREES.items()
