@@ -12,16 +12,12 @@ the very one that best-of-n and PPO climb: it flatters them.
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 """
-import os
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import data
 import interop
 from evidence import answers, report
 from evidence.answers import answer, find_prefix, text_loss
-from plumbing import cli
-from plumbing.files import check_out
+from plumbing import cli, files, results
 from plumbing.processes import autocast, get_device
 
 
@@ -30,96 +26,84 @@ class Config:
     systems: tuple[str, ...] = ()   # what to compare: CHECKPOINT, prompted:CHECKPOINT, bonN:...
     rm: str = ""                    # the reward model, made by reward.py; none: no RM score
     out: str = "report"             # the folder to write
-    baseline: str = ""              # what win rates and KL refer to; none: the first made by sft.py
+    overwrite: bool = False         # replace what stands there, whatever made it
+    baseline: str = ""              # what win rates, KL and log-ratios refer to; none: the first
+                                    # that sft.py made
     prompts: tuple[str, ...] = ()   # prompts, files in any known format; none: the sandbox's
     demos: tuple[str, ...] = ()     # demonstrations that prompted: shows, files; none: sandbox's
-    n: int = 800                    # held-out prompts of the sandbox
+    n: int = 800                    # held-out prompts of the sandbox; [1, 1_000_000]
     text: tuple[str, ...] = ()      # text whose loss is the alignment tax, files; none: sandbox's
-    max_new: int = 32               # longest response, tokens
-    batch: int = 200                # responses sampled together
+    max_new: int = 32               # longest response, tokens; >= 1
+    batch: int = 200                # responses sampled together, a matter of memory; >= 1
     seeds: tuple[str, ...] = ()     # instead: report.json of several seeds, to print their means
-    seed: int = 0                   # of prompts, prefixes, samples and the bootstrap
-    precision: str = "auto"         # fp32, bf16, or auto: bf16 on cuda, fp32 on cpu
+    seed: int = 0                   # of prompts, prefixes, samples and the bootstrap; >= 0
+    precision: str = "auto"         # auto is bf16 on cuda, fp32 on cpu; auto | fp32 | bf16
     device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
 
 
 PRESETS = {"sandbox": {}, "gpt2": {"max_new": 256, "batch": 64}}
-TRIALS = 64     # training prompts on which the prefixes of prompted: compete; not in [IG]
 
 
-def make_folder(out):
-    """Make the folder `out` and see that a report can be written there. Raises ValueError."""
-    try:
-        os.makedirs(out, exist_ok=True)
-    except OSError as e:
-        raise ValueError(f"--out {out} cannot be made a folder ({e.strerror}): choose "
-                         f"another") from e
-    check_out(os.path.join(out, "report.json"))
+def made_by(cfg, systems):
+    """What makes this very report: the settings, the systems as it names them, a hash of each file.
+
+    Raises ValueError if a file is missing."""
+    checkpoints = []
+    for path in dict.fromkeys(s.path for s in systems):
+        found = interop.model_files(path)
+        files.require("the system", found, "python sft.py --init base.pt --out sft.pt")
+        checkpoints += found
+    names = answers.names_of(systems)
+    baseline = names[cfg.systems.index(cfg.baseline)] if cfg.baseline else ""
+    named = replace(cfg, systems=tuple(names), baseline=baseline)
+    return results.provenance(named, "evaluate", {
+        "checkpoints": checkpoints, "rm": interop.model_files(cfg.rm), "prompts": cfg.prompts,
+        "demos": cfg.demos, "text": interop.files_in(cfg.text)})
 
 
-def load_prompts(cfg, systems):
-    """The held-out prompts, and whose score counts. Raises ValueError if there is no judge."""
-    prompts = interop.load("held-out prompts", cfg.prompts, Counter(), flag="--prompts", n=cfg.n,
-                           seed=cfg.seed)
-    if all(p.meta for p in prompts):
-        return prompts, "the true score"
-    if not cfg.rm:
-        raise ValueError(f"{' '.join(cfg.prompts)} has no answer key, so a judge is needed: "
-                         f"pass --rm rm.pt")
-    if not cfg.demos and any(s.prompted for s in systems):
-        raise ValueError("prompted: shows demonstrations, and the sandbox's do not suit these "
-                         "prompts: pass --demos FILE")
-    return prompts, "the reward model"
+def measure(cfg, systems, models, baseline, prompts, shown, text):
+    """The answers of each system, and the loss of its checkpoint on `text` -> [report.Result, ...].
 
-
-def load_demonstrations(cfg, prompts):
-    """What prompted: shows, and the prompts on which that is chosen: the evaluation's stay unseen,
-    unless the demonstrations answer none."""
-    demos = interop.load("demonstrations", cfg.demos, Counter(), flag="--demos", n=400,
-                         seed=cfg.seed)
-    trials = [data.Prompt(d.messages[:-1]) for d in demos[-TRIALS:] if len(d.messages) > 1]
-    if not cfg.demos:
-        trials = interop.load("prompts", (), Counter(), flag="--prompts", n=TRIALS,
-                              seed=f"prefixes {cfg.seed}")
-    return demos, trials or prompts[:TRIALS]
+    shown: demonstrations, and the prompts on which some of them are chosen."""
+    rm, enc, gpts = models.rm, models.enc, models.gpts
+    reference, device = gpts[systems[baseline].path], get_device(cfg)
+    prefix = {s: () for s in systems}
+    for s in systems:
+        if s.prompted:
+            demos, trials = shown
+            prefix[s] = find_prefix(gpts[s.path], rm, enc, trials, demos, cfg, also=prompts)
+    loss = {path: text_loss(gpt, text, device) for path, gpt in gpts.items()}
+    measured = []
+    for name, s in zip(answers.names_of(systems), systems):
+        gpt, read = gpts[s.path], prefix[s]
+        sampled = answer(gpt, reference, rm, enc, prompts, 1.0, cfg, s.best_of, read)
+        greedy = None
+        if s.best_of == 1:                                   # the best of equals is no system
+            greedy = answer(gpt, reference, rm, enc, prompts, 0.0, cfg, shots=read)
+        measured.append(report.Result(name, s.best_of, read, sampled, greedy, loss[s.path]))
+    return measured
 
 
 def main(cfg):
     if cfg.seeds:
+        if cfg.systems:
+            raise ValueError("--seeds prints the means of reports: name no systems beside them")
         return report.over_seeds(cfg.seeds)
     systems = answers.systems_of(cfg.systems, cfg.rm, cfg.baseline)
-    make_folder(cfg.out)
-    device = get_device(cfg)
-    models = answers.load_models(systems, cfg.rm, device)
+    meta = made_by(cfg, systems)
+    if results.claim(cfg.out, meta, report.FILES, cfg.overwrite):
+        return report.show(cfg.out)
+    models = answers.load_models(systems, cfg.rm, get_device(cfg))
     baseline = answers.baseline_of(cfg.baseline, cfg.systems, systems, models)
-    prompts, judge = load_prompts(cfg, systems)
-    demos, trials = load_demonstrations(cfg, prompts)
-    docs = interop.load("texts", cfg.text, Counter(), flag="--text", n=2000, seed="held out")
-    block = min(answers.TEXT_BLOCK, models.context)
-    text = data.pack(docs, models.enc, block, " ".join(cfg.text))
-
-    rm, enc, gpts = models.rm, models.enc, models.gpts
-    reference = gpts[systems[baseline].path]
-    prefix = {s: () for s in systems}
-    results = []
+    prompts, judge = answers.load_prompts(cfg, systems, models.enc)
+    shown = answers.load_demonstrations(cfg, prompts, systems, models.enc)
+    text = answers.load_text(cfg, models)
     with autocast(cfg):
-        for s in systems:
-            if s.prompted:
-                prefix[s] = find_prefix(gpts[s.path], rm, enc, trials, demos, cfg, also=prompts)
-        loss = {path: text_loss(gpt, text, device) for path, gpt in gpts.items()}
-        for name, s in zip(answers.names_of(systems), systems):
-            gpt, read = gpts[s.path], prefix[s]
-            sampled = answer(gpt, reference, rm, enc, prompts, 1.0, cfg, s.best_of, read)
-            greedy = None
-            if s.best_of == 1:                               # the best of equals is no system
-                greedy = answer(gpt, reference, rm, enc, prompts, 0.0, cfg, shots=read)
-            results.append(report.Result(name, s.best_of, read, sampled, greedy, loss[s.path]))
-
-    found = report.make_report(results, baseline, judge, cfg.seed)
-    page = report.markdown(found, report.examples_of(results, prompts))
-    report.write(found, page, cfg.out)
-    print("\n\n## ".join(page.split("\n\n## ")[:2]))        # the systems, and who beats whom
-    return {s["name"]: s for s in found["systems"]}
+        measured = measure(cfg, systems, models, baseline, prompts, shown, text)
+    found = report.make_report(measured, baseline, judge, cfg.seed)
+    page = report.markdown(found, report.examples_of(measured, prompts))
+    results.deliver(cfg.out, meta, report.writers(found, page))
+    return report.show(cfg.out)
 
 
 if __name__ == "__main__":

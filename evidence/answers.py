@@ -21,6 +21,7 @@ from model import GPT, Scorer
 from train import step_seed
 
 PREFIXES = 8            # few-shot prefixes that compete; not in [IG]
+TRIALS = 64             # training prompts on which they do; not in [IG]
 TEXT_BLOCK = 64         # tokens; the alignment tax is measured on blocks of this length, whatever
                         # the text, so that the losses of all models and texts compare
 TEXT_BLOCKS = 512       # at most so many of them
@@ -126,6 +127,47 @@ def baseline_of(wanted, specs, systems, models):
                          f"tokens of another system: name a baseline that can read them all, "
                          f"with --baseline")
     return baseline
+
+
+# ---- what is asked, shown and read ---------------------------------------------------------------
+
+def load_prompts(cfg, systems, enc):
+    """The held-out prompts, and whose score counts. Raises ValueError if there is no judge."""
+    prompts = interop.load("held-out prompts", cfg.prompts, Counter(), flag="--prompts", enc=enc,
+                           n=cfg.n, seed=cfg.seed)
+    if all(p.meta for p in prompts):
+        return prompts, "the true score"
+    if not cfg.rm:
+        raise ValueError(f"{' '.join(cfg.prompts)} has no answer key, so a judge is needed: "
+                         f"pass --rm rm.pt")
+    if not cfg.demos and any(s.prompted for s in systems):
+        raise ValueError("prompted: shows demonstrations, and the sandbox's do not suit these "
+                         "prompts: pass --demos FILE")
+    return prompts, "the reward model"
+
+
+def load_demonstrations(cfg, prompts, systems, enc):
+    """What prompted: shows, and the prompts on which that is chosen: the evaluation's stay unseen,
+    unless the demonstrations answer none. Raises ValueError if nobody asked for them."""
+    if not any(s.prompted for s in systems):
+        if cfg.demos:
+            raise ValueError("--demos is what prompted: systems read, and there are none")
+        return [], []
+    demos = interop.load("demonstrations", cfg.demos, Counter(), flag="--demos", enc=enc, n=400,
+                         seed=cfg.seed)
+    trials = [data.Prompt(d.messages[:-1]) for d in demos[-TRIALS:] if len(d.messages) > 1]
+    if not cfg.demos:
+        trials = interop.load("prompts", (), Counter(), flag="--prompts", n=TRIALS,
+                              seed=f"prefixes {cfg.seed}")
+    return demos, trials or prompts[:TRIALS]
+
+
+def load_text(cfg, models):
+    """The held-out text, packed."""
+    docs = interop.load("texts", cfg.text, Counter(), flag="--text", enc=models.enc, n=2000,
+                        seed="held out")
+    block = min(TEXT_BLOCK, models.context)
+    return data.pack(docs, models.enc, block, " ".join(cfg.text))
 
 
 # ---- sampling: what a system answers ------------------------------------------------------------

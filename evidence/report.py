@@ -2,6 +2,7 @@
 
 Legend: S systems.
 """
+import functools
 import json
 import os
 from typing import NamedTuple
@@ -11,13 +12,14 @@ import numpy as np
 import interop
 from evidence.answers import Answers
 from evidence.statistics import bootstrap, interval, length_controlled, ratings, win_rate
+from plumbing.results import check_finite
 
 HHH = ("helpful", "hallucination", "harmless")      # fields of sandbox.Judgement
 COLUMNS = {             # a figure: what the page calls it
     "win_rate": "win rate", "elo": "Elo", "length_controlled": "at equal length",
     "true_score": "true score", "helpful": "helpful", "hallucination": "hallucination",
     "harmless": "harmless", "rm_score": "RM score", "kl": "KL",
-    "pretrain_loss": "pretraining loss", "length": "length",
+    "log_ratio": "log-ratio", "pretrain_loss": "pretraining loss", "length": "length",
 }
 DIGITS = {"elo": 0, "length": 1}                    # behind the point; 3 otherwise
 
@@ -67,9 +69,29 @@ def rows_by_case(answers):
     return rows
 
 
+def greedy_summary(answers, base, seed):
+    """`summary` of greedy answers. log pi - log pi_baseline of the one answer that a system always
+    gives has no expectation in it: it is no KL."""
+    figures = summary(answers, base, seed)
+    figures["log_ratio"] = figures.pop("kl")
+    return figures
+
+
+def check_measured(result):
+    """Raise ValueError if a number is not finite, of which all figures are made."""
+    for answers in filter(None, (result.sampled, result.greedy)):
+        how = "at temperature 1" if answers is result.sampled else "greedily"
+        found = {"score": answers.score, "RM score": answers.rm_score, "log-ratio": answers.kl}
+        measured = {name: x.tolist() for name, x in found.items() if x is not None}
+        check_finite(f"{result.name}, {how}", measured)
+    check_finite(result.name, {"pretraining loss": result.text_loss})
+
+
 def make_report(results, baseline, judge, seed):
     """[Result, ...] -> what report.json holds. `baseline` is a number of a result, `judge` the
-    name of what scored the answers."""
+    name of what scored the answers. Raises ValueError if a number is not finite."""
+    for r in results:
+        check_measured(r)
     base = results[baseline]
     cases = rows_by_case(base.sampled)
     scores = np.stack([r.sampled.score for r in results])    # (S, N)
@@ -83,7 +105,8 @@ def make_report(results, baseline, judge, seed):
         system["use_cases"] = {case: summary(r.sampled, base.sampled, seed, rows)
                                for case, rows in cases.items()}
         if r.greedy:
-            system["greedy"] = summary(r.greedy, base.greedy or base.sampled, seed)
+            system["greedy"] = greedy_summary(r.greedy, base.greedy or base.sampled, seed)
+        check_finite(r.name, system)
         systems.append(system)
     matrix = {"names": [r.name for r in results], "win_rates": rates.tolist()}
     return {"baseline": base.name, "judge": judge, "systems": systems, "matrix": matrix}
@@ -155,7 +178,10 @@ def markdown(report, examples):
     rows = [[name, *(f"{x:.2f}" for x in row)] for name, row in zip(names, rates)]
     lines += table(["", *names], rows)
     if greedy:
-        lines += ["", "## Greedy", *figures_table(greedy)]
+        legend = (f"The likeliest token each time. Log-ratio: log π(answer) of the system minus "
+                  f"that of the checkpoint of {baseline}, nats; it is no KL, as nothing is "
+                  f"sampled.")
+        lines += ["", "## Greedy", "", legend, *figures_table(greedy)]
     lines += tables_by_case(systems)
     for s in systems:
         if s["prefix"]:
@@ -179,17 +205,19 @@ def examples_of(results, prompts):
     return examples
 
 
-def write(report, page, folder):
-    """report.json, report.md and the plots. Raises ValueError if the disk is full."""
-    try:
-        with open(os.path.join(folder, "report.json"), "w") as f:
-            json.dump(report, f, indent=1)
-        with open(os.path.join(folder, "report.md"), "w", encoding="utf-8") as f:
-            f.write(page + "\n")
-        plot(report, folder)
-    except OSError as e:
-        raise ValueError(f"cannot write into {folder} ({e.strerror}): free some space or choose "
-                         f"another --out") from e
+def writers(report, page):
+    """{name of a file: what writes it}, for plumbing.results.deliver. `make` looks at report.md,
+    which is the last."""
+    return {"report.json": lambda f: json.dump(report, f, indent=1, allow_nan=False),
+            **plots(report), "report.md": lambda f: f.write(page + "\n")}
+
+
+def show(folder):
+    """Print what report.md says of the systems, and who beats whom -> {name: figures}."""
+    page = interop.read_file(os.path.join(folder, "report.md"))
+    print("\n\n## ".join(page.split("\n\n## ")[:2]))
+    found = json.loads(interop.read_file(os.path.join(folder, "report.json")))
+    return {s["name"]: s for s in found["systems"]}
 
 
 # ---- plots --------------------------------------------------------------------------------------
@@ -273,37 +301,44 @@ def draw_use_cases(plt, report):
     return figure
 
 
-def plot(report, folder):
-    """systems.png, matrix.png and use_cases.png. Does nothing but say so without matplotlib."""
+DRAWINGS = {"systems.png": draw_systems, "matrix.png": draw_matrix,
+            "use_cases.png": draw_use_cases}
+FILES = ("report.json", *DRAWINGS, "report.md")
+
+
+def plots(report):
+    """{name of a plot: what writes it}, {} without matplotlib."""
     try:
         import matplotlib
         matplotlib.use("Agg")
         from matplotlib import pyplot as plt
     except ImportError:
         print("no plots: `pip install matplotlib` draws them")
-        return
-    drawings = {"systems": draw_systems, "matrix": draw_matrix, "use_cases": draw_use_cases}
-    with plt.rc_context(STYLE):
-        for name, draw in drawings.items():
+        return {}
+
+    def write(draw, f):
+        with plt.rc_context(STYLE):
             figure = draw(plt, report)
-            figure.savefig(os.path.join(folder, f"{name}.png"), dpi=120)
+            figure.savefig(f, format="png", dpi=120)
             plt.close(figure)
+    return {name: functools.partial(write, draw) for name, draw in DRAWINGS.items()}
 
 
 # ---- several seeds ------------------------------------------------------------------------------
 
-def read_reports(paths):
-    """report.json files -> [{name of a system: its figures}, ...]. Raises ValueError."""
+def read_report(path):
+    """report.json -> {name of a system: its figures}. Raises ValueError."""
+    text = interop.read_file(path)
     try:
-        reports = []
-        for path in paths:
-            systems = json.loads(interop.read_file(path))["systems"]
-            reports.append({s["name"]: s for s in systems})
-    except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"--seeds takes report.json files of evaluate.py: {e}") from e
-    if len(reports) < 2:
-        raise ValueError("--seeds needs at least two reports: an interval over one is none")
-    return reports
+        systems = {str(s["name"]): s for s in json.loads(text)["systems"]}
+        for name, system in systems.items():
+            for figures in (system, *system["use_cases"].values()):
+                check_finite(name, {c: float(figures[c]) for c in COLUMNS if c in figures})
+        return systems
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+            RecursionError) as e:
+        raise ValueError(f"{path} is no report.json of evaluate.py ({e}), which --seeds "
+                         f"takes") from e
 
 
 def views_of(reports):
@@ -333,8 +368,11 @@ def over_seeds(paths):
     """Mean and half-width of the 95 % interval (Student's t) of every figure over several
     report.json. Prints a table of what all reports have: an older one may lack a system or a
     column. Raises ValueError."""
+    if len(set(paths)) < max(2, len(paths)):
+        raise ValueError("--seeds needs at least two different reports: an interval over one is "
+                         "none")
     found = {}
-    for name, seen in views_of(read_reports(paths)).items():
+    for name, seen in views_of([read_report(path) for path in paths]).items():
         common = [c for c in COLUMNS if all(c in figures for figures in seen)]
         found[name] = {c: interval([figures[c] for figures in seen]) for c in common}
     columns = [c for c in COLUMNS if any(c in figures for figures in found.values())]

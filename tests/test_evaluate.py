@@ -1,5 +1,6 @@
 """Who wins: from checkpoints and files to a report, and what is refused."""
 
+import base64
 import json
 import math
 import sys
@@ -15,7 +16,8 @@ import evaluate
 import interop
 from evidence import answers
 from model import GPT, GPTConfig, Scorer
-from plumbing.files import save_checkpoint, write_jsonl
+from plumbing.files import save_checkpoint
+from plumbing.results import write_jsonl
 
 ENC = interop.get_tokenizer("sandbox")
 
@@ -84,8 +86,10 @@ def test_all_kinds_of_systems_give_consistent_figures(mixed):
     names = ["base", "prompted base", "sft best of 8", "sft", "ppo best of 2", "ppo"]
     assert list(systems) == report.matrix["names"] == names and report.baseline == "sft"
     assert list(mixed.metrics) == names and mixed.metrics["sft"]["kl"] == systems["sft"]["kl"]
-    for view in (systems["sft"], systems["sft"]["greedy"], *systems["sft"]["use_cases"].values()):
+    for view in (systems["sft"], *systems["sft"]["use_cases"].values()):
         assert view["win_rate"] == 0.5 and view["win_rate_ci"] == [0.5, 0.5] and view["kl"] == 0
+    assert systems["sft"]["greedy"]["win_rate"] == 0.5
+    assert systems["sft"]["greedy"]["log_ratio"] == 0 != systems["base"]["greedy"]["log_ratio"]
     assert systems["base"]["kl"] > 0.1 and systems["ppo"]["kl"] > 0.1
     assert systems["sft best of 8"]["rm_score"] > systems["sft"]["rm_score"]
     assert systems["ppo best of 2"]["rm_score"] > systems["ppo"]["rm_score"]
@@ -121,7 +125,8 @@ def test_the_same_command_writes_the_same_report(config, tmp_path):
 def test_bf16_gives_nearly_the_same_figures(config, tmp_path):
     cfg = replace(config, systems=config.systems[1:2], n=4, out=str(tmp_path))
     wide = evaluate.main(replace(cfg, precision="fp32"))["sft"]["pretrain_loss"]
-    narrow = evaluate.main(replace(cfg, precision="bf16"))["sft"]["pretrain_loss"]
+    other = replace(cfg, precision="bf16", out=str(tmp_path / "bf16"))
+    narrow = evaluate.main(other)["sft"]["pretrain_loss"]
     assert narrow != wide and narrow == pytest.approx(wide, rel=0.02)
 
 
@@ -168,7 +173,8 @@ def test_prefixes_compete_on_prompts_that_the_demonstrations_answer(config, prom
     ):
         path = str(tmp_path / "d.jsonl")
         write_jsonl(path, [{"messages": [*messages, {"role": "assistant", "content": "Zora."}]}])
-        demos, trials = evaluate.load_demonstrations(replace(config, demos=(path,)), held_out)
+        cfg, system = replace(config, demos=(path,)), answers.System("base.pt", prompted=True)
+        demos, trials = answers.load_demonstrations(cfg, held_out, [system], ENC)
         assert demos[0].messages[-1]["content"] == "Zora."
         assert trials[0].messages[-1]["content"] == want
 
@@ -184,7 +190,7 @@ def test_prompts_and_text_of_files(config, prompts, tmp_path):
     tokens = torch.tensor(ENC.encode_ordinary(text.read_text()) + [ENC.eot_token])
     assert figures["pretrain_loss"] == pytest.approx(answers.text_loss(tiny(2), tokens, "cpu"))
     with pytest.raises(ValueError, match="--rm"):
-        evaluate.main(replace(cfg, rm=""))
+        evaluate.main(replace(cfg, rm="", out=str(tmp_path / "no judge")))
 
 
 # ---- refusals
@@ -198,12 +204,89 @@ def test_prompts_and_text_of_files(config, prompts, tmp_path):
         ({"systems": ("none.pt",)}, "does not exist"),
         ({"systems": ("bon4:none.pt",)}, "does not exist"),
         ({"systems": ("bon4:none.pt",), "rm": ""}, "--rm"),
-        ({"seeds": ("one.json",)}, "report.json"),
+        ({"seeds": ("one.json",), "systems": ()}, "report.json"),
+        ({"seeds": ("one.json",)}, "name no systems"),
+        ({"demos": (__file__,)}, "prompted: systems read"),
+        ({"prompts": ("none.jsonl",)}, "--prompts none.jsonl does not exist"),
+        ({"text": ("none.txt",)}, "--text none.txt does not exist"),
     ],
 )
 def test_refusals_say_what_to_do(config, change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         evaluate.main(replace(config, out=str(tmp_path / "r"), **change))
+    assert not list(tmp_path.glob("r/*"))
+
+
+def test_a_model_of_another_tokenizer_does_not_answer_the_sandbox(config, tmp_path):
+    """Neither prompts nor text nor demonstrations of the sandbox are for it."""
+    other = tmp_path / "other.tiktoken"
+    ranks = [bytes([b]) for b in range(256)]
+    other.write_bytes(b"".join(base64.b64encode(r) + b" %d\n" % i for i, r in enumerate(ranks)))
+    enc = interop.get_tokenizer(str(other))
+    paths = []
+    for name, kind in (("gpt", GPT), ("rm", Scorer)):
+        model = kind(GPTConfig(enc.n_vocab, 128, 1, 2, 32))
+        paths.append(str(tmp_path / f"{name}.pt"))
+        save_checkpoint(paths[-1], model, interop.tokenizer_id(enc), {"stage": "sft"})
+    prompts, text = tmp_path / "p.jsonl", tmp_path / "t.txt"
+    write_jsonl(prompts, [{"prompt": f"Who are you, {i}?"} for i in range(5)])
+    text.write_text("The people of Velia eat soup. " * 40)
+    out = str(tmp_path / "r")
+    cfg = replace(config, systems=(paths[0],), rm=paths[1], text=(), out=out)
+    with pytest.raises(ValueError, match="--prompts is missing: the sandbox's"):
+        evaluate.main(cfg)
+    cfg = replace(cfg, prompts=(str(prompts),))
+    with pytest.raises(ValueError, match="--text is missing: the sandbox's"):
+        evaluate.main(cfg)
+    cfg = replace(cfg, text=(str(text),))
+    assert math.isfinite(evaluate.main(cfg)["gpt"]["rm_score"])
+    demos = answers.System(paths[0], prompted=True)
+    with pytest.raises(ValueError, match="--demos is missing: the sandbox's"):
+        answers.load_demonstrations(cfg, [], [demos], enc)
+
+
+# ---- what is there already, and what is not finite
+
+
+def test_a_finished_report_is_shown_again_and_no_other_is_replaced(config, tmp_path, capsys):
+    cfg = replace(config, systems=config.systems[1:], n=4, out=str(tmp_path / "r"))
+    first = evaluate.main(cfg)
+    shown = capsys.readouterr().out.split("\n", 1)[1]
+    made = {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()}
+    assert made.keys() == {"report.json", "report.md", "made.json"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(evaluate, "measure")
+        assert evaluate.main(cfg) == first
+        said = capsys.readouterr().out
+        assert "finished already" in said and said.endswith(shown)
+        for other in ({"seed": 1}, {"systems": config.systems}, {"rm": ""}, {"n": 5}):
+            with pytest.raises(ValueError, match="report.json is there already"):
+                evaluate.main(replace(cfg, **other))
+    assert made == {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()}
+    assert evaluate.main(replace(cfg, seed=1, overwrite=True)) != first
+
+
+def test_a_file_of_somebody_else_is_refused_before_anything_is_measured(config, tmp_path):
+    (tmp_path / "report.md").write_text("mine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(evaluate, "measure")
+        with pytest.raises(ValueError, match="report.md is there already"):
+            evaluate.main(replace(config, out=str(tmp_path)))
+    assert (tmp_path / "report.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", [GPT, Scorer])
+def test_no_report_is_written_of_a_model_that_is_broken(config, tmp_path, kind):
+    """Its weights are such as no save of ours has; the files of others may."""
+    model, path = tiny(4, kind=kind), tmp_path / "broken.pt"
+    save(path, model, "ppo")
+    checkpoint = torch.load(path)
+    next(iter(checkpoint["weights"].values()))[5] = math.nan
+    torch.save(checkpoint, path)
+    broken = {"systems": (*config.systems[:2], str(path))} if kind is GPT else {"rm": str(path)}
+    with pytest.raises(ValueError, match="not finite"):
+        evaluate.main(replace(config, out=str(tmp_path / "r"), **broken))
+    assert not list((tmp_path / "r").iterdir())
 
 
 def test_a_text_shorter_than_a_block_is_refused(config, tmp_path):

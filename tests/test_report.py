@@ -1,6 +1,8 @@
 """The report: its figures, tables and plots from made-up answers, and means over seeds."""
 
 import json
+import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +12,7 @@ import data
 import sandbox
 from evidence import report
 from evidence.answers import Answers
+from plumbing import results
 
 PROMISED = {
     "name",
@@ -50,7 +53,7 @@ def said(seed, prompts=PROMPTS, kl=1.0):
     )
 
 
-def results(prompts=PROMPTS):
+def results_of(prompts):
     """base, prompted base, sft, sft best of 8"""
     return [
         report.Result("base", 1, (), said(0, prompts), said(1, prompts), 2.0),
@@ -70,7 +73,7 @@ class Made:
 
 
 def made(prompts=PROMPTS, baseline=2, judge="the true score"):
-    found = results(prompts)
+    found = results_of(prompts)
     whole = report.make_report(found, baseline, judge, seed=0)
     page = report.markdown(whole, report.examples_of(found, prompts))
     return Made(whole, page, {s["name"]: s for s in whole["systems"]})
@@ -100,7 +103,7 @@ def test_the_report_has_the_fields_that_were_promised(four):
 
 
 def test_figures_by_hand():
-    ours, theirs = results()[0].sampled, results()[2].sampled
+    ours, theirs = results_of(PROMPTS)[0].sampled, results_of(PROMPTS)[2].sampled
     rows = [3, 5, 8]
     found = report.summary(ours, theirs, seed=0, rows=rows)
     won = [(ours.score[i] > theirs.score[i]) + (ours.score[i] == theirs.score[i]) / 2 for i in rows]
@@ -113,8 +116,9 @@ def test_figures_by_hand():
 def test_the_baseline_ties_with_itself(four):
     sft = four.systems["sft"]
     assert four.report["baseline"] == "sft"
-    for view in (sft, sft["greedy"], *sft["use_cases"].values()):
+    for view in (sft, *sft["use_cases"].values()):
         assert view["win_rate"] == 0.5 and view["win_rate_ci"] == [0.5, 0.5] and view["kl"] == 0
+    assert sft["greedy"]["win_rate"] == 0.5 and sft["greedy"]["log_ratio"] == 0
     assert sft["elo"] == 0 and sft["elo_ci"] == [0, 0]
 
 
@@ -172,10 +176,40 @@ def test_pictures_are_drawn_if_matplotlib_is_there(tmp_path, capsys):
     few = [data.Prompt([{"role": "user", "content": "Who are you?"}])] * 3
     for folder, found in (("true", made(PROMPTS[:9])), ("reward", made(few))):
         (tmp_path / folder).mkdir()
-        report.write(found.report, found.page, str(tmp_path / folder))
+        results.deliver(tmp_path / folder, {}, report.writers(found.report, found.page))
         for name in ("systems.png", "matrix.png", "use_cases.png"):
             assert (tmp_path / folder / name).read_bytes()[:4] == b"\x89PNG"
+        assert report.show(tmp_path / folder) == json.loads(json.dumps(found.systems))
     assert "no plots" not in capsys.readouterr().out
+
+
+def test_make_looks_at_the_page_which_is_written_last(four, monkeypatch):
+    assert list(report.writers(four.report, four.page)) == list(report.FILES)
+    assert report.FILES[-1] == "report.md"
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert list(report.writers(four.report, four.page)) == ["report.json", "report.md"]
+
+
+def test_no_figure_that_is_not_finite_is_reported():
+    """The sentence names the system and what was measured of it."""
+    for k, name in enumerate(("base", "prompted base", "sft")):
+        for how in ("sampled", "greedy"):
+            for figure in ("score", "rm_score", "kl"):
+                found = results_of(PROMPTS)
+                getattr(getattr(found[k], how), figure)[-1] = np.nan
+                with pytest.raises(ValueError, match=f"^{name}, .*not finite"):
+                    report.make_report(found, 2, "the true score", seed=0)
+    found[3] = found[3]._replace(text_loss=np.inf)
+    with pytest.raises(ValueError, match="^prompted base, greedily: the log-ratio|^sft best of 8"):
+        report.make_report([found[0], found[3]], 0, "the true score", seed=0)
+
+
+def test_the_log_ratio_of_one_answer_is_not_called_a_kl(four):
+    greedy = four.page.split("## Greedy")[1].split("##")[0]
+    assert "| log-ratio |" in greedy and "| KL |" not in greedy and "it is no KL" in greedy
+    before = four.page.split("## Greedy")[0]
+    assert "| KL |" in before and "log-ratio" not in before
+    assert all("kl" not in s["greedy"] for s in four.systems.values() if "greedy" in s)
 
 
 # ---- several seeds
@@ -193,13 +227,13 @@ def made_up(path, **figures):
 
 
 def test_over_seeds_by_hand(tmp_path, capsys):
-    """0.6, 0.7, 0.8: standard deviation 0.1, Student's t of two degrees of freedom 4.303."""
+    """0.6, 0.7, 0.8: standard deviation 0.1, Student's t of two degrees of freedom 4.3027."""
     paths = []
     for win_rate in (0.6, 0.7, 0.8):
         path = tmp_path / f"{win_rate}.json"
         paths.append(made_up(path, win_rate=win_rate, win_rate_ci=[0, 1], kl=2.0))
     table = report.over_seeds(paths)
-    half = 4.303 * 0.1 / 3**0.5
+    half = 4.3027 * 0.1 / 3**0.5
     assert table["ppo"]["win_rate"] == pytest.approx((0.7, half), rel=1e-3)
     assert table["ppo"]["kl"] == pytest.approx((2.0, 0.0))
     assert table["ppo, chat"]["win_rate"] == pytest.approx((0.35, half / 2), rel=1e-3)
@@ -226,10 +260,31 @@ def test_over_seeds_shows_what_all_reports_have(tmp_path, capsys):
 
 def test_one_report_or_no_report_is_refused(tmp_path):
     path = made_up(tmp_path / "a.json", win_rate=0.5)
-    with pytest.raises(ValueError, match="at least two"):
-        report.over_seeds([path])
-    with pytest.raises(ValueError, match="report.json"):
+    for few in ([path], [path, path]):
+        with pytest.raises(ValueError, match="at least two"):
+            report.over_seeds(few)
+    with pytest.raises(ValueError, match="none.json does not exist"):
         report.over_seeds([path, str(tmp_path / "none.json")])
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match="report.json"):
-        report.over_seeds([path, str(tmp_path / "bad.json")])
+
+
+@pytest.mark.parametrize(
+    "systems",
+    [
+        None,
+        3,
+        [3],
+        [{}],
+        [{"name": "ppo"}],
+        [{"name": "ppo", "use_cases": 1}],
+        [{"name": "ppo", "use_cases": {"chat": 1}}],
+        [{"name": "ppo", "use_cases": {}, "kl": math.nan}],
+        [{"name": "ppo", "use_cases": {}, "kl": "much"}],
+        [{"name": "ppo", "use_cases": {"chat": {"kl": 10**400}}}],
+    ],
+)
+def test_a_report_that_says_nothing_is_named(tmp_path, systems):
+    path, bad = made_up(tmp_path / "a.json", win_rate=0.5), tmp_path / "bad.json"
+    for text in (json.dumps({"systems": systems}), json.dumps(systems), "{", "[" * 10**5):
+        bad.write_text(text)
+        with pytest.raises(ValueError, match="bad.json is no report.json"):
+            report.over_seeds([path, str(bad)])
