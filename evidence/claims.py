@@ -20,6 +20,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -32,18 +33,18 @@ import interop
 from evidence import curves, experiments, page
 from evidence.experiments import EPOCHS, World, alone
 from evidence.statistics import interval
-from plumbing import cli
-from plumbing.files import check_out, write_jsonl
+from plumbing import cli, processes, results
 
 
 @dataclass(frozen=True)
 class Config:
     claims: tuple[str, ...] = ()    # numbers of the claims to test; none: all
-    seeds: tuple[int, ...] = (101, 102, 103, 104, 105)  # of corpus, weights, prompts and labelers
+    seeds: tuple[int, ...] = (101, 102, 103, 104, 105)  # of corpus, weights, prompts and labelers;
+                                    # >= 0
     runs: str = "runs/claims"       # the folder where models are made and kept
     docs: str = "docs"              # the folder of claims.jsonl, RESULTS.md and the plots
     readme: str = "README.md"       # the page whose tables are written again, empty for none
-    workers: int = 2                # processes of one thread each
+    workers: int = 2                # processes of one thread each; >= 1
     page: bool = False              # measure nothing, only write the pages and the plots again
 
 
@@ -318,22 +319,35 @@ def findings_of(lines, seeds):
 
 # ---- running ----------------------------------------------------------------------------------
 
+def start_worker():
+    """Whoever started this process ends it, on Ctrl-C too; it does not outlive him."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    processes.end_with_parent()
+
+
 def measured(task):
-    """One experiment with one seed -> a line of claims.jsonl."""
+    """One experiment with one seed -> a line of claims.jsonl; or one that says its "error", a
+    sentence, if it cannot be measured."""
     measure, seed, folder, commit = task
     torch.set_num_threads(1)
     cli.keep_freed_memory()
     began = time.perf_counter()
-    with alone(os.path.join(folder, measure.__name__)):
-        figures = measure(World(seed, folder))
+    line = {"experiment": measure.__name__, "seed": seed, "commit": commit}
+    try:
+        with alone(os.path.join(folder, measure.__name__)):
+            figures = measure(World(seed, folder))
+    except Exception as e:
+        said = cli.sentence(e)
+        if not said:
+            raise                                            # a bug: show where
+        return line | {"error": said}
     figures = {k: v if isinstance(v, list) else float(v) for k, v in figures.items()}
-    return {"experiment": measure.__name__, "seed": seed, "commit": commit,
-            "seconds": round(time.perf_counter() - began), "figures": figures}
+    return line | {"seconds": round(time.perf_counter() - began), "figures": figures}
 
 
 def measure_missing(numbers, lines, path, cfg):
     """Measure what the claims called `numbers` lack in `lines`, those of the file `path`; each
-    experiment with each seed is added to both as soon as it is done."""
+    experiment with each seed is added to both as soon as it is done. Raises ValueError."""
     here = os.path.dirname(os.path.abspath(__file__))
     git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True,
                          cwd=here, check=False)
@@ -350,28 +364,44 @@ def measure_missing(numbers, lines, path, cfg):
     if not tasks:
         return
     began = time.perf_counter()
-    with multiprocessing.get_context("spawn").Pool(cfg.workers) as pool:
+    spawn, workers = multiprocessing.get_context("spawn"), min(cfg.workers, len(tasks))
+    with spawn.Pool(workers, start_worker) as pool:
         for i, line in enumerate(pool.imap_unordered(measured, tasks), 1):
+            what = f"{line['experiment']}, seed {line['seed']}"
+            if "error" in line:
+                raise ValueError(f"{what}: {line['error']}")
+            results.check_finite(what, line["figures"])
             lines.append(line)
-            write_jsonl(path, sorted(lines, key=lambda r: (r["experiment"], r["seed"])))
+            results.write_jsonl(path, sorted(lines, key=lambda r: (r["experiment"], r["seed"])))
             seconds = time.perf_counter() - began
-            print(f"{i} of {len(tasks)}, {seconds:.0f} s: {line['experiment']}, "
-                  f"seed {line['seed']}", flush=True)
+            print(f"{i} of {len(tasks)}, {seconds:.0f} s: {what}", flush=True)
 
 
 def read_lines(path):
     """The lines of claims.jsonl, none if it is not there. Raises ValueError."""
-    keys = ("experiment", "seed", "commit", "seconds", "figures")
     text = interop.read_file(path) if os.path.exists(path) else ""
     lines = []
     for n, line in enumerate(text.splitlines(), 1):
         try:
-            record = json.loads(line)
-            lines.append({key: record[key] for key in keys})
-        except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(f"{path}, line {n} is no line of claims.py: delete it, and it is "
-                             f"measured again") from e
+            lines.append(checked(json.loads(line)))
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+                RecursionError) as e:
+            raise ValueError(f"{path}, line {n} is no line of claims.py ({e}): delete it, and it "
+                             f"is measured again") from e
     return lines
+
+
+def checked(record):
+    """A line of claims.jsonl, if there is all in it that claims need: else some exception."""
+    line = {"experiment": str(record["experiment"]), "seed": int(record["seed"]),
+            "commit": str(record["commit"]), "seconds": int(record["seconds"]),
+            "figures": dict(record["figures"])}
+    results.check_finite("its figures", line["figures"])
+    for claim in CLAIMS.values():
+        if claim.measure.__name__ == line["experiment"]:
+            found = {name: value(line["figures"]) for name, value in claim.quantities.items()}
+            results.check_finite("its quantities", found)
+    return line
 
 
 def read_remarks(path):
@@ -382,45 +412,49 @@ def read_remarks(path):
 
 
 def check(cfg):
-    """Raises ValueError where a setting is wrong or a page could not be written in the end."""
+    """Raises ValueError where a setting is wrong, or a page would replace what is not ours."""
     for number in cfg.claims:
         if number not in CLAIMS and f"{number}a" not in CLAIMS:
             raise ValueError(f"there is no claim {number}: they are called {', '.join(CLAIMS)}")
-    if len(set(cfg.seeds)) < max(2, len(cfg.seeds)) or cfg.workers < 1:
-        raise ValueError("--seeds takes at least two different ones, for the sake of an interval, "
-                         "and --workers at least 1")
-    try:
-        os.makedirs(cfg.docs, exist_ok=True)
-    except OSError as e:
-        raise ValueError(f"the folder --docs {cfg.docs} cannot be made ({e.strerror}): choose "
-                         f"another") from e
-    for name in ("claims.jsonl", "RESULTS.md"):
-        check_out(os.path.join(cfg.docs, name))
+    if len(set(cfg.seeds)) < max(2, len(cfg.seeds)):
+        raise ValueError("--seeds takes at least two different ones, for the sake of an interval")
+    os.makedirs(cfg.docs, exist_ok=True)
+    results.check_out(os.path.join(cfg.docs, "claims.jsonl"))
+    for name, begins in page.BEGINS.items():
+        check_ours(os.path.join(cfg.docs, name), begins)
     if cfg.readme:
-        check_out(cfg.readme)
+        results.check_out(cfg.readme)
         page.readme(interop.read_file(cfg.readme), [], {"preference": []})
+
+
+def check_ours(path, begins):
+    """Raise ValueError if there is a file at `path` without the words near its beginning that ours
+    have."""
+    results.check_out(path)
+    if not os.path.exists(path):
+        return
+    with open(path, "rb") as f:
+        if begins.encode() not in f.read(1000):
+            raise ValueError(f"{path} is there already, and this command did not make it: move it "
+                             f"away, or choose another --docs")
 
 
 def write_pages(findings, cfg):
     """RESULTS.md, the plots, and the tables of README.md."""
     figures = {f.claim.measure.__name__: [line["figures"] for line in f.lines] for f in findings}
     remarks = read_remarks(os.path.join(cfg.docs, "remarks.md"))
-    pages = {os.path.join(cfg.docs, "RESULTS.md"): page.results(findings, remarks)}
+    text = page.results(findings, remarks)
+    results.replace_file(os.path.join(cfg.docs, "RESULTS.md"), lambda f: f.write(text))
     if cfg.readme:
-        pages[cfg.readme] = page.readme(interop.read_file(cfg.readme), findings, figures)
-    try:
-        for path, text in pages.items():
-            with open(path, "w", encoding="utf-8") as f:
-                f.write(text)
-        page.plot(figures, cfg.docs)
-    except OSError as e:
-        raise ValueError(f"cannot write into {cfg.docs} or {cfg.readme} ({e.strerror}): free some "
-                         f"space, then --page") from e
+        readme = page.readme(interop.read_file(cfg.readme), findings, figures)
+        results.replace_file(cfg.readme, lambda f: f.write(readme))
+    page.plot(figures, cfg.docs)
 
 
 def main(cfg):
     check(cfg)
     path = os.path.join(cfg.docs, "claims.jsonl")
+    results.hold(path)
     lines = read_lines(path)
     if not cfg.page:
         numbers = [n for n in CLAIMS

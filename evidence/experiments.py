@@ -31,7 +31,7 @@ from evidence.statistics import ELO, best_of_n, bradley_terry, win_rate
 from generate import sample
 from interop.records import to_ranking
 from model import GPT, Scorer
-from plumbing.files import write_jsonl
+from plumbing.results import check_place, write_jsonl
 from train import step_seed
 
 LARGE = {"n_embd": 256, "n_layer": 6, "lr": 1e-3, "tokens": 1_000_000, "precision": "bf16"}
@@ -56,6 +56,7 @@ CHANGED = {                     # what one of them does differently, apart from 
 def alone(path):
     """No other process makes `path` meanwhile; what is printed goes to path.txt."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    check_place(f"{path}.txt")
     with open(f"{path}.txt", "a") as printed:
         fcntl.flock(printed, fcntl.LOCK_EX)
         with redirect_stdout(printed), redirect_stderr(printed):

@@ -3,6 +3,7 @@
 `by_seed` is a list of the figures of one experiment, a dictionary for each seed (experiments.py
 says what is in them); `figures` is {experiment: by_seed}; `findings` are claims.Finding.
 """
+import functools
 import os
 import re
 from collections import defaultdict
@@ -13,6 +14,7 @@ from evidence import curves
 from evidence.experiments import CHANGED, EPOCHS, ITERATIONS, NS
 from evidence.report import table
 from evidence.statistics import interval
+from plumbing.results import replace_file
 
 SYSTEMS = {"base": "base", "prompted": "prompted base", "sft": "SFT", "feedme": "FeedME",
            "bo16": "SFT, best of 16", "ppo": "PPO", "ptx": "PPO-ptx"}
@@ -121,6 +123,11 @@ def details_table(by_seed):
     return ["", about, *table(["changed", "reward", "true score", "KL"], lines)]
 
 
+# what stands near the beginning of the files that are ours, in the plots as their source
+BEGINS = {"RESULTS.md": "# Does it hold?", "systems.png": "python -m evidence.claims",
+          "overoptimisation.png": "python -m evidence.claims"}
+
+
 # ---- docs/RESULTS.md --------------------------------------------------------------------------
 
 ABOUT = """\
@@ -139,7 +146,7 @@ def results(findings, remarks):
         figures = [line["figures"] for line in f.lines]
         source = f"{f.claim.source}: {f.claim.paper}"
         rows.append([f.number, f.claim.sentence, source, filled(f.claim.ours, figures), tally(f)])
-    lines = ["# Does it hold?", "", about(findings)]
+    lines = [BEGINS["RESULTS.md"], "", about(findings)]
     lines += table(["", "claim", "source and its figure", "here", ""], rows)
     for f in findings:
         lines += section(f, remarks.get(f.number, ""))
@@ -244,7 +251,9 @@ def plot(figures, folder):
         if experiment in figures:
             with plt.rc_context(style):
                 fig = draw(plt, figures[experiment])
-                fig.savefig(os.path.join(folder, name), dpi=130)
+                save = functools.partial(fig.savefig, format="png", dpi=130,
+                                         metadata={"Source": BEGINS[name]})
+                replace_file(os.path.join(folder, name), save, "wb")
                 plt.close(fig)
 
 

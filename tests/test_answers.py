@@ -240,7 +240,9 @@ def test_a_reward_model_whose_scores_are_no_numbers_is_refused(models, best_of):
     rm = tiny(2, kind=Scorer)
     rm.head.weight.data[0, 3] = math.nan
     with pytest.raises(ValueError, match="reward model .* not finite"):
-        answers.answer(model, baseline, rm, ENC, sandbox.eval_prompts(3, 0), 1.0, settings(), best_of)
+        answers.answer(
+            model, baseline, rm, ENC, sandbox.eval_prompts(3, 0), 1.0, settings(), best_of
+        )
 
 
 # ---- few-shot prefixes

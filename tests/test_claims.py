@@ -2,16 +2,19 @@
 
 import json
 import math
+import multiprocessing
 import os
 import re
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from orphans import hello, outlives
 
-from evidence import claims
+from evidence import claims, experiments
 from evidence.claims import Claim
 from plumbing import cli
 
@@ -112,8 +115,9 @@ VERDICTS = {"1": "undecided", "2": "fails", "3": "holds"}
 
 
 @contextmanager
-def in_this_process(workers):
+def in_this_process(workers, initializer):
     """In place of multiprocessing's Pool."""
+    assert initializer is claims.start_worker and workers == 2
     yield SimpleNamespace(imap_unordered=map)
 
 
@@ -214,6 +218,30 @@ def test_page_measures_nothing(config):
     assert read(config.docs, "RESULTS.md") == before
 
 
+def work():
+    hello()
+    time.sleep(60)
+
+
+def wait_for_work():
+    with multiprocessing.get_context("fork").Pool(1, claims.start_worker) as pool:
+        pool.apply(work)
+
+
+def test_no_worker_outlives_the_command():
+    assert not outlives(wait_for_work)
+
+
+def test_plots_say_whose_they_are(config):
+    """Or they would be refused the next time."""
+    pytest.importorskip("matplotlib")
+    figures = {"preference": [{f"{name} wins": 0.5 for name in claims.page.SYSTEMS}] * 2}
+    os.makedirs(config.docs)
+    for _ in range(2):
+        claims.page.plot(figures, config.docs)
+        claims.check(config)
+
+
 # -------------------------------------------------------------------------------------------------
 # what is refused
 
@@ -223,7 +251,6 @@ def test_page_measures_nothing(config):
     [
         ({"seeds": (101, 101)}, "two different"),
         ({"seeds": (101,)}, "two different"),
-        ({"workers": 0}, "--workers at least 1"),
         ({"page": True}, "no claim with all seeds"),
     ],
 )
@@ -233,7 +260,26 @@ def test_settings_that_lead_to_no_page_are_refused(config, wrong, says):
     assert CALLS == []
 
 
-@pytest.mark.parametrize("broken", ["{", "[1]", '{"experiment": "tall", "seed": 101}'])
+LINE = {"experiment": "tall", "seed": 101, "commit": "", "seconds": 1, "figures": {"height": 1.0}}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "{",
+        "[1]",
+        "null",
+        "[" * 10**5,
+        '{"experiment": "tall", "seed": 101}',
+        json.dumps(LINE | {"seed": "one"}),
+        json.dumps(LINE | {"seconds": math.inf}),
+        json.dumps(LINE | {"figures": 3}),
+        json.dumps(LINE | {"figures": {}}),
+        json.dumps(LINE | {"figures": {"height": "1"}}),
+        json.dumps(LINE | {"figures": {"height": math.nan}}),
+        json.dumps(LINE | {"figures": {"height": 1.0, "trees": [1.0, math.inf]}}),
+    ],
+)
 def test_a_broken_line_is_named(config, broken):
     claims.main(config)
     with open(f"{config.docs}/claims.jsonl", "a") as f:
@@ -242,11 +288,56 @@ def test_a_broken_line_is_named(config, broken):
         claims.main(config)
 
 
+@pytest.mark.parametrize("figure", [math.nan, [1.0, -math.inf]])
+def test_a_figure_that_is_not_finite_is_no_line(config, monkeypatch, figure):
+    def broken(world):
+        return {"width": figure} if world.seed == 103 else wide(world)
+
+    broken.__name__ = "wide"
+    monkeypatch.setitem(claims.CLAIMS, "2", MADE_UP["2"]._replace(measure=broken))
+    with pytest.raises(ValueError, match="wide, seed 103: the width is not finite"):
+        claims.main(config)
+    lines = read(config.docs, "claims.jsonl").splitlines()
+    assert len(lines) == 7 and "NaN" not in str(lines) and "Infinity" not in str(lines)
+
+
+def test_what_stops_an_experiment_is_a_sentence_and_a_bug_is_not(config, monkeypatch):
+    """An exception that comes from another process has lost where it was raised."""
+
+    def stopped(world):
+        experiments.load(os.path.join(world.folder, "base.pt"))
+
+    def bug(world):
+        return {}["height"]
+
+    for measure, error in ((stopped, ValueError), (bug, KeyError)):
+        measure.__name__ = "wide"
+        monkeypatch.setitem(claims.CLAIMS, "2", MADE_UP["2"]._replace(measure=measure))
+        with pytest.raises(error, match="wide, seed 101: .*base.pt does not exist|height"):
+            claims.main(config)
+
+
+@pytest.mark.parametrize("name", ["RESULTS.md", "systems.png", "overoptimisation.png"])
+def test_a_file_of_somebody_else_is_not_replaced(config, name, tmp_path):
+    os.makedirs(config.docs)
+    path = os.path.join(config.docs, name)
+    with open(path, "w") as f:
+        f.write("# Mine")
+    with pytest.raises(ValueError, match=f"{name} is there already"):
+        claims.main(config)
+    assert read(config.docs, name) == "# Mine"
+    os.remove(path)
+    os.symlink(tmp_path / "elsewhere", path)
+    with pytest.raises(ValueError, match=f"{name} cannot be written: it is a link"):
+        claims.main(config)
+    assert CALLS == [] and not os.path.exists(tmp_path / "elsewhere")
+
+
 def test_a_page_that_cannot_be_written_is_refused_before_anything_is_measured(config, tmp_path):
     (tmp_path / "file").write_text("")
     no_folder, folder = str(tmp_path / "file" / "docs"), str(tmp_path)
     for wrong in ({"docs": str(tmp_path / "file")}, {"docs": no_folder}, {"readme": folder}):
-        with pytest.raises(ValueError, match="choose another|folder|cannot be"):
+        with pytest.raises((ValueError, OSError), match=r"a folder|File exists|Not a directory"):
             claims.main(replace(config, **wrong))
     (tmp_path / "README.md").write_text(README.replace("<!-- /verdicts -->", ""))
     with pytest.raises(ValueError, match="no place for the table of verdicts"):

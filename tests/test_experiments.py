@@ -25,7 +25,8 @@ from evidence.experiments import World
 from evidence.statistics import best_of_n_kl
 from generate import sample
 from model import GPT, GPTConfig, Scorer
-from plumbing.files import save_checkpoint, write_jsonl
+from plumbing.files import save_checkpoint
+from plumbing.results import write_jsonl
 
 ENC = interop.get_tokenizer("sandbox")
 EXPERIMENTS = list(dict.fromkeys(claim.measure for claim in claims.CLAIMS.values()))
