@@ -1,69 +1,84 @@
 # The table of contents: every artefact is a target.
 #   base.pt -> sft.pt -> comparisons.jsonl -> rm.pt -> ppo.pt -> report/
 #                     -> ratings.jsonl -> feedme.pt
-#   make | make rounds | make claims | make test | make clean
+#   make | make -j2 | make rounds | make claims | make test | make clean
 # SEED=1 OUT=runs/1 make   runs the pipeline with another seed in another folder.
 
 PYTHON ?= python3
 SEED   ?= 0
 OUT    ?= .
 PY     := .venv/bin/python
+# the folder as targets have it, its spaces escaped; commands quote it
+AT     := $(subst $() ,\ ,$(OUT))
 
-all: $(OUT)/report/report.md
+all: $(AT)/report/report.md
+	@echo "made: $(OUT)/report/report.md"
 
 .venv/ready: requirements.txt
+	@$(PYTHON) -c 'import sys, ensurepip, venv; assert sys.version_info >= (3, 11)' 2> /dev/null \
+	  || { echo "error: PYTHON=$(PYTHON) is not Python 3.11 or newer with its venv" \
+	    "($$($(PYTHON) --version 2>&1)): install one, then make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --requirement requirements.txt
 	touch $@
 
-$(OUT)/base.pt: | .venv/ready
-	mkdir -p $(OUT)
-	$(PY) pretrain.py --seed $(SEED) --out $@
+# A folder has one seed: who comes with another is told so before anything is made with it.
+$(AT)/make.seed:
+	@mkdir -p "$(OUT)"
+	@test -e "$@" || (set -C; echo "$(SEED)" > "$@") || test -e "$@"
+	@test "$$(cat "$@")" = "$(SEED)" \
+	  || { echo "error: OUT=$(OUT) was begun with SEED=$$(cat "$@"), not SEED=$(SEED):" \
+	    "choose another OUT, or remove with make clean what was made in this one" >&2; exit 2; }
 
-$(OUT)/sft.pt: $(OUT)/base.pt
-	$(PY) sft.py --seed $(SEED) --init $< --out $@
+$(AT)/base.pt: | .venv/ready $(AT)/make.seed
+	$(PY) pretrain.py --seed $(SEED) --out "$@"
 
-$(OUT)/comparisons.jsonl: $(OUT)/sft.pt
-	$(PY) label.py --seed $(SEED) --init $< --out $@
+$(AT)/sft.pt: $(AT)/base.pt
+	$(PY) sft.py --seed $(SEED) --init "$<" --out "$@"
 
-$(OUT)/rm.pt: $(OUT)/sft.pt $(OUT)/comparisons.jsonl
-	$(PY) reward.py --seed $(SEED) --init $< --data $(OUT)/comparisons.jsonl --out $@
+$(AT)/comparisons.jsonl: $(AT)/sft.pt
+	$(PY) label.py --seed $(SEED) --init "$<" --out "$@"
 
-$(OUT)/ppo.pt: $(OUT)/sft.pt $(OUT)/rm.pt
-	$(PY) ppo.py --seed $(SEED) --init $< --rm $(OUT)/rm.pt --out $@
+$(AT)/rm.pt: $(AT)/sft.pt $(AT)/comparisons.jsonl
+	$(PY) reward.py --seed $(SEED) --init "$<" --data "$(OUT)/comparisons.jsonl" --out "$@"
+
+$(AT)/ppo.pt: $(AT)/sft.pt $(AT)/rm.pt
+	$(PY) ppo.py --seed $(SEED) --init "$<" --rm "$(OUT)/rm.pt" --out "$@"
 
 # plain PPO, without pretraining gradients: what the mix is for
-$(OUT)/ppo-plain.pt: $(OUT)/sft.pt $(OUT)/rm.pt
-	$(PY) ppo.py --seed $(SEED) --init $< --rm $(OUT)/rm.pt --ptx-coef 0 --out $@
+$(AT)/ppo-plain.pt: $(AT)/sft.pt $(AT)/rm.pt
+	$(PY) ppo.py --seed $(SEED) --init "$<" --rm "$(OUT)/rm.pt" --ptx-coef 0 --out "$@"
 
 # FeedME: demonstrations and the samples that labelers rated 7 of 7
-$(OUT)/ratings.jsonl: $(OUT)/sft.pt
-	$(PY) label.py --seed $(SEED) --init $< --rate --swap 0 --n 1000 --out $@
+$(AT)/ratings.jsonl: $(AT)/sft.pt
+	$(PY) label.py --seed $(SEED) --init "$<" --rate --swap 0 --n 1000 --out "$@"
 
-$(OUT)/feedme.pt: $(OUT)/base.pt $(OUT)/ratings.jsonl
-	$(PY) sft.py --seed $(SEED) --init $< --rated $(OUT)/ratings.jsonl --epochs 4 --out $@
+$(AT)/feedme.pt: $(AT)/base.pt $(AT)/ratings.jsonl
+	$(PY) sft.py --seed $(SEED) --init "$<" --rated "$(OUT)/ratings.jsonl" --epochs 4 --out "$@"
 
-$(OUT)/report/report.md: $(addprefix $(OUT)/,base.pt sft.pt feedme.pt ppo-plain.pt ppo.pt rm.pt)
-	$(PY) evaluate.py $(OUT)/base.pt prompted:$(OUT)/base.pt $(OUT)/sft.pt $(OUT)/feedme.pt \
-	  bon16:$(OUT)/sft.pt $(OUT)/ppo-plain.pt $(OUT)/ppo.pt --rm $(OUT)/rm.pt --out $(OUT)/report
+$(AT)/report/report.md: $(foreach x,base sft feedme ppo-plain ppo rm,$(AT)/$(x).pt)
+	$(PY) evaluate.py "$(OUT)/base.pt" "prompted:$(OUT)/base.pt" "$(OUT)/sft.pt" "$(OUT)/feedme.pt" \
+	  "bon16:$(OUT)/sft.pt" "$(OUT)/ppo-plain.pt" "$(OUT)/ppo.pt" --rm "$(OUT)/rm.pt" \
+	  --out "$(OUT)/report"
 
 # [IG] 3.1, ROUNDS times: comparisons of the policy's outputs -> reward model -> PPO from SFT.
 # KEEP=1 trains each reward model on the comparisons of all rounds so far, KEEP=0 on the new only.
+# What a round has made already each command knows, and refuses what was made with other settings.
 ROUNDS ?= 2
 KEEP   ?= 1
-rounds: $(OUT)/sft.pt
-	@set -e; policy=$<; kept=; \
+rounds: $(AT)/sft.pt
+	@set -e; policy="$<"; \
 	for r in $$(seq $(ROUNDS)); do \
-	  at=$(OUT)/round-$$r; \
-	  test -f $$at.jsonl || \
-	    $(PY) label.py --seed $(SEED)$$r --init $$policy --n 4000 --out $$at.jsonl; \
-	  if [ $(KEEP) = 1 ]; then kept="$$kept $$at.jsonl"; else kept=$$at.jsonl; fi; \
-	  $(PY) reward.py --seed $(SEED) --init $< --data $$kept --out $$at-rm.pt; \
-	  $(PY) ppo.py --seed $(SEED) --init $< --rm $$at-rm.pt --iterations 40 --out $$at.pt; \
-	  policy=$$at.pt; \
+	  at="$(OUT)/round-$$r"; \
+	  $(PY) label.py --seed $(SEED)$$r --init "$$policy" --n 4000 --out "$$at.jsonl"; \
+	  if [ $(KEEP) = 0 ]; then set --; fi; \
+	  set -- "$$@" "$$at.jsonl"; \
+	  $(PY) reward.py --seed $(SEED) --init "$<" --data "$$@" --out "$$at-rm.pt"; \
+	  $(PY) ppo.py --seed $(SEED) --init "$<" --rm "$$at-rm.pt" --iterations 40 --out "$$at.pt"; \
+	  policy="$$at.pt"; \
 	done; \
-	$(PY) evaluate.py $< $$(seq -f $(OUT)/round-%g.pt $(ROUNDS)) --rm $$at-rm.pt \
-	  --out $(OUT)/report/rounds
+	$(PY) evaluate.py "$<" $(foreach r,$(shell seq $(ROUNDS)),"$(OUT)/round-$(r).pt") \
+	  --rm "$$at-rm.pt" --out "$(OUT)/report/rounds-$(ROUNDS)"
 
 # the papers' claims, tested over five seeds -> docs/RESULTS.md and the tables of README.md;
 # about an hour and a half on 2 cores
@@ -74,15 +89,19 @@ claims: .venv/ready
 test: .venv/ready
 	$(PY) -m pytest -q
 
-# what the targets above made in $(OUT), no other file; the models of `make claims` stay in runs/
-MODELS  := base sft rm ppo ppo-plain feedme round-[1-9] round-[1-9]-rm
-BESIDE  := .pt .pt.tmp .pt.part .pt.part.tmp .pt.log.jsonl
-REPORTS := report.json report.md systems.png matrix.png use_cases.png
+# what the targets above made in $(OUT) and what a kill left beside it, no other file; the models of
+# `make claims` stay in runs/
+ROUND   := round-[1-9] round-[1-9][0-9]
+MODELS  := $(addsuffix .pt,base sft rm ppo ppo-plain feedme $(ROUND) $(ROUND:=-rm))
+RECORDS := $(addsuffix .jsonl,comparisons ratings $(ROUND))
+REPORTS := report report/rounds-[1-9] report/rounds-[1-9][0-9]
+PAGES   := report.json report.md systems.png matrix.png use_cases.png made.json
+beside   = $(1) $(addprefix $(1),.part .log.jsonl .made.json .lock) .$(1)*.????????.tmp
 clean:
-	rm -f $(foreach model,$(MODELS),$(addprefix $(OUT)/$(model),$(BESIDE)))
-	rm -f $(addprefix $(OUT)/,comparisons.jsonl ratings.jsonl round-[1-9].jsonl)
-	rm -f $(addprefix $(OUT)/report/rounds/,$(REPORTS)) $(addprefix $(OUT)/report/,$(REPORTS))
-	rmdir $(OUT)/report/rounds $(OUT)/report 2> /dev/null || true
+	@cd "$(OUT)" && rm -f make.seed $(foreach x,$(MODELS) $(RECORDS),$(call beside,$(x))) \
+	  $(foreach x,$(REPORTS),$(x).lock $(addprefix $(x)/,$(PAGES) $(PAGES:%=.%.????????.tmp)))
+	@cd "$(OUT)" && rmdir report/rounds-[1-9]* report 2> /dev/null || true
 
-.PHONY: all rounds claims test clean
-.SECONDARY:
+# What is written is whole: an interrupted make is not to delete it.
+.PRECIOUS: $(foreach x,$(MODELS) $(RECORDS) report/report.md,$(AT)/$(x))
+.PHONY: all rounds claims test clean $(AT)/make.seed
