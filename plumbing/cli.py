@@ -139,7 +139,6 @@ ADVICE = {
     errno.ENAMETOOLONG: "use a shorter name",
     errno.EMFILE: "raise the number of open files, e.g. ulimit -n 4096",
 }
-GONE = (BrokenPipeError, ConnectionResetError)
 
 
 def is_ours(path):
@@ -170,10 +169,15 @@ def leave_others():
         distributed.destroy_process_group()
 
 
-def close_output():
-    """After an error of standard output: nothing more is said there, not at the end either."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def end_output():
+    """Say what is left to be said on standard output, or, if it cannot be, nothing: Python tries
+    again at the very end, and complains."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -182,18 +186,23 @@ def told(resumes=False, rank="0"):
 
     resumes: whether the same command goes on where it was interrupted."""
     where = "" if rank == "0" else f" in process {rank}"
-    # Of the processes that torchrun started, one speaks.
-    printed = Printed(sys.stdout) if rank == "0" else io.StringIO()
+    # Of the processes that torchrun started, one speaks; after `>&-` there is no stdout.
+    printed = Printed(sys.stdout) if rank == "0" and sys.stdout else io.StringIO()
     try:
-        with contextlib.redirect_stdout(printed):
-            yield
+        try:
+            with contextlib.redirect_stdout(printed):
+                yield
+        except SystemExit:                                   # as after --help
             printed.flush()
-    except GONE:
-        close_output()                                       # as in `... | head`
+            raise
+        printed.flush()
+    except BrokenPipeError:                                  # as in `... | head`
+        end_output()
         sys.exit(1)
     except KeyboardInterrupt:
         then = "the same command goes on from the last save" if resumes else "nothing was written"
         print(f"\ninterrupted: {then}", file=sys.stderr)
+        end_output()
         sys.exit(130)
     except Exception as e:
         said = sentence(e)
@@ -201,8 +210,7 @@ def told(resumes=False, rank="0"):
             raise                                            # a bug, not bad input: show where
         one_line = visible(said).replace("\n", " ")
         print(f"error{where}: {one_line}", file=sys.stderr)
-        if isinstance(e, OSError) and not e.filename:
-            close_output()
+        end_output()
         sys.exit(2)
 
 

@@ -3,6 +3,7 @@
 FILE.pt is a result; FILE.pt.part beside it is an unfinished run, from which the same command goes
 on; FILE.pt.log.jsonl has a line of numbers for each step. results.py says what may be replaced.
 """
+import contextlib
 import copy
 import json
 import os
@@ -42,38 +43,46 @@ def not_finite(tensors):
     return ""
 
 
-def read_checkpoint(path):
+def read_checkpoint(path, mmap=False):
     """The dictionary that `save_checkpoint` wrote. Only tensors and plain data are unpickled.
 
-    Raises ValueError."""
+    mmap: leave the tensors on the disk. Raises ValueError."""
     if not os.path.isfile(path):
         raise ValueError(f"{path} does not exist")
     try:
-        check_archive(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+        size = check_archive(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (OSError, MemoryError):
-        raise
+        raise                                                # the file may be good
     except pickle.UnpicklingError as e:
         raise ValueError(f"{path} is not a safe checkpoint: it holds more than tensors and plain "
                          f"data, and loading it could run code; use a file made by these "
                          f"scripts") from e
     except Exception as e:   # a damaged file makes torch.load raise almost anything
+        if "can't allocate memory" in str(e):
+            raise
         raise ValueError(f"{path} is not a readable checkpoint (truncated, or another kind of "
                          f"file); make it again or restore a copy") from e
     if not is_checkpoint(checkpoint):
         raise ValueError(f"{path} is a PyTorch file but not a checkpoint of these scripts: it must "
                          f"hold kind, config, weights, tokenizer and meta")
+    # A view can repeat one number a billion times.
+    if sum(w.numel() * w.element_size() for w in checkpoint["weights"].values()) > size:
+        raise ValueError(f"{path} claims more weights than it holds: make it again or restore a "
+                         f"copy")
     return checkpoint
 
 
 def check_archive(path):
-    """Raise ValueError if a file is no archive as torch.save writes it, which cannot unpack to more
-    than its own size."""
+    """The size of a file, bytes. Raises ValueError if it is no archive as torch.save writes it,
+    which cannot unpack to more."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-    if not stored or sum(entry.file_size for entry in entries) > os.path.getsize(path):
+    size = os.path.getsize(path)
+    if not stored or sum(entry.file_size for entry in entries) > size:
         raise ValueError("it is packed")
+    return size
 
 
 def is_checkpoint(x):
@@ -82,8 +91,13 @@ def is_checkpoint(x):
     if not isinstance(x, dict) or not all(isinstance(x.get(k), t) for k, t in kinds.items()):
         return False
     named = all(isinstance(x["tokenizer"].get(k), str) for k in ("name", "hash"))
-    weights = x["weights"].items()
-    return named and all(isinstance(k, str) and torch.is_tensor(w) for k, w in weights)
+    return named and all(isinstance(k, str) and is_plain(w) for k, w in x["weights"].items())
+
+
+def is_plain(x):
+    """Whether x is a tensor of floats as models have them: neither sparse, nor without memory."""
+    return (torch.is_tensor(x) and x.layout == torch.strided and x.device.type == "cpu"
+            and x.is_floating_point())
 
 
 # ---- the start of a stage ----------------------------------------------------------------------
@@ -107,11 +121,11 @@ def finished(cfg, meta):
         return None
     results.refuse_inputs(out, meta)
     try:
-        old = read_checkpoint(out)["meta"]
-        why = results.difference(old, meta)
+        old = read_checkpoint(out, mmap=True)["meta"]
+        why = results.difference(old, meta) or "it is not finished"
     except ValueError:
         old, why = {}, "it is no checkpoint"
-    if results.same_command(old, meta):
+    if results.same_command(old, meta) and "metrics" in old:
         return old["metrics"]
     if not cfg.overwrite:
         raise ValueError(f"--out {out} is there already, and {why}: choose another name, or "
@@ -122,9 +136,10 @@ def finished(cfg, meta):
 def mark_finished(out, meta):
     """Make a finished result up to date for `make`; remove what a kill left beside it."""
     os.utime(out)
-    part = f"{out}.part"
-    if os.path.exists(part) and results.same_command(read_checkpoint(part)["meta"], meta):
-        os.remove(part)
+    with contextlib.suppress(ValueError):                    # a file that is not ours stays
+        results.check_place(f"{out}.part")
+        if results.same_command(read_checkpoint(f"{out}.part", mmap=True)["meta"], meta):
+            os.remove(f"{out}.part")
     results.release(out)
 
 
@@ -153,7 +168,7 @@ def begin(cfg, stage, **inputs) -> Run:
     inputs: {flag: path or paths}. Raises ValueError.
     """
     ranges.check(cfg)
-    processes.autocast(cfg)     # refuses an unknown --precision or device now, not after loading
+    processes.get_device(cfg)   # refuses an unknown one now, not after hashing the inputs
     meta = results.provenance(cfg, stage, inputs)
     device = processes.join(cfg)
     results.check_out(cfg.out)
@@ -180,7 +195,7 @@ def read_part(run):
         saved = read_checkpoint(part)
         if results.same_command(saved["meta"], run.meta) and "resume" in saved:
             return saved
-        why = results.difference(saved["meta"], run.meta)
+        why = results.difference(saved["meta"], run.meta) or "it is finished"
     except ValueError as e:
         why = str(e)
     if not run.cfg.overwrite:
@@ -204,6 +219,8 @@ def restore(saved, modules, optimizers, average):
 
 def put(p, x):
     """Copy the whole tensor x into the parameter p, or this process's part of it."""
+    if x.shape != p.shape:
+        raise ValueError(f"{tuple(x.shape)} is not {tuple(p.shape)}")
     processes.local(p).copy_(processes.local(processes.like(p, x)))
 
 
@@ -239,9 +256,13 @@ def resume(t: Training):
     start, best = 0, None
     saved = read_part(t.run)
     if saved is not None:
-        restore(saved, t.modules, t.optimizers, t.average)
-        start, best = saved["resume"]["step"], saved["resume"]["best"]
-        t.state.update(saved["resume"]["state"])
+        try:
+            restore(saved, t.modules, t.optimizers, t.average)
+            start, best = int(saved["resume"]["step"]), saved["resume"]["best"]
+            t.state.update(saved["resume"]["state"])
+        except (LookupError, TypeError, ValueError, AttributeError) as e:
+            raise ValueError(f"{t.run.cfg.out}.part does not hold what this run has saved: move "
+                             f"it away to start again") from e
         print(f"going on from step {start} of {t.run.cfg.out}.part")
     processes.agree(start)
     if processes.rank() == 0:
@@ -309,8 +330,11 @@ def append_log(run, line):
         return
     path = f"{run.cfg.out}.log.jsonl"
     results.check_place(path)
-    with open(path, "a", encoding="utf-8") as f:
-        f.write(json.dumps(line) + "\n")
+    try:
+        with open(path, "a", encoding="utf-8") as f:
+            f.write(json.dumps(line) + "\n")
+    except OSError as e:
+        raise results.unwritten(path, e) from e
 
 
 def truncate_log(path, step, overwrite=False):
@@ -319,16 +343,17 @@ def truncate_log(path, step, overwrite=False):
     results.check_place(path)
     kept, lines = [], []
     if os.path.exists(path):
-        with open(path, encoding="utf-8", errors="replace") as f:
+        with open(path, "rb") as f:
             lines = f.readlines()
     for n, line in enumerate(lines, 1):
         try:
             if json.loads(line)["step"] < step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError, RecursionError) as e:
-            if n == len(lines) and not line.endswith("\n"):
-                break                                        # a kill cut it short
+            is_cut = n == len(lines) and not line.endswith(b"\n")
+            if is_cut and line[:9] == b'{"step": '[:len(line)]:
+                break                                        # by a kill
             if not overwrite:
                 raise ValueError(f"{path}, line {n} is not of a log: move the file away, choose "
                                  f"another --out, or --overwrite it") from e
-    results.replace_file(path, lambda f: f.writelines(kept))
+    results.replace_file(path, lambda f: f.writelines(kept), "wb")

@@ -29,6 +29,10 @@ def get_device(cfg):
         raise ValueError(f"--device must be cpu, cuda, cuda:N or auto, got {cfg.device}")
     if cfg.device.startswith("cuda") and not has_cuda:
         raise ValueError("--device cuda: PyTorch sees no CUDA device here; use --device cpu")
+    index = cfg.device.partition(":")[2]
+    if index and int(index) >= torch.cuda.device_count():
+        raise ValueError(f"--device {cfg.device}: PyTorch sees only {torch.cuda.device_count()} "
+                         f"CUDA devices here")
     if cfg.device == "cuda" or (cfg.device == "auto" and has_cuda):
         return f"cuda:{os.environ['LOCAL_RANK']}" if count() > 1 else "cuda"
     return "cpu" if cfg.device == "auto" else cfg.device

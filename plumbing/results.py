@@ -20,6 +20,7 @@ from dataclasses import asdict
 
 HELD = {}                   # of this process: result -> (lock file, its descriptor)
 LONGEST = 200               # bytes of a file's name, which others are made from
+BESIDE = ("", ".part", ".log.jsonl", ".made.json")      # what is written beside a result
 
 
 # ---- one file ----------------------------------------------------------------------------------
@@ -54,11 +55,17 @@ def replace_file(path, write, mode="w"):
         os.replace(temporary, path)
         temporary = None
     except (OSError, RuntimeError) as e:                     # torch.save raises RuntimeError
-        raise ValueError(f"cannot write {path} ({_reason(e)}): free some space or choose another "
-                         f"--out") from e
+        raise unwritten(path, e) from e
     finally:
         if temporary is not None:
-            os.remove(temporary)
+            with contextlib.suppress(OSError):
+                os.remove(temporary)
+
+
+def unwritten(path, e):
+    """What to raise for an error that came while `path` was written."""
+    return ValueError(f"cannot write {path} ({_reason(e)}): free some space or choose another "
+                      f"--out")
 
 
 def _umask():
@@ -72,7 +79,7 @@ def _reason(e):
     """Why a file could not be written: PyTorch's own words are those of the disk's error."""
     while e is not None:
         if isinstance(e, OSError):
-            return e.strerror
+            return e.strerror or e
         e = e.__cause__ or e.__context__
     return "the disk may be full"
 
@@ -111,6 +118,8 @@ def check_out(out):
     if not out:
         raise ValueError("--out is missing: say where the result goes, e.g. --out model.pt")
     check_place(out)
+    if os.path.basename(out) in ("", ".", ".."):
+        raise ValueError(f"--out {out} cannot be written: it names a folder")
     folder, name = os.path.split(os.path.abspath(out))
     if not os.access(folder, os.W_OK):
         raise ValueError(f"--out {out} cannot be written: {folder} is not a writable folder")
@@ -156,15 +165,18 @@ def same_command(old, meta):
 
 
 def difference(old, meta):
-    """How the command of `meta` differs from the one that made a file: a few words."""
-    if old.get("stage") != meta["stage"]:
-        return f"it was made by {old.get('stage')}"
-    before = old.get("config", {})
-    for name, value in meta["config"].items():
-        if before.get(name) != value:
-            flag = f"--{name.replace('_', '-')}"
-            return f"it was made with {flag} {before.get(name)} instead of {value}"
-    return "it was made from other inputs"
+    """How the command of `meta` differs from the one that made a file: a few words, "" if it does
+    not."""
+    stage, before = old.get("stage"), old.get("config")
+    if not isinstance(stage, str) or not isinstance(before, dict):
+        return "it does not say what made it"
+    if stage != meta["stage"]:
+        return f"it was made by {stage}"
+    for name in meta["config"] | before:
+        was, now = (config.get(name, "unknown") for config in (before, meta["config"]))
+        if was != now:
+            return f"it was made with --{name.replace('_', '-')} {was} instead of {now}"
+    return "" if same_command(old, meta) else "it was made from other inputs"
 
 
 def refuse_inputs(out, meta):
@@ -188,9 +200,10 @@ def hold(out):
     if path in HELD:
         return
     while True:
+        check_place(path)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         holder = os.read(descriptor, 1000).decode(errors="replace")
-        if holder and not re.match(r"process \d+ ", holder):
+        if holder and not re.match(r"process \d+ on \S* \(", holder):
             os.close(descriptor)
             raise ValueError(f"{path} is no lock of ours: choose another --out")
         try:
@@ -200,9 +213,8 @@ def hold(out):
             raise ValueError(f"--out {out} is being written by {holder or 'another process'}: wait "
                              f"until it ends, or choose another name") from None
         # Whoever held it may have removed it meanwhile: then it locks nothing.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
-                break
+        if _is_at(descriptor, path):
+            break
         os.close(descriptor)
     os.truncate(descriptor, 0)
     command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
@@ -211,16 +223,26 @@ def hold(out):
     if not HELD:
         atexit.register(_release_all)
     HELD[path] = descriptor
-    _sweep(out)
+    for suffix in BESIDE:
+        _sweep(out + suffix)
 
 
-def _sweep(out):
-    """Remove the temporary files of `out` that a killed process left."""
-    folder, name = os.path.split(os.path.abspath(out))
-    pattern = re.compile(rf"\.{re.escape(name)}(\.[\w.]+)?\.\w{{8}}\.tmp")
-    for path in glob.glob(os.path.join(glob.escape(folder), f".{glob.escape(name)}.*.tmp")):
-        if pattern.fullmatch(os.path.basename(path)):
-            os.remove(path)
+def _is_at(descriptor, path):
+    """Whether an open file is the one that lies at `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _sweep(path):
+    """Remove the temporary files of `path` that a killed process left."""
+    folder, name = os.path.split(os.path.abspath(path))
+    pattern = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}\.tmp")
+    for found in glob.glob(os.path.join(glob.escape(folder), f".{glob.escape(name)}.*.tmp")):
+        if pattern.fullmatch(os.path.basename(found)):
+            with contextlib.suppress(OSError):
+                os.remove(found)
 
 
 def release(out):
@@ -229,7 +251,8 @@ def release(out):
     descriptor = HELD.pop(path, None)
     if descriptor is not None:
         with contextlib.suppress(OSError):
-            os.remove(path)
+            if _is_at(descriptor, path):
+                os.remove(path)
         os.close(descriptor)
 
 
@@ -277,11 +300,14 @@ def claim(out, meta, names=(), overwrite=False):
         _make_folder(out)
     check_out(os.path.join(out, names[0]) if names else out)
     hold(out)
-    made = _read_made(_made_file(out, names), overwrite)
-    ours = same_command(made, json.loads(json.dumps(meta)))
-    known = made["files"] if ours else {}                    # {name: hash}
+    meta = json.loads(json.dumps(meta))                      # as it is in a file
+    made_file, paths = _made_file(out, names), _paths(out, names)
+    for path in [*paths.values(), made_file]:
+        _sweep(path)
+    made = _read_made(made_file, overwrite)
+    known = made["files"] if same_command(made, meta) else {}         # {name: hash}
     found = {}
-    for name, path in _paths(out, names).items():
+    for name, path in paths.items():
         check_place(path)
         if not os.path.exists(path):
             continue
@@ -290,16 +316,18 @@ def claim(out, meta, names=(), overwrite=False):
         # "": it was being written when a kill came
         if known.get(name) in ("", found[name]) or overwrite:
             continue
-        why = "it was changed since this command made it"
-        if not ours:
-            why = difference(made, meta) if made else "this command did not make it"
+        why = "this command did not make it"
+        if name in known:
+            why = "it was changed since this command made it"
+        elif made:
+            why = difference(made, meta) or why
         raise ValueError(f"{path} is there already, and {why}: choose another --out, or "
                          f"--overwrite it")
     finished = bool(known) and all(found.get(name) == known[name] for name in known)
     if finished:
         print(f"{out} is finished already: delete it to make it again")
         for name in found:
-            os.utime(_paths(out, names)[name])
+            os.utime(paths[name])
         release(out)
     return finished
 
