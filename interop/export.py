@@ -1,60 +1,89 @@
 """A checkpoint as a folder that Hugging Face's transformers reads: weights, config, tokenizer.
 
     export("ppo.pt", "folder")         # python model.py export ppo.pt folder
+
+Nothing is copied: every file is written anew from what the checkpoint holds.
 """
 import json
 import os
 import re
+import secrets
 import shutil
-from itertools import pairwise
 
-import torch
-
+from data import ROLES
 from interop.gpt2 import MATRIX, read_model
-from interop.tokenizers import CHARACTER, EOS, get_tokenizer, tokenizer_files
+from interop.tokenizers import CHARACTER, EOS, GPT2_PATTERN, SANDBOX_PATTERN, tokenizer_of
 
 OURS = re.compile(   # every weight of a GPT-2, as we call it
     r"(trunk\.)?((wte|wpe)\.weight|(ln_f|h\.\d+\.(ln_[12]|attn\.c_attn|(attn\.)?c_proj|c_fc))"
     r"\.(weight|bias))|head\.(weight|bias)")
 
+# The pad is the token of byte 255, under another name. No text in UTF-8 has that byte, so no row
+# ends with it: a classifier reads the score at the last token that is no pad, which must be the
+# end of text where a reply ends.
+PAD, PAD_BYTE = "<|pad|>", b"\xff"
+
+# data.encode_dialogue as a template; "generation" marks what is trained
+CHAT_TEMPLATE = "".join([
+    "{% set roles = " + json.dumps(ROLES) + " %}",
+    "{% for m in messages %}",
+    r"{{ '' if loop.first else '\n\n' }}",
+    "{{ roles[m.role] or raise_exception('roles are system, user and assistant') }}",
+    "{% if m.role == 'assistant' %}",
+    "{% generation %} {{ m.content | trim }}" + EOS + "{% endgeneration %}",
+    "{% else %} {{ m.content | trim }}{% endif %}",
+    "{% endfor %}",
+    r"{% if add_generation_prompt %}{{ '\n\n' if messages else '' }}",
+    ROLES["assistant"] + "{% endif %}",
+])
+
 
 def export(path, folder):
-    """Write a checkpoint as a folder for transformers: GPT2LMHeadModel, or of a scorer
+    """Write a checkpoint as a new folder for transformers: GPT2LMHeadModel, or of a scorer
     GPT2ForSequenceClassification, whose score is that of the last token.
 
     Returns whether the folder has a tokenizer. Raises ValueError.
     """
+    _check_free(folder)
     checkpoint = read_model(path)
-    same = os.path.realpath(path) == os.path.realpath(folder)
-    if same or os.path.exists(os.path.join(folder, "model.safetensors")):
-        raise ValueError(f"{folder} holds another model: name a new folder")
-    weights = _their_weights(checkpoint)
-    try:
-        os.makedirs(folder, exist_ok=True)
-        vocab = write_tokenizer(checkpoint["tokenizer"]["name"], folder)
-        torch.save(weights, os.path.join(folder, "pytorch_model.bin"))
-        with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as f:
-            json.dump(_their_config(checkpoint, vocab), f, indent=1)
-    except (OSError, RuntimeError) as e:
-        raise ValueError(f"cannot write into {folder} ({e}): free some space or name another "
-                         f"folder") from e
-    return bool(vocab)
+    enc = tokenizer_of(checkpoint)
+    weights = _their_weights(path, checkpoint)
+    texts = {"config.json": _their_config(checkpoint, enc)}
+    # other patterns do not cut text in the same way there
+    has_tokenizer = enc._pat_str in (GPT2_PATTERN, SANDBOX_PATTERN)
+    if has_tokenizer:
+        texts["tokenizer.json"] = _their_tokenizer(enc)
+        texts["tokenizer_config.json"] = _tokenizer_config(checkpoint)
+    if checkpoint["kind"] == "gpt":
+        texts["generation_config.json"] = _generation_config(checkpoint, enc)
+
+    files = {"model.safetensors": lambda f: _write_safetensors(weights, f)}
+    for name, content in texts.items():
+        text = json.dumps(content, ensure_ascii=False, indent=1)
+        files[name] = lambda f, text=text: f.write(text.encode())
+    _write_folder(folder, files)
+    return has_tokenizer
 
 
-def _their_weights(checkpoint):
-    """-> {their name: tensor}. Raises ValueError for a model of another architecture."""
+# ---- weights ------------------------------------------------------------------------------------
+
+def _their_weights(path, checkpoint):
+    """-> {their name: tensor}. Raises ValueError for a model of another architecture, and for what
+    a GPT2ForSequenceClassification cannot hold."""
     weights = dict(checkpoint["weights"])
     scorer = checkpoint["kind"] == "scorer"
     other = [name for name in weights if not OURS.fullmatch(name)]
     expected = 12 * checkpoint["config"]["n_layer"] + 4 + 2 * scorer
     if other or len(weights) != expected:
         what = f"it has {other[0]}" if other else f"{len(weights)} weights, not {expected}"
-        raise ValueError(f"this model is no GPT-2 ({what}): transformers' GPT-2 cannot hold it")
+        raise ValueError(f"{path} is no GPT-2 ({what}): transformers' GPT-2 cannot hold it")
     if scorer:
         # Their head has no bias b. To add b to ln_f's output along the head's direction w does
         # the same: (x + b w / |w|^2) . w = x . w + b.
-        w, b = weights["head.weight"], weights.pop("head.bias")
-        shift = (b * w / (w @ w.t())).squeeze(0)
+        w, b = weights["head.weight"].double(), weights.pop("head.bias").double()
+        shift = (b * w / (w @ w.t())).squeeze(0).float()
+        if not shift.isfinite().all():
+            raise ValueError(f"{path} gives every text the same score, as its head is 0: train it")
         weights["trunk.ln_f.bias"] = weights["trunk.ln_f.bias"] + shift
         weights["score.weight"] = weights.pop("head.weight")
     theirs = {}
@@ -63,17 +92,39 @@ def _their_weights(checkpoint):
         name = re.sub(r"(h\.\d+)\.c_", r"\1.mlp.c_", name)
         if name != "score.weight":
             name = f"transformer.{name}"
-        theirs[name] = w.t().contiguous() if MATRIX.search(name) else w
-    if not scorer:
-        theirs["lm_head.weight"] = theirs["transformer.wte.weight"]
+        theirs[name] = (w.t() if MATRIX.search(name) else w).contiguous()
     return theirs
 
 
-def _their_config(checkpoint, vocab):
+def _write_safetensors(weights, f):
+    """The format: the length of a header, the header as JSON, the numbers. The unembedding is not
+    in it: transformers takes the embedding for it, as GPT-2's."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, w in weights.items():
+        start, end = end, end + w.nbytes
+        header[name] = {"dtype": "F32", "shape": list(w.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)                          # numbers begin at a multiple of 8
+    f.write(len(text).to_bytes(8, "little") + text)
+    for w in weights.values():
+        f.write(w.numpy())
+
+
+# ---- config -------------------------------------------------------------------------------------
+
+def _special_ids(enc):
+    """A document begins after the end of another, so that the end of text stands for both."""
+    return {
+        "bos_token_id": enc.eot_token,
+        "eos_token_id": enc.eot_token,
+        "pad_token_id": enc._mergeable_ranks[PAD_BYTE],
+    }
+
+
+def _their_config(checkpoint, enc):
     """What config.json holds."""
     ours = checkpoint["config"]
     scorer = checkpoint["kind"] == "scorer"
-    eos = vocab.get(EOS, ours["vocab_size"] - 1)
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2ForSequenceClassification" if scorer else "GPT2LMHeadModel"],
@@ -83,48 +134,52 @@ def _their_config(checkpoint, vocab):
         "n_head": ours["n_head"],
         "n_embd": ours["n_embd"],
         "activation_function": "gelu_new",
-        "bos_token_id": eos,
-        "eos_token_id": eos,
         "num_labels": 1,
-        # a classifier reads the last token that is no pad: not the end of text, with which a
-        # reply ends, but byte 0
-        "pad_token_id": vocab.get(CHARACTER[0]),
+        **_special_ids(enc),
+    }
+
+
+def _generation_config(checkpoint, enc):
+    """Samples as the policy was trained: where nothing is said, transformers draws from the 50
+    likeliest tokens only."""
+    return {
+        **_special_ids(enc),
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "max_new_tokens": checkpoint["config"]["block_size"] // 4,
     }
 
 
 # ---- the tokenizer ------------------------------------------------------------------------------
 
-def write_tokenizer(name, folder):
-    """Write vocab.json and merges.txt of a tokenizer that splits text as GPT-2 does.
+def _their_tokenizer(enc):
+    """What tokenizer.json holds: the pattern, then byte-pair encoding by tiktoken's rules.
 
-    Returns the vocabulary {token: rank}, an empty one if `name` is a tokenizer that GPT-2's files
-    cannot hold. Raises ValueError, and OSError if `folder` cannot be written.
+    A piece that is a token is that token (ignore_merges). Else any two neighbours that make a token
+    are merged, the one of the lowest rank first: each way to cut a token in two is a merge.
     """
-    if name == "sandbox":
-        return {}
-    if os.sep in name and not os.path.exists(name):
-        raise ValueError(f"the model's tokenizer {name} is gone: put it back")
-    if os.path.isdir(name):
-        return _copy_tokenizer(name, folder)
-    if name != "gpt2" and not name.endswith(".tiktoken"):
-        return {}
-    ranks = get_tokenizer(name)._mergeable_ranks
-    vocab = {_characters(token): rank for token, rank in ranks.items()} | {EOS: len(ranks)}
-    with open(os.path.join(folder, "vocab.json"), "w", encoding="utf-8") as f:
-        json.dump(vocab, f, ensure_ascii=False)
-    with open(os.path.join(folder, "merges.txt"), "w", encoding="utf-8") as f:
-        f.write("\n".join(["#version: 0.2", *_merges(ranks)]) + "\n")
-    return vocab
-
-
-def _copy_tokenizer(source, folder):
-    """Copy the tokenizer's files from one folder to another. Returns the vocabulary."""
-    files = tokenizer_files(source)
-    for file in files:
-        shutil.copy(file, folder)
-    with open(files[0], encoding="utf-8") as f:
-        vocab = json.load(f)
-    return vocab["model"]["vocab"] if len(files) == 1 else vocab
+    ranks, vocab, merges = enc._mergeable_ranks, {}, []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        vocab[_characters(token)] = rank
+        for i in range(1, len(token)):
+            left, right = token[:i], token[i:]
+            if left in ranks and right in ranks:
+                merges.append(f"{_characters(left)} {_characters(right)}")
+    vocab[PAD] = vocab.pop(_characters(PAD_BYTE))
+    vocab[EOS] = enc.eot_token
+    pattern = {"type": "Split", "pattern": {"Regex": enc._pat_str}, "behavior": "Isolated",
+               "invert": False}
+    as_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
+                "use_regex": False}
+    return {
+        "version": "1.0",
+        "added_tokens": [_special_token(token, vocab[token]) for token in (PAD, EOS)],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [pattern, as_bytes]},
+        "decoder": as_bytes,
+        "model": {"type": "BPE", "ignore_merges": True, "vocab": vocab, "merges": merges},
+    }
 
 
 def _characters(token):
@@ -132,22 +187,56 @@ def _characters(token):
     return "".join(CHARACTER[b] for b in token)
 
 
-def _merges(ranks):
-    """The lines of merges.txt: for each token of several bytes the two that it was merged from.
+def _special_token(content, id):
+    """A token that stands for no text, and that is found in text as it is."""
+    return {"id": id, "content": content, "special": True, "normalized": False,
+            "single_word": False, "lstrip": False, "rstrip": False}
 
-    Ranks do not say which two. They are found by doing what an encoder does: merge the pair of
-    the lowest rank again and again, until two parts are left. With the tokens "on" and "ion",
-    "ion" goes from i, o, n to i, on: its line is "i on".
+
+def _tokenizer_config(checkpoint):
+    """What tokenizer_config.json holds. Pads are on the right, where a classifier does not see
+    them; generation goes on at the right end of a row, and counts positions from where it begins.
     """
-    lines = []
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = [token[i:i + 1] for i in range(len(token))]
-        while len(parts) > 2:
-            pairs = [left + right for left, right in pairwise(parts)]
-            pair_ranks = [ranks.get(pair, rank) for pair in pairs]
-            i = pair_ranks.index(min(pair_ranks))
-            parts[i:i + 2] = [pairs[i]]
-        if len(parts) == 2:
-            left, right = parts
-            lines.append(f"{_characters(left)} {_characters(right)}")
-    return lines
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": EOS,
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "padding_side": "left" if checkpoint["kind"] == "gpt" else "right",
+        "truncation_side": "left",
+        "model_max_length": checkpoint["config"]["block_size"],
+        # GPT-2 would add the embeddings of token_type_ids
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+
+
+# ---- the folder ---------------------------------------------------------------------------------
+
+def _check_free(folder):
+    """Raise ValueError unless there is nothing at `folder`, or an empty folder."""
+    target = os.path.abspath(folder)                         # a slash at the end would hide a link
+    empty = os.path.isdir(target) and not os.path.islink(target) and not os.listdir(target)
+    if os.path.lexists(target) and not empty:
+        raise ValueError(f"{folder} is there already: name a new folder")
+
+
+def _write_folder(folder, files):
+    """Write {name: function(f)} as a folder, all of it or nothing. Raises ValueError."""
+    target = os.path.abspath(folder)
+    temporary = f"{target}.{secrets.token_hex(8)}.tmp"
+    try:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.mkdir(temporary)
+        for name, write in files.items():
+            with open(os.path.join(temporary, name), "wb") as f:
+                write(f)
+                f.flush()
+                os.fsync(f.fileno())
+        os.rename(temporary, target)                         # onto nothing, or an empty folder
+    except OSError as e:
+        raise ValueError(f"cannot write {folder} ({e.strerror}): free some space or name another "
+                         f"folder") from e
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
