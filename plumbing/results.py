@@ -25,7 +25,7 @@ BESIDE = ("", ".part", ".log.jsonl", ".made.json")      # what is written beside
 
 # ---- one file ----------------------------------------------------------------------------------
 
-def check_place(path):
+def check_place(path, named=""):
     """Raise ValueError if `path` is a link, a folder or a device, through which no file is
     written."""
     try:
@@ -34,7 +34,7 @@ def check_place(path):
         return
     if not stat.S_ISREG(mode):
         kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "a device"
-        raise ValueError(f"{path} cannot be written: it is {kind}; choose another name")
+        raise ValueError(f"{named or path} cannot be written: it is {kind}; choose another name")
 
 
 def replace_file(path, write, mode="w"):
@@ -117,7 +117,7 @@ def check_out(out):
     """Raise ValueError unless `out` can be written: a plain file or none, in a writable folder."""
     if not out:
         raise ValueError("--out is missing: say where the result goes, e.g. --out model.pt")
-    check_place(out)
+    check_place(out, f"--out {out}")
     if os.path.basename(out) in ("", ".", ".."):
         raise ValueError(f"--out {out} cannot be written: it names a folder")
     folder, name = os.path.split(os.path.abspath(out))

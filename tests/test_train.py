@@ -412,9 +412,38 @@ def test_an_unfinished_run_with_other_settings_is_refused(folder):
     with pytest.raises(RuntimeError):
         fit(cfg, 8, batch_at=killed_at(3))
     before = contents("toy.pt.part")
-    with pytest.raises(ValueError, match="toy.pt.part is an unfinished run.*delete it.*--out"):
-        fit(replace(cfg, lr=1e-3), 8)
+    other, says = replace(cfg, lr=1e-3), r"\(it was made with --lr 0.01 instead of 0.001\)"
+    with pytest.raises(ValueError, match=f"toy.pt.part is no unfinished run of this .*{says}.*: c"):
+        fit(other, 8)
     assert contents("toy.pt.part") == before
+    with pytest.raises(RuntimeError):
+        fit(replace(other, overwrite=True), 8, batch_at=killed_at(5))
+    saved = read_checkpoint("toy.pt.part")
+    assert saved["meta"]["config"]["lr"] == 1e-3 and saved["resume"]["step"] == 4
+    assert [line["step"] for line in log_lines()] == list(range(5))
+
+
+def test_a_save_that_does_not_hold_what_the_run_needs_is_a_sentence(folder):
+    """Its settings are right, and the rest has been tampered with."""
+    cfg = replace(CFG, save_every=2)
+    with pytest.raises(RuntimeError):
+        fit(cfg, 8, batch_at=killed_at(3))
+    good = read_checkpoint("toy.pt.part")
+    [network] = good["resume"]["networks"]
+    for bad in (
+        {},
+        good["resume"] | {"networks": [{}]},
+        good["resume"] | {"networks": [network | {"weights": []}]},
+        good["resume"] | {"networks": [network | {"weights": dict.fromkeys(network["weights"])}]},
+        good["resume"]
+        | {"networks": [network | {"weights": dict.fromkeys(network["weights"], torch.ones(1))}]},
+        good["resume"] | {"step": "two"},
+        good["resume"] | {"state": 3},
+        3,
+    ):
+        torch.save(good | {"resume": bad}, "toy.pt.part")
+        with pytest.raises(ValueError, match="toy.pt.part does not hold what .*: move it away"):
+            fit(cfg, 8)
 
 
 def test_a_finished_run_is_not_repeated(folder):
@@ -422,10 +451,8 @@ def test_a_finished_run_is_not_repeated(folder):
     assert run.metrics is None
     _, metrics = fit(CFG, 2, meta=run.meta)
     assert begin(CFG, "toy").metrics == metrics
-    assert begin(replace(CFG, seed=1), "toy").metrics is None
-    with open("toy.pt", "wb") as f:
-        f.write(b"not a checkpoint")
-    assert begin(CFG, "toy").metrics is None
+    with pytest.raises(ValueError, match="toy.pt is there already, and it was made with --seed 0"):
+        begin(replace(CFG, seed=1), "toy")
 
 
 @pytest.mark.parametrize("out", ["", "no such folder/model.pt", "."])
@@ -477,6 +504,41 @@ def test_a_gradient_that_is_not_finite_is_never_saved(folder, last):
     assert all(torch.isfinite(w).all() for w in saved.values()) and not os.path.exists("toy.pt")
 
 
-def test_no_steps_are_refused(folder):
-    with pytest.raises(ValueError, match="nothing to train"):
-        fit(CFG, 0)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_weights_that_are_not_finite_are_never_written(folder, steps):
+    """The last update's are in no statistic: here the losses, and all gradients, are finite."""
+    says = "toy, step 0: wte.weight, of its GPT, is not finite; nothing is saved yet; start again"
+    with pytest.raises(ValueError, match=says):
+        fit(replace(CFG, lr=1e39, save_every=1), steps)
+    assert all(name.endswith(".jsonl") for name in os.listdir())
+
+
+def test_an_average_that_is_not_finite_is_never_written(folder):
+    with pytest.raises(ValueError, match=r"toy.pt is not written: wte.weight of its GPT is not fi"):
+        fit(replace(CFG, ema=math.nan), 1)
+    assert not os.path.exists("toy.pt")
+
+
+def test_what_adam_remembers_is_never_saved_if_it_is_not_finite(folder):
+    """A gradient whose square is infinite, at a step that nobody looks at: the weights stay as they
+    are for good, and finite."""
+
+    def losses(model, cfg):
+        def broken(step):
+            for weight, loss, stats in next_token_losses(model, cfg)(four_rows(step)):
+                yield weight, loss * (1e22 if step == 4 else 1.0), stats
+
+        return broken
+
+    cfg = replace(CFG, save_every=3, log_every=2, grad_clip=0.0)
+    says = "toy, step 5: Adam's exp_avg_sq of wte.weight, of its GPT, is not finite; toy.pt.part h"
+    with pytest.raises(ValueError, match=says):
+        fit(cfg, 9, batch_at=lambda step: step, losses=losses)
+    assert read_checkpoint("toy.pt.part")["resume"]["step"] == 3
+
+
+def test_metrics_that_are_not_finite_are_never_written(folder):
+    with pytest.raises(ValueError, match="toy, step 1: the held_out is not finite; nothing is sa"):
+        fit(CFG, 2, evaluate=lambda step, model: {"held_out": math.nan})
+    assert not os.path.exists("toy.pt")
+    assert [line["step"] for line in log_lines()] == [0]
