@@ -121,7 +121,7 @@ def check_out(out):
     if os.path.basename(out) in ("", ".", ".."):
         raise ValueError(f"--out {out} cannot be written: it names a folder")
     folder, name = os.path.split(os.path.abspath(out))
-    if not os.access(folder, os.W_OK):
+    if not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
         raise ValueError(f"--out {out} cannot be written: {folder} is not a writable folder")
     if len(os.fsencode(name)) > LONGEST:
         raise ValueError(f"--out {out} cannot be written: use a name of at most {LONGEST} bytes")
