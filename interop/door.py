@@ -8,6 +8,7 @@ No stage knows the sandbox. It names its files; where there are none, it gets th
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 """
 import math
+import typing
 
 import torch
 
@@ -15,7 +16,7 @@ import sandbox
 from data import cut_blocks, decode_response, pack
 from interop import records
 from interop.formats import files_in, read_records
-from interop.gpt2 import read_model
+from interop.gpt2 import read_model, sizes_fit
 
 READERS = {
     "texts": records.texts,
@@ -142,7 +143,8 @@ def true_score(prompts, responses, enc):
 # ---- models -------------------------------------------------------------------------------------
 
 def load_model(path, cls, tokenizer=None, device="cpu", dropout=0.0, context=0):
-    """Load a checkpoint, a GPT-2's folder or a published GPT-2 -> (model, checkpoint).
+    """Load a checkpoint, a GPT-2's folder or a published GPT-2 -> (model, checkpoint), the latter
+    without the weights.
 
     cls         model.GPT or model.Scorer: it declares its kind and its config_class
     tokenizer   {name, hash} of another model, which must be this one's too
@@ -160,13 +162,52 @@ def load_model(path, cls, tokenizer=None, device="cpu", dropout=0.0, context=0):
         raise ValueError(f"{path} was trained with the tokenizer {own['name']}, the other model "
                          f"with {tokenizer['name']}: both must share one tokenizer, so train one "
                          f"of them again")
-    if config.get("block_size", 0) < context:
+    weights = checkpoint.pop("weights")
+    wrong = _wrong_config(cls.config_class, config, weights) or _wrong_weights(cls, config, weights)
+    if wrong:
+        raise ValueError(f"{path} holds weights that do not fit its own config: {wrong}")
+    if config.get("block_size", context) < context:
         raise ValueError(f"{path} reads {config['block_size']} tokens, the other model up to "
                          f"{context}: use models with one context")
-    try:
-        model = cls(cls.config_class(**{**config, "dropout": dropout}))
-        model.load_state_dict(checkpoint["weights"])
-    except (TypeError, RuntimeError) as e:
-        reason = str(e).splitlines()[0]
-        raise ValueError(f"{path} holds weights that do not fit its own config: {reason}") from e
+    model = cls(cls.config_class(**{**config, "dropout": dropout}))
+    model.load_state_dict(weights)
     return model.to(device), checkpoint
+
+
+def _wrong_config(config_class, config, weights):
+    """What keeps a config from being one of these weights, or "". A few bytes can claim a billion
+    layers: nothing is built before the claims are compared with what the file holds."""
+    types = typing.get_type_hints(config_class)
+    for name in [*config, *types]:
+        if name not in types:
+            return f"there is no {name} in a {config_class.__name__}"
+        if name not in config:
+            return f"it has no {name}"
+    numbers = sum(w.numel() for w in weights.values())
+    for name, value in config.items():
+        whole = type(value) is int
+        number = whole or type(value) is float and math.isfinite(value)
+        if types[name] is int and not whole or types[name] is float and not number:
+            return f"its {name} is no {types[name].__name__}"
+        if whole and not 0 <= value <= numbers:
+            return f"its {name} is {value:.3g}, and the weights have {numbers:,} numbers"
+    if config.get("n_layer", 0) > len(weights):
+        return f"its n_layer is {config['n_layer']:,}, and there are {len(weights):,} weights"
+    return "" if sizes_fit(config) else "its sizes do not fit together"
+
+
+def _wrong_weights(cls, config, weights):
+    """The first of the weights that a model of this config has not, or has in another shape, or
+    "". The model that is built to see it is one of shapes, without memory."""
+    try:
+        with torch.device("meta"):
+            expected = cls(cls.config_class(**config)).state_dict()
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as e:
+        return f"{type(e).__name__}: {str(e).partition(chr(10))[0]}"
+    for name, x in expected.items():
+        if name not in weights:
+            return f"it has no {name}"
+        if x.shape != weights[name].shape:
+            return f"{name} is {tuple(weights[name].shape)}, and should be {tuple(x.shape)}"
+    more = weights.keys() - expected.keys()
+    return f"{min(more)[:80]} is none of a {cls.__name__}'s weights" if more else ""

@@ -1,25 +1,45 @@
 """GPT-2's weights as others publish them: the folders that Hugging Face's transformers writes.
 
     read_model("gpt2")                 # downloaded once, into torch.hub's cache
-    read_model("folder")               # config.json and model.safetensors or pytorch_model.bin
+    read_model("folder")               # config.json and weights: one file, or parts with an index
     read_model("ppo.pt")               # a checkpoint of ours
 
 The names of our weights are theirs but for a prefix, ".mlp." and the order of the axes of matrices:
 theirs are (in, out). Wherever a checkpoint can be named, so can such a folder.
 """
+import hashlib
+import http.client
 import json
 import os
 import re
 import urllib.request
+import zipfile
 
 import torch
 
-from interop.tokenizers import tokenizer_files
-from plumbing.files import read_checkpoint
+from interop.records import read_json
+from interop.tokenizers import (
+    TIMEOUT,
+    get_tokenizer,
+    known_names,
+    read_vocab,
+    stored_tokenizer,
+    tokenizer_files,
+    tokenizer_id,
+)
+from plumbing.files import check_archive, read_checkpoint
 
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 HUB = "https://huggingface.co"
 DOWNLOADED = ("config.json", "vocab.json", "merges.txt", "pytorch_model.bin")
+SHA256 = re.compile(r'(?:W/)?"?([0-9a-f]{64})"?')
+PIECE = 2**20                                              # bytes of a download, read at once
+WEIGHTS = (   # in the order in which transformers looks for them
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 NAMES = {   # our names of a model's sizes, and theirs
     "vocab_size": "vocab_size",
     "block_size": "n_positions",
@@ -35,121 +55,296 @@ KNOWN = {   # what a config may say of the architecture; where it is silent, it 
 }
 MATRIX = re.compile(r"c_\w+\.weight$")                     # theirs are stored transposed
 CAUSAL_MASK = re.compile(r"\.attn\.(masked_)?bias$")       # buffers that old versions wrote
+DTYPES = {   # of safetensors
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+A_ROW_A_TOKEN = ("wte.weight", "lm_head.weight")           # the ends of names
+FEWEST = 50257                                             # tokens of tiktoken's: GPT-2's
 
 
 # ---- which files a name stands for --------------------------------------------------------------
 
 def model_files(path):
     """The files that a checkpoint, a GPT-2's folder or the name of a published GPT-2 stands for:
-    (FILE,) or (config, weights, *tokenizer), or () of an empty name. Raises ValueError."""
+    (FILE,) or (config, *weights, *tokenizer), or () of an empty name. Raises ValueError."""
     if path in PUBLISHED and not os.path.exists(path):
         path = _download(path)
     if not os.path.isdir(path):
         return (path,) if path else ()
-    config = os.path.join(path, "config.json")
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        weights = os.path.join(path, name)
-        if os.path.isfile(weights) and os.path.isfile(config):
-            return config, weights, *tokenizer_files(path)
-    raise ValueError(f"{path} is a folder without a GPT-2 in it: it must hold config.json and "
-                     f"either model.safetensors or pytorch_model.bin")
+    config, weights = os.path.join(path, "config.json"), _weight_files(path)
+    if not weights or not os.path.isfile(config):
+        raise ValueError(f"{path} is a folder without a GPT-2 in it: it must hold config.json and "
+                         f"either model.safetensors or pytorch_model.bin, or an index and parts")
+    return config, *weights, *tokenizer_files(path)
 
+
+def _weight_files(folder):
+    """The weights of a folder: [FILE], or [index, *parts], or []. Raises ValueError."""
+    for name in WEIGHTS:
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            return [path, *_parts(path)] if name.endswith(".index.json") else [path]
+    return []
+
+
+def _parts(index):
+    """The files that an index of weights names, which lie beside it. Raises ValueError."""
+    found = read_json(index)
+    names = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{index} is no index of weights: fetch it again")
+    ending = index.removesuffix(".index.json").rpartition(".")[2]
+    folder, paths = os.path.dirname(index), []
+    for name in dict.fromkeys(names.values()):
+        if not isinstance(name, str) or not re.fullmatch(rf"[\w-][\w.-]*\.{ending}", name):
+            raise ValueError(f"{index} names a file that is no .{ending} beside it: fetch it again")
+        paths.append(os.path.join(folder, name))
+        if not os.path.isfile(paths[-1]):
+            raise ValueError(f"{index} names {name}, which is not there: fetch it too")
+    return paths
+
+
+# ---- downloads ----------------------------------------------------------------------------------
 
 def _download(name):
     """The folder of a published GPT-2 in torch.hub's cache; what is missing there is fetched.
     Raises ValueError."""
     folder = os.path.join(torch.hub.get_dir(), "checkpoints", name)
     for file in DOWNLOADED:
+        target = os.path.join(folder, file)
         try:
-            os.makedirs(folder, exist_ok=True)
-            if not os.path.exists(os.path.join(folder, file)):
-                _fetch(f"{HUB}/{name}/resolve/main/{file}", os.path.join(folder, file))
-        except OSError as e:
-            raise ValueError(f"{name} could not be downloaded ({e}); without a network, put "
-                             f"{file} of {HUB}/{name} into {folder}, or name a folder that has "
-                             f"the model") from e
+            if not os.path.exists(target):
+                os.makedirs(folder, exist_ok=True)
+                _fetch_once(f"{HUB}/{name}/resolve/main/{file}", target)
+        except (OSError, ValueError, http.client.HTTPException) as e:
+            raise ValueError(f"{name} could not be downloaded ({e or type(e).__name__}); without a "
+                             f"network, put {file} of {HUB}/{name} into {folder}, or name a folder "
+                             f"that has the model") from e
     return folder
 
 
-def _fetch(url, target):
-    """Download a file under another name and rename it once it is whole."""
-    part = f"{target}.{os.getpid()}.part"                  # several processes may fetch it at once
-    torch.hub.download_url_to_file(url, part)
-    # torch.hub takes a connection that broke for the end of the file
-    with urllib.request.urlopen(url) as response:
-        if os.path.getsize(part) != int(response.headers["Content-Length"]):
-            raise OSError("the connection broke")
-    os.replace(part, target)
+def _fetch_once(url, target):
+    """Download a file; of several processes one does, and the others wait for it. Raises OSError,
+    HTTPException, ValueError."""
+    import fcntl  # here, since Windows has none
+
+    with open(f"{os.path.dirname(target)}.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.path.exists(target):
+            return
+        part = f"{target}.part"
+        try:
+            _fetch(url, part)
+            os.replace(part, target)
+        finally:
+            if os.path.exists(part):
+                os.remove(part)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Keeps the sha256 that the hub gives for a large file on the way to where it lies."""
+    sha256 = None
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        self.sha256 = headers["X-Linked-Etag"] or self.sha256
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _fetch(url, part):
+    """Download a file and see that it is whole: by its hash where the hub gives one, else by its
+    length and by reading it."""
+    redirects, digest = _Redirects(), hashlib.sha256()
+    opener = urllib.request.build_opener(redirects)
+    with opener.open(url, timeout=TIMEOUT) as response, open(part, "wb") as f:
+        length = response.headers["Content-Length"]
+        published = response.headers["X-Linked-Etag"] or redirects.sha256
+        if response.url == url:
+            published = published or response.headers["ETag"]
+        for piece in iter(lambda: response.read(PIECE), b""):
+            f.write(piece)
+            digest.update(piece)
+        size = f.tell()
+    if length is not None and size != int(length):
+        raise OSError("the connection broke")
+    known = SHA256.fullmatch(published or "")
+    if known and known[1] != digest.hexdigest():
+        raise OSError("what came is not what was published")
+    if not known:
+        _check_download(part)
+
+
+def _check_download(part):
+    """Raise ValueError if a file is not what its name says: a page for logging in, for example."""
+    folder, name = os.path.split(part.removesuffix(".part"))
+    if name == "config.json":
+        _read_config(part)
+    elif name == "vocab.json":
+        read_json(part)
+    elif name == "merges.txt":
+        vocab, merges, _ = read_vocab(os.path.join(folder, "vocab.json"), part)
+        if any("".join(merge) not in vocab for merge in merges):
+            raise ValueError("these are no merges of its vocabulary")
+    else:
+        _tensors(part)
 
 
 # ---- in -----------------------------------------------------------------------------------------
 
 def read_model(path):
     """A checkpoint {kind, config, weights, tokenizer, meta}: the one that these scripts wrote, or
-    what a GPT-2's folder or name amounts to. Raises ValueError."""
+    what a GPT-2's folder or name amounts to. The weights are finite float32; ids that the tokenizer
+    has no text for are cut off. Raises ValueError."""
     files = model_files(path)
     if len(files) > 1:
-        return _read_gpt2(*files[:2])
-    return read_checkpoint(path)
+        checkpoint = _read_gpt2(os.path.dirname(files[0]))
+    else:
+        checkpoint = read_checkpoint(path)
+        checkpoint["weights"] = _plain(path, checkpoint["weights"])
+    try:
+        return _without_spare_rows(checkpoint)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
 
 
-def _read_gpt2(config_file, weights_file):
+def _without_spare_rows(checkpoint):
+    """A vocabulary is often rounded up, to 50,304 say: ids that have no text are never to be
+    sampled, so their rows go. Raises ValueError if the tokenizer cannot be had."""
+    own, config = checkpoint["tokenizer"], checkpoint["config"]
+    rows = config.get("vocab_size")
+    no_more = own["name"] in known_names()[1:] and "ranks" not in own
+    if type(rows) is not int or no_more and rows <= FEWEST:
+        return checkpoint                                  # without asking tiktoken for its ranks
+    tokens = stored_tokenizer(own).n_vocab
+    if tokens >= rows:
+        return checkpoint
+    weights = {}
+    for name, w in checkpoint["weights"].items():
+        spare = name.endswith(A_ROW_A_TOKEN) and len(w.shape) == 2 and len(w) == rows
+        weights[name] = w[:tokens].clone() if spare else w
+    return checkpoint | {"config": config | {"vocab_size": tokens}, "weights": weights}
+
+
+def _read_gpt2(folder):
     """GPT2LMHeadModel, or GPT2ForSequenceClassification with one label, -> a checkpoint."""
-    config = _read_config(config_file)
-    weights = _read_weights(weights_file)
+    config = _read_config(os.path.join(folder, "config.json"))
+    weights = _read_weights(_weight_files(folder))
     kind = "gpt"
     if "score.weight" in weights:
         kind = "scorer"
         head = weights.pop("score.weight")
         weights = {f"trunk.{name}": w for name, w in weights.items()}
-        weights |= {"head.weight": head, "head.bias": torch.zeros(len(head))}
-    folder = os.path.dirname(config_file)
-    name = folder if tokenizer_files(folder) else "gpt2"
-    tokenizer = {"name": name, "hash": ""}       # "": not known before it is read
+        weights |= {"head.weight": head, "head.bias": torch.zeros(head.shape[:1])}
+    tokenizer = {"name": "gpt2", "hash": ""}               # "": not known before it is read
+    if tokenizer_files(folder):
+        tokenizer = tokenizer_id(get_tokenizer(folder))
     return {"kind": kind, "config": config, "weights": weights, "tokenizer": tokenizer,
             "meta": {"stage": "pretrain"}}
 
 
 def _read_config(path):
     """config.json -> the fields of model.GPTConfig as a dict. Raises ValueError."""
-    try:
-        with open(path, encoding="utf-8") as f:
-            theirs = json.load(f)
-        config = {ours: theirs[name] for ours, name in NAMES.items()}
-        numbers = all(isinstance(x, int) and x > 0 for x in config.values())
-        if not numbers or config["n_embd"] % config["n_head"]:
-            raise ValueError("its sizes do not fit together")
-    except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{path} is not the config of a GPT-2 ({type(e).__name__}: {e})") from e
+    theirs = read_json(path)
+    if not isinstance(theirs, dict) or not theirs.keys() >= set(NAMES.values()):
+        raise ValueError(f"{path} is not the config of a GPT-2: it must have "
+                         f"{', '.join(NAMES.values())}")
+    config = {ours: theirs[name] for ours, name in NAMES.items()}
+    if not sizes_fit(config):
+        raise ValueError(f"{path} is not the config of a GPT-2: its sizes do not fit together")
     for key, known in KNOWN.items():
         if theirs.get(key, known[0]) not in known:
-            raise ValueError(f"{path} has {key} {theirs[key]}; only GPT-2's own {known[0]} is "
-                             f"known here")
+            raise ValueError(f"{path} has {key} {str(theirs[key])[:40]}; only GPT-2's own "
+                             f"{known[0]} is known here")
     return config | {"dropout": 0.0}
 
 
-def _read_weights(path):
-    """A file of GPT-2's weights -> {our name: float32 tensor}. Raises ValueError."""
+def sizes_fit(config):
+    """Whether the sizes in a config are whole numbers from 1, and the channels those of heads."""
+    sizes = {name: config[name] for name in NAMES if name in config}
+    if not all(type(x) is int and x > 0 for x in sizes.values()):
+        return False
+    return sizes.get("n_embd", 0) % sizes.get("n_head", 1) == 0
+
+
+def _read_weights(files):
+    """The files of GPT-2's weights -> {our name: float32 tensor}. Raises ValueError."""
+    theirs = {}
+    for path in files:
+        if not path.endswith(".json"):
+            found = _tensors(path)
+            if theirs.keys() & found.keys():
+                raise ValueError(f"{path} has a weight that another part has too: fetch the model "
+                                 f"again")
+            theirs |= found
+    weights = {}
+    for name, w in _plain(files[0], theirs).items():
+        name = name.removeprefix("transformer.").replace(".mlp.", ".")
+        turned = MATRIX.search(name) and len(w.shape) == 2
+        weights[name] = w.t().contiguous() if turned else w
+    unembedding = weights.pop("lm_head.weight", None)
+    if unembedding is not None and not torch.equal(unembedding, weights.get("wte.weight")):
+        raise ValueError(f"{files[0]} has an unembedding of its own; GPT-2's, and the one here, is "
+                         f"its embedding")
+    return weights
+
+
+def _tensors(path):
+    """One file of a folder -> {their name: tensor}, without causal masks. Raises ValueError."""
     try:
         if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-            theirs = load_file(path)
-        else:
-            theirs = torch.load(path, map_location="cpu", weights_only=True)
-        weights = {}
-        for name, w in theirs.items():
-            if not CAUSAL_MASK.search(name):
-                name = name.removeprefix("transformer.").replace(".mlp.", ".")
-                w = w.float()
-                weights[name] = w.t().contiguous() if MATRIX.search(name) else w
-        embedding = weights["wte.weight"]
-        tied = torch.equal(weights.pop("lm_head.weight", embedding), embedding)
-    except ImportError as e:
-        raise ValueError(f"{path} needs a package: pip install safetensors") from e
+            return _safetensors(path)
+        if zipfile.is_zipfile(path):                       # else it is of PyTorch's older format
+            check_archive(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: w for name, w in found.items() if not CAUSAL_MASK.search(name)}
     except Exception as e:   # a damaged file makes the readers raise almost anything
         raise ValueError(f"{path} is not a readable file of GPT-2's weights; "
                          f"fetch it again") from e
-    if not tied:
-        raise ValueError(f"{path} has an unembedding of its own; GPT-2's, and the one here, is "
-                         f"its embedding")
-    return weights
+
+
+def _safetensors(path):
+    """The format: the length of a header in 8 bytes, the header as JSON, the numbers."""
+    with open(path, "rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        size = os.path.getsize(path) - 8 - length
+        header = json.loads(f.read(length)) if size > 0 else {}
+        numbers = bytearray(size)
+        f.readinto(numbers)
+    found, taken = {}, 0
+    for name, entry in header.items():
+        if name == "__metadata__" or CAUSAL_MASK.search(name):
+            continue
+        (start, end), dtype = entry["data_offsets"], DTYPES[entry["dtype"]]
+        taken += end - start
+        if not 0 <= start < end <= size or taken > size:
+            raise ValueError("it has less than its header says")
+        part = torch.frombuffer(numbers, dtype=torch.uint8, count=end - start, offset=start)
+        # cloned, as a number must lie at a multiple of its size
+        found[name] = part.clone().view(dtype).view(entry["shape"])
+    return found
+
+
+def _plain(path, weights):
+    """Weights of a file -> the same as float32. Raises ValueError that names the first that is
+    none, that is not finite, or that has more numbers than the file.
+
+    A view can repeat one number a billion times; two names of one tensor are fine.
+    """
+    plain, told, stored = {}, 0, {}
+    for name, w in weights.items():
+        usual = type(w) in (torch.Tensor, torch.nn.Parameter) and not w.is_nested
+        usual = usual and w.layout == torch.strided and w.device.type == "cpu"
+        if not usual or not w.dtype.is_floating_point:
+            raise ValueError(f"{path}: {str(name)[:80]} is no tensor of floating-point numbers")
+        storage = w.untyped_storage()
+        stored[storage.data_ptr()] = storage.nbytes()
+        told += w.numel() * w.element_size()
+        if told > 2 * sum(stored.values()) or w.numel() * w.element_size() > storage.nbytes():
+            raise ValueError(f"{path}: {name[:80]} claims more numbers than the file has")
+        plain[name] = w.detach().float().contiguous()
+        if not plain[name].isfinite().all():
+            raise ValueError(f"{path}: {name[:80]} holds numbers that are not finite: the model is "
+                             f"broken, use an earlier one")
+    return plain

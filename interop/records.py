@@ -15,6 +15,7 @@ formats.py turns what others publish into these. `demonstrations`, `prompts`, `r
 take pairs (where, record), where `where` is "FILE, line N", for the messages of errors.
 """
 import gzip
+import io
 import itertools
 import json
 import os
@@ -27,6 +28,8 @@ from interop.encode import report
 
 PARQUET = b"PAR1"                 # the first bytes of such files
 GZIP = b"\x1f\x8b"
+PIECE = 2**20                     # bytes unpacked at once
+MOST_PACKED = 100                 # text is packed to a tenth or a third of its size
 BEST_RATING = 7
 
 
@@ -38,18 +41,19 @@ def read_file(path):
     Raises ValueError naming the file, and the line and byte that is not UTF-8.
     """
     if not os.path.isfile(path):
-        why = "is a folder: name its files" if os.path.isdir(path) else "does not exist"
+        why = "is no file" if os.path.exists(path) else "does not exist"
+        why = "is a folder: name its files" if os.path.isdir(path) else why
         raise ValueError(f"{path} {why}")
-    with open(path, "rb") as f:
-        raw = f.read()
+    try:
+        with open(path, "rb") as f:
+            raw = f.read()
+    except OSError as e:
+        raise ValueError(f"{path} cannot be read ({e.strerror}): see who may read it") from e
     if raw.startswith(PARQUET):
         raise ValueError(f"{path} is Parquet; with pandas: pandas.read_parquet('{path}')"
                          f".to_json('x.jsonl', orient='records', lines=True)")
     if raw.startswith(GZIP):
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as e:
-            raise ValueError(f"{path} is a damaged gzip file ({e}): fetch it again") from e
+        raw = _unpacked(path, raw)
     try:
         text = raw.decode()
     except UnicodeDecodeError as e:
@@ -57,6 +61,32 @@ def read_file(path):
         raise ValueError(f"{path}, line {line}: byte {e.start} is not UTF-8; convert it, "
                          f"e.g. iconv -f latin1 -t utf-8") from e
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+def _unpacked(path, raw):
+    """What a gzipped file holds. Raises ValueError if it is damaged, or if it is made to fill the
+    memory: megabytes can unpack to gigabytes."""
+    packed, pieces, size = io.BytesIO(raw), [], 0
+    try:
+        with gzip.GzipFile(fileobj=packed) as f:
+            for piece in iter(lambda: f.read(PIECE), b""):
+                pieces.append(piece)
+                size += len(piece)
+                if size > MOST_PACKED * packed.tell() + PIECE:
+                    raise ValueError(f"{path} unpacks to more than {MOST_PACKED} times its size, "
+                                     f"which no text does: unpack it with gunzip if it is yours")
+    except (OSError, EOFError, zlib.error) as e:
+        raise ValueError(f"{path} is a damaged gzip file ({e}): fetch it again") from e
+    return b"".join(pieces)
+
+
+def read_json(path):
+    """What a JSON file holds. Raises ValueError, which repeats nothing of it."""
+    text = read_file(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is not readable JSON: fetch it again") from e
 
 
 # ---- parts of a record --------------------------------------------------------------------------

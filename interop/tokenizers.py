@@ -1,24 +1,31 @@
 """Tokenizers: the sandbox's, tiktoken's by name, files of ranks, and the folders of a GPT-2.
 
 tiktoken's Encoding is the only interface: ranks of byte strings, a pattern that cuts text into
-pieces before they are merged, and one special token, the end of text.
+pieces before they are merged, and one special token, the end of text. Any text has tokens, and any
+id below n_vocab has text.
 
     get_tokenizer("sandbox")           get_tokenizer("gpt2")
     get_tokenizer("mine.tiktoken")     get_tokenizer("folder/with/vocab.json/and/merges.txt")
 """
 import base64
+import functools
 import hashlib
-import json
 import os
 
 import tiktoken
+import tiktoken.load
 
 import sandbox
-from interop.records import read_file
+from interop.records import read_file, read_json
 
 EOS = "<|endoftext|>"
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 SANDBOX_PATTERN = r" ?\p{L}+|\n+| ?\p{N}| ?[^\s\p{L}\p{N}]|\s"
+# tiktoken's versions write GPT-2's pattern in several ways; one tokenizer needs one hash
+WITH_GPT2_PATTERN = ("gpt2", "r50k_base", "p50k_base", "p50k_edit")
+# What an exported folder calls the token of byte 255, which no text has: transformers needs a pad.
+PAD, PAD_BYTE = "<|pad|>", b"\xff"
+TIMEOUT = 30        # seconds for which a download may be silent
 
 # GPT-2's files write each byte as one printable character: "A" is itself, a space is "Ġ" (U+0120).
 _PRINTABLE = [b for b in range(256) if chr(b).isprintable() and b != ord(" ")]
@@ -30,67 +37,139 @@ BYTE = {character: b for b, character in CHARACTER.items()}
 # ---- tokenizers by name -------------------------------------------------------------------------
 
 def get_tokenizer(name: str) -> tiktoken.Encoding:
-    """The tokenizer of that name. Raises ValueError.
+    """The tokenizer that a user names. Raises ValueError.
 
     name: "sandbox"; the folder of a Hugging Face GPT-2; a .tiktoken file of ranks that split text
     as GPT-2 does; or a name that tiktoken knows ("gpt2").
     """
+    if name != "sandbox":
+        if os.path.isdir(name):
+            return _tokenizer_in(name)
+        if name.endswith(".tiktoken"):
+            return _from_text(os.path.basename(name), read_file(name))
+    return _known_tokenizer(name)
+
+
+def known_names():
+    """The tokenizers that a checkpoint has by name; all others it holds itself."""
+    return ["sandbox", *tiktoken.list_encoding_names()]
+
+
+def _known_tokenizer(name):
+    """One of `known_names`. Raises ValueError."""
+    if name not in known_names():
+        raise ValueError(f"no tokenizer is called {name}: use {', '.join(known_names())}, a file "
+                         f"of ranks that ends in .tiktoken or a folder with GPT-2's files")
     if name == "sandbox":
-        return _tokenizer(name, read_ranks(sandbox.RANKS), SANDBOX_PATTERN)
-    if os.path.isdir(name):
-        return _tokenizer_in(name)
-    if name.endswith(".tiktoken"):
-        return _tokenizer(name, read_ranks(name), GPT2_PATTERN)
+        return _from_text(name, read_file(sandbox.RANKS), SANDBOX_PATTERN)
+    tiktoken.load.read_file = _fetch
     try:
         enc = tiktoken.get_encoding(name)
-    except ValueError as e:
-        known = ", ".join(tiktoken.list_encoding_names())
-        raise ValueError(f"no tokenizer is called {name}: use sandbox, {known} or a file of ranks "
-                         f"that ends in .tiktoken") from e
     except Exception as e:   # tiktoken downloads the ranks with whatever `requests` raises
         raise ValueError(f"the ranks of {name} could not be downloaded ({type(e).__name__}): "
                          f"without a network, pass a file of ranks, "
                          f"--tokenizer FILE.tiktoken") from e
-    if name in ("gpt2", "r50k_base"):
-        # tiktoken's versions write GPT-2's pattern in several ways; one tokenizer needs one hash
-        return _tokenizer(name, enc._mergeable_ranks, GPT2_PATTERN, enc.eot_token)
-    return enc
+    return _of_tiktoken(enc)
 
 
-def _tokenizer(name, ranks, pattern, eos=None):
-    """ranks: {bytes: number}. eos: the number of the end of text; by default the next one."""
-    special_tokens = {EOS: len(ranks) if eos is None else eos}
-    return tiktoken.Encoding(
-        name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens)
+def _fetch(url):
+    """The bytes at `url`: tiktoken's own function waits for ever."""
+    import requests
+
+    response = requests.get(url, timeout=TIMEOUT)
+    response.raise_for_status()
+    return response.content
 
 
-def read_ranks(path):
-    """A .tiktoken file, "base64 rank" a line, -> {bytes: rank}. Raises ValueError."""
-    ranks = {}
+@functools.lru_cache(maxsize=4)
+def _of_tiktoken(enc):
+    """tiktoken's `enc` without its special tokens but the end of text, and so without gaps: the
+    100,277 ids of cl100k_base have 16 without text."""
+    pattern = GPT2_PATTERN if enc.name in WITH_GPT2_PATTERN else enc._pat_str
+    return _tokenizer(enc.name, enc._mergeable_ranks, pattern)
+
+
+@functools.lru_cache(maxsize=4)
+def _from_text(name, text, pattern=GPT2_PATTERN):
+    """The tokenizer of the text of a .tiktoken file, "base64 rank" a line. Raises ValueError.
+
+    The same text is not read again: GPT-2's takes half a second."""
+    ranks, lines = {}, text.splitlines()
     try:
-        # not tiktoken's own loader: it caches by path and misses that a file has changed
-        with open(path, "rb") as f:
-            for line in f:
-                token, rank = line.split()
-                ranks[base64.b64decode(token)] = int(rank)
-        if not ranks:
-            raise ValueError("it is empty")
-    except (OSError, ValueError) as e:
-        raise ValueError(f"{path} is not a readable file of tiktoken ranks "
-                         f"(one 'base64 rank' a line)") from e
-    return ranks
+        for line in lines:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+    except ValueError:
+        ranks = {}                                           # it says where, in Python's words
+    if not ranks or len(ranks) < len(lines):
+        raise ValueError(f"{name} is not a readable file of tiktoken ranks (one 'base64 rank' a "
+                         f"line, each token once)")
+    return _tokenizer(name, ranks, pattern)
+
+
+def _tokenizer(name, ranks, pattern):
+    """ranks: {bytes: number}; the end of text has the first number that is free.
+
+    Raises ValueError if there are texts without tokens, or numbers without text."""
+    numbers = set(ranks.values())
+    end = min(set(range(len(ranks) + 1)) - numbers)
+    if numbers | {end} != set(range(len(ranks) + 1)):
+        raise ValueError(f"{name} has numbers without a token: the {len(ranks):,} tokens of a "
+                         f"tokenizer must have the numbers from 0, but for that of the end of text")
+    if not all(bytes([b]) in ranks for b in range(256)):
+        raise ValueError(f"{name} has no token for some bytes: a tokenizer needs all 256")
+    return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks,
+                             special_tokens={EOS: end})
 
 
 # ---- what a checkpoint remembers ----------------------------------------------------------------
 
 def tokenizer_id(enc: tiktoken.Encoding) -> dict:
-    """{name, hash}: what a checkpoint remembers of its tokenizer. The hash covers ranks, special
-    tokens and pattern, and not the name."""
+    """{name, hash}, of a file or folder with "ranks", the text of a .tiktoken file: what a
+    checkpoint remembers of its tokenizer, wherever it is moved.
+
+    The hash covers ranks, special tokens and pattern, and not the name.
+    """
+    own = {"name": enc.name, "hash": _hash(enc)}
+    if enc.name not in known_names():
+        own["ranks"] = _as_text(enc._mergeable_ranks)
+    return own
+
+
+@functools.lru_cache(maxsize=8)
+def _hash(enc):
     digest = hashlib.sha256()
     for token, rank in sorted(enc._mergeable_ranks.items()) + sorted(enc._special_tokens.items()):
         digest.update(f"{token!r} {rank}\n".encode())
     digest.update(enc._pat_str.encode())
-    return {"name": enc.name, "hash": digest.hexdigest()}
+    return digest.hexdigest()
+
+
+def _as_text(ranks):
+    """{bytes: rank} -> the text of a .tiktoken file."""
+    lines = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        lines.append(f"{base64.b64encode(token).decode()} {rank}\n")
+    return "".join(lines)
+
+
+def stored_tokenizer(own: dict) -> tiktoken.Encoding:
+    """The tokenizer of what `tokenizer_id` returned: its name is opened as no path.
+
+    Raises ValueError, also if it has another hash; one of "" is not known yet.
+    """
+    name, ranks = own["name"], own.get("ranks")
+    if isinstance(ranks, str):
+        enc = _from_text(_apart(name), ranks)
+    elif name in known_names():
+        enc = _known_tokenizer(name)
+    else:
+        raise ValueError(f"the model's tokenizer {name} is not in its file, and none of "
+                         f"{', '.join(known_names())}: make the model again")
+    if own["hash"] not in ("", _hash(enc)):
+        raise ValueError(f"the tokenizer {name} has changed since the model was trained with it: "
+                         f"train again")
+    return enc
 
 
 def tokenizer_of(checkpoint, same_as=None) -> tiktoken.Encoding:
@@ -99,25 +178,18 @@ def tokenizer_of(checkpoint, same_as=None) -> tiktoken.Encoding:
     Raises ValueError if it has changed since, has more tokens than the model, or is not that of
     the tokenizer `same_as`.
     """
-    name, known_hash = checkpoint["tokenizer"]["name"], checkpoint["tokenizer"]["hash"]
-    if os.sep in name and not os.path.exists(name):
-        name = "gpt2"        # a file that is gone may have held GPT-2's ranks: the hash will tell
-    enc = get_tokenizer(name)
+    enc = stored_tokenizer(checkpoint["tokenizer"])
     vocab_size = checkpoint["config"]["vocab_size"]
     if enc.n_vocab > vocab_size:
         raise ValueError(f"the tokenizer {enc.name} has {enc.n_vocab:,} tokens, more than the "
                          f"model's {vocab_size:,}: they do not belong together")
-    enc_hash = tokenizer_id(enc)["hash"]
-    if known_hash not in ("", enc_hash):         # "": a model that others trained does not say
-        raise ValueError(f"the tokenizer {enc.name} has changed since this model was trained: "
-                         f"restore its ranks or train again")
-    if same_as and enc_hash != tokenizer_id(same_as)["hash"]:
+    if same_as and _hash(enc) != _hash(same_as):
         raise ValueError(f"one model has the tokenizer {enc.name}, another {same_as.name}: "
                          f"all must share one")
     return enc
 
 
-# ---- the files of a GPT-2's folder, in and out --------------------------------------------------
+# ---- the files of a GPT-2's folder --------------------------------------------------------------
 
 def tokenizer_files(folder):
     """vocab.json and merges.txt of a Hugging Face folder, or its tokenizer.json, or nothing."""
@@ -128,34 +200,73 @@ def tokenizer_files(folder):
     return []
 
 
+def _apart(name):
+    """The last part of a folder's name, and a slash: none of `known_names` has one."""
+    base = os.path.basename(os.path.normpath(name))
+    return base if base.endswith(".tiktoken") else f"{base}/"
+
+
 def _tokenizer_in(folder):
     """The byte-level BPE of a Hugging Face folder: vocab.json and merges.txt, or tokenizer.json."""
+    wrong = (f"{folder} has no tokenizer of GPT-2's kind (vocab.json and merges.txt, or "
+             f"tokenizer.json)")
+    files = tokenizer_files(folder)
+    if not files:
+        raise ValueError(wrong)
+    vocab, merges, pattern = read_vocab(*files)
+    ranks, padded = {}, CHARACTER[PAD_BYTE[0]] not in vocab
     try:
-        vocab, merges = _read_vocab(folder)
         order = [vocab["".join(merge)] for merge in merges]
-        if order != sorted(order):
-            raise ValueError("its tokens are not in the order of its merges")
-        ranks = {}
         for token, rank in vocab.items():
-            if token != EOS:
+            if token == PAD and padded:
+                ranks[PAD_BYTE] = rank
+            elif token != EOS:
                 ranks[bytes(BYTE[character] for character in token)] = rank
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{folder} has no tokenizer of GPT-2's kind (vocab.json and merges.txt, "
-                         f"or tokenizer.json)") from e
-    return _tokenizer(folder, ranks, GPT2_PATTERN, vocab.get(EOS))
+    except (KeyError, TypeError) as e:
+        raise ValueError(f"{wrong}: its merges or tokens are written in another way") from e
+    own = _as_text(ranks) == read_file(sandbox.RANKS)
+    if pattern != (SANDBOX_PATTERN if own else GPT2_PATTERN):
+        raise ValueError(f"{wrong}: it cuts text in another way")
+    if own:
+        return get_tokenizer("sandbox")
+    try:
+        enc = _from_text(_apart(folder), _as_text(ranks))
+    except ValueError as e:
+        raise ValueError(f"{wrong}: {e}") from e
+    if order != sorted(order) or vocab.get(EOS, enc.eot_token) != enc.eot_token:
+        raise ValueError(f"{wrong}: its tokens are not in the order of its merges")
+    return enc
 
 
-def _read_vocab(folder):
-    """-> ({token: rank}, [[left, right], ...]), the tokens in GPT-2's characters."""
-    def read(name):
-        return read_file(os.path.join(folder, name))
-
-    if os.path.isfile(os.path.join(folder, "merges.txt")):
-        lines = read("merges.txt").split("\n")
-        merges = [line for line in lines if line and not line.startswith("#version")]
-        vocab = json.loads(read("vocab.json"))
+def read_vocab(file, merges=None):
+    """vocab.json and merges.txt, or tokenizer.json -> ({token: rank}, [[left, right], ...], the
+    pattern that cuts text, "" for one that is not known here). Raises ValueError."""
+    vocab, pattern = read_json(file), GPT2_PATTERN
+    if merges is None:
+        model = vocab.get("model") if isinstance(vocab, dict) else None
+        pattern = _pattern(vocab)
+        model = model if isinstance(model, dict) else {}
+        vocab, merges = model.get("vocab"), model.get("merges")
     else:
-        model = json.loads(read("tokenizer.json"))["model"]
-        vocab, merges = model["vocab"], model["merges"]
+        lines = read_file(merges).split("\n")
+        merges = [line for line in lines if line and not line.startswith("#version")]
+    numbers = isinstance(vocab, dict) and all(type(rank) is int for rank in vocab.values())
+    if not numbers or not isinstance(merges, list):
+        raise ValueError(f"{file} is no vocabulary of GPT-2's kind")
     # a merge is "left right" or, in newer files, ["left", "right"]
-    return vocab, [m.split() if isinstance(m, str) else m for m in merges]
+    return vocab, [m.split() if isinstance(m, str) else m for m in merges], pattern
+
+
+def _pattern(found):
+    """The pattern of a tokenizer.json: GPT-2's own step has it built in, or a step before it."""
+    try:
+        first = found["pre_tokenizer"]
+        steps = first.get("pretokenizers", [first])
+        if found.get("normalizer") is None and steps[-1]["type"] == "ByteLevel":
+            if len(steps) == 1 and steps[0].get("use_regex", True):
+                return GPT2_PATTERN
+            if len(steps) == 2 and not steps[1].get("use_regex", True):
+                return steps[0]["pattern"]["Regex"]
+    except (KeyError, TypeError, AttributeError, IndexError):
+        pass
+    return ""

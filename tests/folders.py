@@ -14,7 +14,7 @@ from tiny import lively
 
 from generate import generate
 from interop import get_tokenizer, load_model, read_model, tokenizer_id
-from interop.tokenizers import CHARACTER, GPT2_PATTERN
+from interop.tokenizers import CHARACTER, GPT2_PATTERN, stored_tokenizer
 from interop.tokenizers import EOS as END
 from model import GPT, GPTConfig, Scorer
 from plumbing.files import save_checkpoint
@@ -186,14 +186,15 @@ def publish(path, folder):
     config |= {name: ours[name] for name in ("n_layer", "n_head", "n_embd")}
     with open(os.path.join(folder, "config.json"), "w") as f:
         json.dump(config, f)
-    publish_tokenizer(checkpoint["tokenizer"]["name"], folder)
+    publish_tokenizer(stored_tokenizer(checkpoint["tokenizer"]), folder)
 
 
-def publish_tokenizer(name, folder):
-    """Write vocab.json and merges.txt. For each token of several bytes merges.txt has the two that
-    it was merged from, which are found by merging the pair of the lowest rank until two are left.
-    """
-    ranks, lines = get_tokenizer(str(name))._mergeable_ranks, ["#version: 0.2"]
+def publish_tokenizer(enc, folder):
+    """Write vocab.json and merges.txt of a tokenizer, or of what names one. For each token of
+    several bytes merges.txt has the two that it was merged from, which are found by merging the
+    pair of the lowest rank until two are left."""
+    enc = get_tokenizer(str(enc)) if isinstance(enc, (str, os.PathLike)) else enc
+    ranks, lines = enc._mergeable_ranks, ["#version: 0.2"]
 
     def written(token):
         return "".join(CHARACTER[b] for b in token)

@@ -24,7 +24,8 @@ from interop import (
     true_score,
 )
 from model import GPT, GPTConfig, Scorer, scorer_from
-from plumbing.files import save_checkpoint, write_jsonl
+from plumbing.files import save_checkpoint
+from plumbing.results import write_jsonl
 
 ASKED = [{"role": "user", "content": "Hi."}]
 RECORDS = {

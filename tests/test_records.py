@@ -1,26 +1,17 @@
-"""interop/records.py and interop/tokenizers.py: records and their errors, what is held out, files
-of ranks. The formats that records are published in have tests of their own."""
+"""interop/records.py: files, records and their errors, what is held out. The formats that records
+are published in have tests of their own."""
 
-import base64
+import gzip
 import os
 import random
+import tracemalloc
 from collections import Counter
 
 import pytest
 
-import sandbox
-from data import Demonstration, Prompt, Ranking, encode_dialogue, encode_prompt, pack
-from interop import (
-    EOS,
-    agreement,
-    get_tokenizer,
-    read_file,
-    read_records,
-    report,
-    split,
-    tokenizer_id,
-)
-from interop.records import demonstrations, prompts, rankings, texts
+from data import Demonstration, Prompt, Ranking
+from interop import agreement, read_file, read_records, report, split
+from interop.records import PIECE, demonstrations, prompts, rankings, read_json, texts
 from plumbing.results import write_jsonl
 
 NASTY = [
@@ -54,96 +45,6 @@ def told(*records):
 
 def ranking(**fields):
     return {"prompt": "Hi.", "responses": ["a", "b", "c", "d"], **fields}
-
-
-# ------------------------------------------------------------------------------------------------
-# the tokenizer
-
-
-def test_the_tokenizer_of_the_sandbox_round_trips_any_text(enc):
-    rng = random.Random(0)
-    ranges = [(0, 128), (0, 0xD800), (0xE000, 0x110000)]
-    characters = [chr(rng.randrange(*rng.choice(ranges))) for _ in range(10_000)]
-    anything = ["".join(characters[i : i + 50]) for i in range(0, len(characters), 50)]
-    for text in NASTY + anything + sandbox.corpus(50):
-        ids = enc.encode_ordinary(text)
-        assert enc.decode(ids) == text
-        assert all(0 <= i < enc.n_vocab for i in ids)
-
-
-def test_words_of_the_sandbox_are_one_token(enc):
-    for word in [*sandbox.PEOPLE, *sandbox.COUNTRIES, *sandbox.CITIES]:
-        assert len(enc.encode_ordinary(f" {word}")) == 1
-
-
-def test_the_name_sandbox_is_never_a_folder(tmp_path, monkeypatch, enc):
-    """As the one in the root of this project."""
-    (tmp_path / "sandbox").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert tokenizer_id(get_tokenizer("sandbox")) == tokenizer_id(enc)
-
-
-@pytest.mark.parametrize("text", [EOS, f"a {EOS} b", EOS + EOS])
-def test_special_tokens_in_text_stay_text(enc, text):
-    ids, trained = encode_dialogue(enc, said(text, text))
-    assert ids.count(enc.eot_token) == 1 and ids[-1] == enc.eot_token and trained[-1]
-    assert enc.eot_token not in encode_prompt(enc, said(text))
-    assert pack([text, text], enc).tolist().count(enc.eot_token) == 2  # one behind each document
-    assert enc.decode(ids).count(text) >= 2
-
-
-def test_gpt2_ranks_give_the_ids_of_gpt2(real):
-    gpt2 = get_tokenizer(real("tokenizer/gpt2.tiktoken"))
-    assert gpt2.n_vocab == 50257 and gpt2.eot_token == 50256
-    for text, ids in {
-        "hello world": [31373, 995],
-        "Hello, my dog is cute": [15496, 11, 616, 3290, 318, 13779],
-        "\n\nHuman: hi\n\nAssistant: ok": [198, 198, 20490, 25, 23105, 198, 198, 48902, 25, 12876],
-        "can't won't I'LL": [5171, 470, 1839, 470, 314, 6, 3069],
-    }.items():
-        assert gpt2.encode_ordinary(text) == ids
-    assert gpt2.encode(EOS, allowed_special="all") == [50256]
-    assert len(gpt2.encode_ordinary(read_file(real("pretrain/tinyshakespeare.txt")))) == 338_025
-
-
-def ranks_file(path, *words):
-    tokens = [bytes([b]) for b in range(256)] + [w.encode() for w in words]
-    lines = [f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(tokens)]
-    path.write_text("".join(lines))
-    return str(path)
-
-
-def test_a_file_of_ranks_is_read_as_it_is_now(tmp_path):
-    """Not as it was when it was read first."""
-    path = ranks_file(tmp_path / "mine.tiktoken", "ab")
-    first = get_tokenizer(path)
-    assert first.encode_ordinary("abc") == [256, ord("c")]
-    second = get_tokenizer(ranks_file(tmp_path / "mine.tiktoken", "bc"))
-    assert second.encode_ordinary("abc") == [ord("a"), 256]
-    assert tokenizer_id(first)["hash"] != tokenizer_id(second)["hash"]
-
-
-def test_the_id_of_a_tokenizer_is_of_its_content(tmp_path):
-    files = [ranks_file(tmp_path / f"{name}.tiktoken", "ab") for name in "xy"]
-    one, other = (tokenizer_id(get_tokenizer(file)) for file in files)
-    assert one["hash"] == other["hash"] and one["name"] != other["name"]
-
-
-NO_RANKS = "is not a readable file of tiktoken ranks"
-
-
-@pytest.mark.parametrize(("name", "says"), [
-    ("no-such", "no tokenizer is called no-such"), ("missing.tiktoken", NO_RANKS),
-    ("broken.tiktoken", NO_RANKS), ("empty.tiktoken", NO_RANKS),
-    ("folder", "folder has no tokenizer of GPT-2's kind"),
-])
-def test_unknown_tokenizers_are_a_sentence(tmp_path, monkeypatch, name, says):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "broken.tiktoken").write_text("this is no file of ranks\n")
-    (tmp_path / "empty.tiktoken").write_text("")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match=says):
-        get_tokenizer(name)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -325,10 +226,57 @@ def test_what_is_written_is_read_again(tmp_path):
     assert os.listdir(tmp_path) == ["x"]
 
 
+# ------------------------------------------------------------------------------------------------
+# files
+
+
 def test_parquet_is_named(tmp_path):
     (tmp_path / "x").write_bytes(b"PAR1\x00\xff")
     with pytest.raises(ValueError, match=r"x is Parquet; with pandas: .*to_json\('x.jsonl'"):
         read_file(str(tmp_path / "x"))
+
+
+def test_gzipped_text_is_read_whole(tmp_path):
+    """Larger than the pieces it is unpacked in; of several gzipped files that were joined, all."""
+    rng = random.Random(0)
+    text = "".join(f"line {rng.random()}\n" for _ in range(100_000))
+    half = len(text) // 2
+    joined = gzip.compress(text[:half].encode()) + gzip.compress(text[half:].encode())
+    (tmp_path / "x.gz").write_bytes(joined)
+    assert len(text) > PIECE and read_file(str(tmp_path / "x.gz")) == text
+
+
+@pytest.mark.parametrize("before", [b"", bytes(range(256)) * 10])
+def test_what_is_made_to_fill_the_memory_is_refused_long_before(tmp_path, before):
+    """A thousandth of its size: 100 MB take 0.1 MB."""
+    (tmp_path / "bomb").write_bytes(gzip.compress(before + bytes(100_000_000)))
+    assert (tmp_path / "bomb").stat().st_size < 200_000
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="bomb unpacks to more than 100 times its size"):
+        read_file(str(tmp_path / "bomb"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+@pytest.mark.parametrize("text", ['{"a": ', "[" * 100_000, "9" * 5000, "secret"])
+def test_json_that_cannot_be_read_is_not_repeated(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError) as refused:
+        read_json(str(tmp_path / "x.json"))
+    assert str(refused.value) == f"{tmp_path}/x.json is not readable JSON: fetch it again"
+
+
+def test_a_file_that_may_not_be_read_is_a_sentence(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "x").write_text("text")
+    monkeypatch.setattr("interop.records.open", refuse, raising=False)
+    with pytest.raises(ValueError, match=r"x cannot be read \(Permission denied\)"):
+        read_file(str(tmp_path / "x"))
+    with pytest.raises(ValueError, match="/dev/null is no file"):
+        read_file("/dev/null")
 
 
 # ------------------------------------------------------------------------------------------------
