@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,7 +35,7 @@ import ppo
 import reward
 from generate import generate
 from model import GPT, GPTConfig, Scorer
-from plumbing import cli
+from plumbing import cli, processes, results
 from plumbing.processes import autocast, frozen_copy, get_device, prepare_blocks
 from train import Network, TrainConfig, make_optimizer, update
 
@@ -42,13 +43,14 @@ from train import Network, TrainConfig, make_optimizer, update
 @dataclass(frozen=True)
 class Config:
     cases: str = "train,generate,sft,rm,ppo"   # which, separated by commas
-    size: str = "S"                 # S or M
-    dtype: str = "fp32"             # fp32 or bf16
+    size: str = "S"                 # of the model: see above; S | M
+    dtype: str = "fp32"             # what arithmetic is done in; fp32 | bf16
     compile: bool = False           # torch.compile, as --compile of the stages
-    peer: str = ""                  # transformers: the same work done by that library
+    peer: str = "none"              # who else does the same work; none | transformers
     sweep: bool = False             # time against context, K, batch and response length, and plot
-    rounds: int = 5                 # repetitions of each system, one round after the other
+    rounds: int = 5                 # repetitions of each system, one round after the other; >= 1
     out: str = "bench.png"          # the plot of --sweep
+    overwrite: bool = False         # replace the file that stands there
     device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
 
 
@@ -332,6 +334,8 @@ def peak_memory(device):
 
 def work_of_a_process(pipe, make, args, allocator, device):
     """What each process does: make a Case, then run it once for every message."""
+    processes.end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is for the one who started it
     if allocator:
         cli.keep_freed_memory()
     case = make(*args)
@@ -350,13 +354,13 @@ def work_of_a_process(pipe, make, args, allocator, device):
 def race(systems, rounds, device):
     """{name: (make, args, allocator)} -> {name: Result}: every system in a process of its own, one
     after the other in turns. `allocator`: with cli.keep_freed_memory. Raises ValueError."""
-    spawn, pipes, processes = multiprocessing.get_context("spawn"), {}, []
+    spawn, pipes, started = multiprocessing.get_context("spawn"), {}, []
     for name, (make, args, allocator) in systems.items():
         pipes[name], end = spawn.Pipe()
         process = spawn.Process(target=work_of_a_process, args=(end, make, args, allocator, device),
                                 daemon=True)
         process.start()
-        processes.append(process)
+        started.append(process)
         end.close()
     try:
         first = {name: pipe.recv() for name, pipe in pipes.items()}
@@ -372,7 +376,7 @@ def race(systems, rounds, device):
     except EOFError as e:
         raise ValueError("a benchmark's process ended early: its own message is above") from e
     finally:
-        for process in processes:
+        for process in started:
             process.join(timeout=1)
             process.kill()
 
@@ -388,7 +392,7 @@ def measure(case, c, shape, cfg):
     size = 8192 if device == "cuda" else 2048
     systems = {"matmul": (matmul, (size, cfg.dtype, device), True),
                "copy": (copy, (1 << 29, device), True), "ours": (OURS[case], (c, shape, cfg), True)}
-    for name, make in PEERS[case].items() if cfg.peer else ():
+    for name, make in PEERS[case].items() if cfg.peer != "none" else ():
         systems[name] = (make, (c, shape, cfg), False)
         # the memory of the pairs, kept twice, is too much for a laptop
         if device == "cpu" and make is not AS_PAIRS:
@@ -457,6 +461,7 @@ def sweep(cfg):
         import matplotlib
     except ImportError as e:
         raise ValueError("--sweep draws a plot: `pip install matplotlib` first") from e
+    results.check_new(cfg.out, cfg.overwrite)
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     c = SIZES[cfg.size]
@@ -476,7 +481,7 @@ def sweep(cfg):
                ylim=(0, None))
         ax.legend()
     fig.tight_layout()
-    fig.savefig(cfg.out, dpi=120)
+    results.replace_file(cfg.out, partial(fig.savefig, format="png", dpi=120), "wb")
     print(f"{cfg.out}: how cost grows, size {cfg.size}, {cfg.dtype}")
 
 
@@ -485,11 +490,7 @@ def main(cfg):
     for case in cases:
         if case not in OURS:
             raise ValueError(f"--cases {case} is none of {', '.join(OURS)}")
-    if cfg.size not in SIZES or cfg.dtype not in ("fp32", "bf16"):
-        raise ValueError("--size is S or M, --dtype fp32 or bf16")
-    if cfg.peer not in ("", "transformers") or cfg.rounds < 1:
-        raise ValueError("--peer is transformers or nothing, --rounds at least 1")
-    if cfg.peer:
+    if cfg.peer != "none":
         try:
             import transformers  # noqa: F401
         except ImportError as e:

@@ -1,11 +1,17 @@
 """evidence/bench.py: what the floor counts, and that a race measures."""
 
+import multiprocessing
+import os
+import time
+
 import pytest
+from orphans import hello, outlives
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from evidence import bench
 from model import GPT, GPTConfig
+from plumbing import cli
 
 CFG = GPTConfig(vocab_size=23, block_size=40, n_layer=2, n_head=2, n_embd=16)
 
@@ -75,8 +81,45 @@ def test_systems_are_compared_by_medians_of_their_rounds():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"cases": "train,ppoo"}, {"size": "L"}, {"dtype": "fp8"}, {"peer": "trl"}, {"rounds": 0}],
+    ["--cases train,ppoo", "--size L", "--dtype fp8", "--peer trl", "--rounds 0", "--device tpu"],
 )
 def test_what_cannot_be_measured_is_a_sentence(bad):
-    with pytest.raises(ValueError, match="--"):
-        bench.main(bench.Config(**bad))
+    with pytest.raises(ValueError, match=bad.split()[0]):
+        bench.main(cli.parse(bench.Config, bench.PRESETS, "", bad.split()))
+
+
+def test_a_plot_that_is_there_is_not_replaced(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "bench.png"
+    path.write_text("mine")
+    with pytest.raises(ValueError, match="bench.png is there already"):
+        bench.main(bench.Config(sweep=True, out=str(path)))
+    assert path.read_text() == "mine"
+
+
+def test_a_sweep_draws_what_it_measured(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "bench.png"
+    path.write_text("mine")
+    point = {"seconds": 2.0, "floor_seconds": 1.0}
+    monkeypatch.setattr(bench, "measure", lambda case, c, shape, cfg: [point])
+    bench.main(bench.Config(sweep=True, out=str(path), overwrite=True))
+    assert path.read_bytes()[:4] == b"\x89PNG" and os.listdir(tmp_path) == ["bench.png"]
+
+
+def endless_case():
+    def run():
+        hello()
+        time.sleep(60)
+
+    return bench.Case(run, 0, [])
+
+
+def race_without_end():
+    bench.race({"ours": (endless_case, (), False)}, 1, "cpu")
+
+
+def test_no_process_outlives_the_race(monkeypatch):
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(bench.multiprocessing, "get_context", lambda kind: fork)
+    assert not outlives(race_without_end)
