@@ -1,17 +1,16 @@
 """Bad input ends in one sentence and exit code 2, without a traceback; good files stay."""
 
-import contextlib
 import importlib
 import os
 import pickle
 import re
-import resource
-import signal
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from disk import full_disk
 
 import interop
 from model import GPT, GPTConfig, Scorer
@@ -22,6 +21,7 @@ from plumbing.results import write_jsonl
 ENC = interop.get_tokenizer("sandbox")
 SMALL = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--context", "64", "--block", "32"]
 SMALL += ["--batch", "2", "--documents", "100", "--tokens", "192"]
+PPO = ["--init", "sft.pt", "--rm", "rm.pt", "--max-new", "4", "--ptx-coef", "0"]
 RANKINGS = [
     {"prompt": f"Who are you, {i}?", "responses": ["I am.", "You are."], "ranks": [1, 2]}
     for i in range(40)
@@ -87,14 +87,15 @@ def one_sentence(stderr):
 
 @pytest.fixture
 def refusal(inside, monkeypatch, capsys):
-    """Run a script's command line in this process -> its sentence. --out stays as it was."""
+    """Run a script's command line in this process -> its sentence. --out stays as it was, although
+    it may be overwritten."""
 
     def refused(script, *argv):
         module = importlib.import_module(script)
         positional = {"sample": "model", "evaluate": "systems"}.get(script)
         with open("good", "wb") as f:
             f.write(b"an earlier result")
-        out = ["--out", "report" if script == "evaluate" else "good"]
+        out = ["--out", "report" if script == "evaluate" else "good", "--overwrite"]
         if "--out" in argv or script == "sample":
             out = []
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *argv, *out])
@@ -124,7 +125,7 @@ def refusal(inside, monkeypatch, capsys):
         ("text.pt", "text.pt"),
         ("foreign.pt", "not a checkpoint of these scripts"),
         ("code.pt", "could run code"),
-        ("pickle.pt", "could run code"),
+        ("pickle.pt", "not a readable checkpoint"),
         ("rm.pt", "reward model"),
         (".", "is a folder without a GPT-2"),
     ],
@@ -324,19 +325,6 @@ def test_a_report_that_cannot_be_written(refusal):
     assert "report" in refusal(*argv, "--out", "report")
 
 
-@contextlib.contextmanager
-def full_disk(limit):
-    """No file may grow beyond `limit` bytes: to write more fails as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
-
-
 @pytest.mark.parametrize(
     ("limit", "save_every", "says"),
     [
@@ -348,6 +336,7 @@ def full_disk(limit):
 def test_a_full_disk_leaves_the_old_checkpoint(refusal, limit, save_every, says):
     """Writing the unfinished run, the result, or the log, fails; the old result stays."""
     argv = [*SMALL, "--n-embd", "64", "--save-every", save_every, "--out", "base.pt"]
+    argv += ["--overwrite"]
     torch.manual_seed(0)
     old = GPT(GPTConfig(ENC.n_vocab, 64, 1, 2, 64))
     meta = {"stage": "pretrain", "metrics": {}}
@@ -375,6 +364,65 @@ def test_an_unfinished_run_with_other_settings_is_not_overwritten(refusal, insid
     before = (inside / "x.pt.part").read_bytes()
     assert "x.pt.part" in refusal("pretrain", *SMALL, "--out", "x.pt")
     assert (inside / "x.pt.part").read_bytes() == before and not (inside / "x.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "argv"),
+    [
+        ("pretrain", SMALL),
+        ("sft", ["--init", "sft.pt", "--data", "demos.jsonl"]),
+        ("reward", ["--init", "sft.pt", "--data", "rankings.jsonl"]),
+        ("ppo", ["--init", "sft.pt", "--rm", "rm.pt"]),
+        ("label", ["--init", "sft.pt"]),
+    ],
+)
+def test_a_result_that_another_command_made_is_refused_by_name(refusal, inside, script, argv):
+    """A file of someone else, another model, an input, a device."""
+    says = "{} is there already, and ({}).*: choose another .*, or --overwrite it"
+    said = refusal(script, *argv, "--out", "good")
+    assert re.search(says.format("good", "it is no checkpoint|this command did not make it"), said)
+    shutil.copy("other.pt", "theirs.pt")
+    if script != "label":
+        said = refusal(script, *argv, "--out", "theirs.pt")
+        assert re.search(says.format("theirs.pt", "it was made by sft|it was made with --"), said)
+    if "--init" in argv:
+        shutil.copy("sft.pt", "mine.pt")
+        argv = ["mine.pt" if x == "sft.pt" else x for x in argv]
+        for more in ([], ["--overwrite"]):
+            said = refusal(script, *argv, "--out", "mine.pt", *more)
+            assert "mine.pt is one of the inputs: choose another name" in said
+    said = refusal(script, *argv, "--out", "/dev/null", "--overwrite")
+    assert "--out /dev/null cannot be written: it is a device" in said
+    assert not [name for name in os.listdir() if name.endswith((".part", ".log.jsonl", ".json"))]
+
+
+def test_a_report_of_someone_else_is_refused_by_name(refusal, inside):
+    (inside / "report").mkdir()
+    (inside / "report" / "report.md").write_text("mine")
+    said = refusal("evaluate", "sft.pt", "--out", "report")
+    assert "report/report.md is there already, and this command did not make it: choose" in said
+    assert os.listdir("report") == ["report.md"]
+
+
+@pytest.mark.parametrize(
+    ("script", "argv"),
+    [
+        ("pretrain", [*SMALL, "--tokens", "64"]),
+        ("sft", ["--init", "sft.pt", "--data", "demos.jsonl", "--batch", "40", "--epochs", "1"]),
+        ("reward", ["--init", "sft.pt", "--data", "rankings.jsonl", "--batch", "40"]),
+        ("ppo", [*PPO, "--iterations", "1", "--rollout", "2", "--minibatch", "2"]),
+    ],
+)
+def test_a_run_that_diverges_writes_no_result(refusal, script, argv):
+    """At its only step, with the largest rate that is allowed."""
+    said = refusal(script, *argv, "--lr", "9e18", "--warmup", "0", "--out", "x.pt")
+    assert "not finite" in said
+    assert not os.path.exists("x.pt") and not os.path.exists("x.pt.part")
+    assert os.path.getsize("x.pt.log.jsonl") == 0
+    for value in ("1e39", "nan", "inf", "-inf"):
+        said = refusal(script, *argv, f"--lr={value}")
+        assert said.startswith("error: --lr must be a finite number, below 2^63, got ")
+    assert "--ema must be a finite number" in refusal(script, *argv, "--ema", "nan")
 
 
 @pytest.mark.parametrize(
