@@ -187,10 +187,11 @@ def _wrong_config(config_class, config, weights):
     for name, value in config.items():
         whole = type(value) is int
         number = whole or type(value) is float and math.isfinite(value)
-        if types[name] is int and not whole or types[name] is float and not number:
+        fits = {int: whole, float: number, str: type(value) is str, bool: type(value) is bool}
+        if not fits.get(types[name], True):
             return f"its {name} is no {types[name].__name__}"
         if whole and not 0 <= value <= numbers:
-            return f"its {name} is {value:.3g}, and the weights have {numbers:,} numbers"
+            return f"its {name} is {str(value)[:20]}, and the weights have {numbers:,} numbers"
     if config.get("n_layer", 0) > len(weights):
         return f"its n_layer is {config['n_layer']:,}, and there are {len(weights):,} weights"
     return "" if sizes_fit(config) else "its sizes do not fit together"

@@ -213,18 +213,18 @@ def _without_spare_rows(checkpoint):
     """A vocabulary is often rounded up, to 50,304 say: ids that have no text are never to be
     sampled, so their rows go. Raises ValueError if the tokenizer cannot be had."""
     own, config = checkpoint["tokenizer"], checkpoint["config"]
-    rows = config.get("vocab_size")
-    no_more = own["name"] in known_names()[1:] and "ranks" not in own
-    if type(rows) is not int or no_more and rows <= FEWEST:
+    rows, weights = config.get("vocab_size"), checkpoint["weights"]
+    large = [name for name in weights if name.endswith(A_ROW_A_TOKEN)
+             and weights[name].dim() == 2 and len(weights[name]) == rows]
+    is_tiktokens = own["name"] in known_names()[1:] and "ranks" not in own
+    if not large or is_tiktokens and rows <= FEWEST:
         return checkpoint                                  # without asking tiktoken for its ranks
     tokens = stored_tokenizer(own).n_vocab
-    if tokens >= rows:
-        return checkpoint
-    weights = {}
-    for name, w in checkpoint["weights"].items():
-        spare = name.endswith(A_ROW_A_TOKEN) and len(w.shape) == 2 and len(w) == rows
-        weights[name] = w[:tokens].clone() if spare else w
-    return checkpoint | {"config": config | {"vocab_size": tokens}, "weights": weights}
+    if tokens < rows:
+        cut = {name: weights[name][:tokens].clone() for name in large}
+        checkpoint["weights"] = weights | cut
+        checkpoint["config"] = config | {"vocab_size": tokens}
+    return checkpoint
 
 
 def _read_gpt2(folder):

@@ -17,7 +17,7 @@ from interop import get_tokenizer, load_model, read_model, tokenizer_id
 from interop.tokenizers import CHARACTER, GPT2_PATTERN, stored_tokenizer
 from interop.tokenizers import EOS as END
 from model import GPT, GPTConfig, Scorer
-from plumbing.files import save_checkpoint
+from plumbing.files import read_checkpoint, save_checkpoint
 
 TEXT = (
     "The cat sat on the mat, and the dog didn't. We'll see 12 naïve cafés: 漢字漢字 漢字! "
@@ -165,8 +165,8 @@ def theirs(hf, kind="GPT2LMHeadModel", seed=0):
 
 def publish(path, folder):
     """Write a checkpoint as GPT-2 was published: config.json, pytorch_model.bin, vocab.json and
-    merges.txt."""
-    checkpoint = read_model(str(path))
+    merges.txt. Rows that its tokenizer has no text for are published too."""
+    checkpoint = read_checkpoint(str(path))
     os.makedirs(folder)
     ours, weights = checkpoint["config"], dict(checkpoint["weights"])
     if checkpoint["kind"] == "scorer":

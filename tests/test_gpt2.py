@@ -9,11 +9,13 @@ import hashlib
 import http.server
 import io
 import json
+import math
 import os
 import shutil
 import threading
 
 import pytest
+import tiktoken
 import torch
 from folders import (
     NASTY,
@@ -27,6 +29,7 @@ from folders import (
     ours,
     publish,
     publish_tokenizer,
+    read_config,
     rows,
     same_continuations,
     saved,
@@ -45,6 +48,7 @@ from interop import get_tokenizer, gpt2, load_model, read_model, tokenizer_of
 from interop.export import export
 from model import GPT, GPTConfig, Scorer
 from plumbing import cli
+from plumbing.files import save_checkpoint
 from plumbing.results import write_jsonl
 
 
@@ -142,7 +146,110 @@ def test_their_classifier_with_one_label_is_a_scorer(hf, tmp_path, write):
 
 
 # -------------------------------------------------------------------------------------------------
-# ours -> theirs
+# parts
+
+
+def write_parts(folder):
+    """Make two parts and an index of pytorch_model.bin, as old versions of transformers did."""
+    found = torch.load(folder / "pytorch_model.bin")
+    names, index = sorted(found), {}
+    for part, mine in (("a.bin", names[::2]), ("b.bin", names[1::2])):
+        torch.save({name: found[name] for name in mine}, folder / part)
+        index |= dict.fromkeys(mine, part)
+    (folder / "pytorch_model.bin").unlink()
+    write_index(folder, {"metadata": {}, "weight_map": index})
+
+
+def write_index(folder, index):
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+def test_parts_are_one_model(hf, tmp_path, exported):
+    """Those that transformers writes, and those of older versions; each part is an input of a
+    stage."""
+    network, ids = theirs(hf), rows(3, T)
+    network.save_pretrained(tmp_path / "new", max_shard_size="10KB")
+    assert not (tmp_path / "new" / "model.safetensors").exists()
+    loaded, _ = load_model(str(tmp_path / "new"), GPT)
+    with torch.no_grad():
+        close(loaded(ids), network(ids).logits)
+    shutil.copytree(exported, tmp_path / "old")
+    write_parts(tmp_path / "old")
+    for folder in ("new", "old"):
+        parts = {x for x in os.listdir(tmp_path / folder) if "model" in x or x.endswith(".bin")}
+        files = {os.path.basename(x) for x in gpt2.model_files(str(tmp_path / folder))}
+        assert len(parts) > 2 and parts | {"config.json"} <= files
+    weights = read_model(str(exported))["weights"]
+    assert same(read_model(str(tmp_path / "old"))["weights"], weights)
+
+
+def twice(folder):
+    more = torch.load(folder / "b.bin") | {"transformer.ln_f.bias": torch.zeros(16)}
+    torch.save(more | torch.load(folder / "a.bin"), folder / "b.bin")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: (f / "b.bin").unlink(), "index.json names b.bin, which is not there: fetch it"),
+        (lambda f: (f / "b.bin").write_bytes(b"x"), "b.bin is not a readable file of GPT-2's"),
+        (twice, "b.bin has a weight that another part has too"),
+        (lambda f: write_index(f, {"weight_map": {"x": "a.bin"}}), "fit its own config: it has no"),
+        (lambda f: write_index(f, []), "index.json is no index of weights"),
+        (lambda f: write_index(f, {"weight_map": {}}), "index.json is no index of weights"),
+        (lambda f: write_index(f, {"weight_map": ["a.bin"]}), "index.json is no index of weights"),
+        *[
+            (lambda f, x=x: write_index(f, {"weight_map": {"x": x}}), "names a file that is no")
+            for x in ("../a.bin", "/etc/passwd", "..", "x\\a.bin", "a.bin\n", 3, None, "x.json")
+        ],
+    ],
+)
+def test_parts_that_are_refused(exported, tmp_path, damage, says):
+    shutil.copytree(exported, tmp_path / "folder")
+    write_parts(tmp_path / "folder")
+    load_model(str(tmp_path / "folder"), GPT)
+    damage(tmp_path / "folder")
+    with pytest.raises(ValueError, match=says):
+        load_model(str(tmp_path / "folder"), GPT)
+
+
+# -------------------------------------------------------------------------------------------------
+# rows without a token
+
+
+@pytest.mark.parametrize("kind", [GPT, Scorer])
+def test_rows_that_have_no_token_are_cut_off(tmp_path, small, kind):
+    """Of a folder as of a checkpoint, whose vocabulary was rounded up: so they are never
+    sampled. What is left computes the same."""
+    enc, network, ids = get_tokenizer(small), ours(kind, vocab=384), rows(3, T)
+    path = saved(tmp_path / "m.pt", network, small)
+    publish(path, tmp_path / "folder")
+    assert read_config(tmp_path / "folder")["vocab_size"] == 384
+    for source in (path, str(tmp_path / "folder")):
+        loaded, checkpoint = load_model(source, kind)
+        assert loaded.cfg.vocab_size == checkpoint["config"]["vocab_size"] == enc.n_vocab == 317
+        assert tokenizer_of(checkpoint).n_vocab == 317
+        with torch.no_grad():
+            wanted = network(ids)[..., :317] if kind is GPT else network(ids)
+            close(loaded(ids), wanted)
+        said = torch.multinomial(loaded(ids).flatten(0, 1).softmax(1), 50) if kind is GPT else ids
+        assert enc.decode(said.flatten().tolist())
+
+
+def test_rows_up_to_gpt2s_are_not_asked_about(tmp_path, monkeypatch, enc):
+    """tiktoken would have to download; none of its tokenizers has fewer. The sandbox's has."""
+    asked = []
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: asked.append(name) or enc)
+    network = ours(vocab=500)
+    for name, rows_left in (("gpt2", 500), ("p50k_base", 500), ("sandbox", enc.n_vocab)):
+        save_checkpoint(tmp_path / "m.pt", network, {"name": name, "hash": ""}, {})
+        assert load_model(str(tmp_path / "m.pt"), GPT)[0].cfg.vocab_size == rows_left
+    assert not asked
+    save_checkpoint(
+        tmp_path / "m.pt", GPT(GPTConfig(50258, 4, 1, 1, 2)), {"name": "gpt2", "hash": ""}, {}
+    )
+    load_model(str(tmp_path / "m.pt"), GPT)
+    assert asked == ["gpt2"]
 
 
 # -------------------------------------------------------------------------------------------------
@@ -553,6 +660,11 @@ def without(name):
     return lambda found: {k: w for k, w in found.items() if not k.endswith(name)}
 
 
+def filled(number, dtype=torch.float32):
+    full = torch.full((16,), number, dtype=dtype)
+    return lambda found: found | {"transformer.ln_f.bias": full}
+
+
 def text(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
@@ -592,14 +704,59 @@ REFUSED = {
         config(activation_function="gelu"),
         "has activation_function gelu; only GPT-2's own gelu_new",
     ),
-    "too few layers": (config(n_layer=1), NO_FIT),
-    "too many layers": (config(n_layer=3), NO_FIT),
-    "another width": (config(n_embd=32), NO_FIT),
-    "another context": (config(n_positions=T + 1), NO_FIT),
-    "another vocabulary": (config(vocab_size=V), NO_FIT),
+    "too few layers": (config(n_layer=1), f"{NO_FIT}: h.1.attn.c_attn.bias is none of a GPT's"),
+    "too many layers": (config(n_layer=3), f"{NO_FIT}: it has no h.2.ln_1.weight"),
+    "another width": (
+        config(n_embd=32),
+        rf"{NO_FIT}: wte.weight is \(317, 16\), and should be \(317, 32\)",
+    ),
+    "another context": (
+        config(n_positions=T + 1),
+        rf"{NO_FIT}: wpe.weight is \(24, 16\), and should be \(25, 16\)",
+    ),
+    "another vocabulary": (
+        config(vocab_size=V),
+        rf"{NO_FIT}: wte.weight is \(317, 16\), and should be \(83, 16\)",
+    ),
+    "a billion layers": (config(n_layer=10**9), f"{NO_FIT}: its n_layer is 1000000000"),
+    "ten thousand layers": (config(n_layer=10**4), f"{NO_FIT}: its n_layer is 10,000, and there"),
+    "a huge vocabulary": (config(vocab_size=10**8), f"{NO_FIT}: its vocab_size is 100000000"),
+    "a huge width": (config(n_embd=10**400), f"{NO_FIT}: its n_embd is 10000000"),
+    "a huge context": (config(n_positions=10**12), f"{NO_FIT}: its block_size is 1000000000000"),
+    "a number of 5,000 digits": (text("config.json", b'{"n_layer": %s}' % (b"9" * 5000)), "JSON"),
+    "nested too deep": (text("config.json", b"[" * 100_000), r"config\.json is not readable JSON"),
     "numbers as text": (config(n_layer="2"), "its sizes do not fit together"),
-    "a weight less": (weights(without("h.1.ln_2.bias")), NO_FIT),
-    "a weight more": (weights(lambda found: found | {"extra": torch.zeros(2)}), NO_FIT),
+    "half a layer": (config(n_layer=1.5), "its sizes do not fit together"),
+    "true layers": (config(n_layer=True), "its sizes do not fit together"),
+    "a weight less": (weights(without("h.1.ln_2.bias")), f"{NO_FIT}: it has no h.1.ln_2.bias"),
+    "no embedding": (weights(without("wte.weight")), f"{NO_FIT}: it has no wte.weight"),
+    "a weight more": (
+        weights(lambda found: found | {"extra": torch.zeros(2)}),
+        f"{NO_FIT}: extra is none of a GPT's weights",
+    ),
+    "nan": (weights(filled(math.nan)), "ln_f.bias holds numbers that are not finite"),
+    "too large for 32 bits": (
+        weights(filled(1e300, torch.float64)),
+        "ln_f.bias holds numbers that are not finite",
+    ),
+    "whole numbers": (weights(filled(1, torch.int64)), "ln_f.bias is no tensor of floating-point"),
+    "text for a weight": (
+        weights(lambda found: found | {"transformer.ln_f.bias": "zeros"}),
+        "ln_f.bias is no tensor of floating-point",
+    ),
+    "sparse": (
+        weights(lambda found: found | {"transformer.ln_f.bias": torch.zeros(16).to_sparse()}),
+        "ln_f.bias is no tensor of floating-point|not a readable file",
+    ),
+    "a view of one number": (
+        weights(lambda found: found | {"transformer.wte.weight": torch.ones(1).expand(317, 10**9)}),
+        "wte.weight claims more numbers than the file has",
+    ),
+    "views of one tensor": (
+        weights(lambda found: found | {f"extra.{i}": found["transformer.wte.weight"]
+                                       for i in range(1000)}),
+        r"extra.\d+ claims more numbers than the file has",
+    ),
     "empty": (cut_to(0), r"pytorch_model\.bin is not a readable file of GPT-2's weights"),
     "half": (cut_to(0.5), r"pytorch_model\.bin is not a readable file of GPT-2's weights"),
     "nearly all": (cut_to(0.99), r"pytorch_model\.bin is not a readable file of GPT-2's weights"),

@@ -1,11 +1,12 @@
 """interop/door.py: files or the sandbox's own, what is held out, checkpoints."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -252,18 +253,106 @@ def test_a_tokenizer_is_told_by_its_hash(saved):
         assert load_model(paths["gpt"], GPT, fits)
 
 
+NO_FIT = "m.pt holds weights that do not fit its own config: "
+GONE = object()
+
+
 @pytest.mark.parametrize(("change", "says"), [
-    ({"config": {"n_layer": 2}}, "holds weights that do not fit its own config: "),
-    ({"config": {"rotary": True}}, "holds weights that do not fit its own config: .*rotary"),
+    ({"config": {"n_layer": 2}}, NO_FIT + "it has no h.1.ln_1.weight"),
+    ({"config": {"n_layer": 0}}, NO_FIT + "its sizes do not fit together"),
+    ({"config": {"n_layer": -1}}, NO_FIT + "its n_layer is -1"),
+    ({"config": {"n_layer": 10**9}}, NO_FIT + "its n_layer is 1000000000, and the weights have"),
+    ({"config": {"n_layer": 5000}}, NO_FIT + "its n_layer is 5,000, and there are 16 weights"),
+    ({"config": {"vocab_size": 10**8}}, NO_FIT + "its vocab_size is 100000000"),
+    ({"config": {"n_embd": 10**400}}, NO_FIT + "its n_embd is 10000000000000000000, and"),
+    ({"config": {"n_embd": 32}}, NO_FIT + r"wte.weight is \(469, 16\), and should be \(469, 32\)"),
+    ({"config": {"n_head": 3}}, NO_FIT + "its sizes do not fit together"),
+    ({"config": {"n_head": GONE}}, NO_FIT + "it has no n_head"),
+    ({"config": {"n_head": 2.0}}, NO_FIT + "its n_head is no int"),
+    ({"config": {"n_head": True}}, NO_FIT + "its n_head is no int"),
+    ({"config": {"n_head": [2]}}, NO_FIT + "its n_head is no int"),
+    ({"config": {"dropout": "0.1"}}, NO_FIT + "its dropout is no float"),
+    ({"config": {"dropout": math.nan}}, NO_FIT + "its dropout is no float"),
+    ({"config": {"rotary": True}}, NO_FIT + "there is no rotary in a GPTConfig"),
+    ({"config": {1: 2}}, NO_FIT + "there is no 1 in a GPTConfig"),
     ({"kind": "tree"}, "is tree; here a language model"),
+    ({"tokenizer": {"name": "/etc/passwd", "hash": ""}}, "m.pt: .*passwd is not in its file"),
+    ({"tokenizer": {"name": "x", "hash": "", "ranks": "YQ=="}}, "m.pt: x/ is not a readable file"),
+    ({"weights": {"ln_f.bias": torch.full((16,), math.inf)}}, "m.pt: ln_f.bias holds numbers that"),
+    ({"weights": {"ln_f.bias": torch.zeros(17)}}, NO_FIT + r"ln_f.bias is \(17,\), and should be"),
+    ({"weights": {"ln_f.bias": torch.zeros(())}}, NO_FIT + r"ln_f.bias is \(\), and should be"),
+    ({"weights": {"ln_f.bias": GONE}}, NO_FIT + "it has no ln_f.bias"),
+    ({"weights": {"b": torch.zeros(1)}}, NO_FIT + "b is none of a GPT's weights"),
+    ({"weights": {"wte.weight": torch.ones(1).expand(469, 10**12)}}, "m.pt.* claims more "),
 ])
 def test_what_a_checkpoint_says_must_fit(saved, tmp_path, change, says):
     checkpoint = torch.load(saved[0]["gpt"], weights_only=True)
-    config = checkpoint["config"] | change.get("config", {})
-    torch.save(checkpoint | change | {"config": config}, tmp_path / "m.pt")
+    for part, value in change.items():
+        if isinstance(value, dict):
+            value = {k: v for k, v in (checkpoint[part] | value).items() if v is not GONE}
+        checkpoint[part] = value
+    torch.save(checkpoint, tmp_path / "m.pt")
     with pytest.raises(ValueError, match=says) as refused:
         load_model(str(tmp_path / "m.pt"), GPT)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_in_another_precision_or_layout_are_the_models_own_float32(saved, tmp_path, dtype):
+    checkpoint = torch.load(saved[0]["gpt"], weights_only=True)
+    wte = checkpoint["weights"]["wte.weight"].to(dtype)
+    checkpoint["weights"] |= {"wte.weight": wte.t().contiguous().t()}
+    torch.save(checkpoint, tmp_path / "m.pt")
+    weight = load_model(str(tmp_path / "m.pt"), GPT)[0].wte.weight
+    assert weight.dtype == torch.float32 and weight.is_contiguous() and weight.requires_grad
+    assert weight.untyped_storage().nbytes() == 4 * weight.numel()
+    assert torch.equal(weight, wte.float())
+
+
+@dataclass(frozen=True)
+class ForkConfig(GPTConfig):
+    window: int = 0
+    norm: str = "layer"
+
+
+class Fork(GPT):
+    """One of its own kind: an unembedding that shares the embedding's weights, and a table that is
+    not saved."""
+
+    kind = "fork"
+    config_class = ForkConfig
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.lm_head = torch.nn.Linear(cfg.n_embd, cfg.vocab_size, bias=False)
+        self.lm_head.weight = self.wte.weight
+        self.register_buffer("table", torch.arange(8.0), persistent=False)
+
+
+def test_a_fork_with_a_config_of_its_own_comes_back(enc, tmp_path):
+    """Spare rows are cut off there too; what one name shares with another it shares again."""
+    fork = Fork(ForkConfig(enc.n_vocab + 9, 32, 1, 2, 16, window=4, norm="rms"))
+    apart = {name: w.clone() for name, w in fork.state_dict().items()}
+    save_checkpoint(tmp_path / "m.pt", fork, tokenizer_id(enc), {}, weights=apart)
+    model, _ = load_model(str(tmp_path / "m.pt"), Fork)
+    assert (model.cfg.window, model.cfg.norm, model.cfg.vocab_size) == (4, "rms", enc.n_vocab)
+    assert model.lm_head.weight is model.wte.weight and torch.equal(model.table, torch.arange(8.0))
+    assert torch.equal(model.wte.weight, fork.wte.weight[: enc.n_vocab])
+    checkpoint = torch.load(tmp_path / "m.pt", weights_only=True)
+    checkpoint["config"] |= {"norm": 3}
+    torch.save(checkpoint, tmp_path / "m.pt")
+    with pytest.raises(ValueError, match=NO_FIT + "its norm is no str"):
+        load_model(str(tmp_path / "m.pt"), Fork)
+
+
+def test_loading_draws_what_building_a_model_draws(saved):
+    """The shapes alone, which are compared first, draw nothing."""
+    torch.manual_seed(0)
+    GPT(GPTConfig(469, 32, 1, 2, 16))
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    load_model(saved[0]["gpt"], GPT)
+    assert torch.equal(torch.rand(1), expected)
 
 
 def test_a_file_that_is_not_there_is_a_sentence(tmp_path):
