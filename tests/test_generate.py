@@ -136,11 +136,22 @@ def test_no_token_of_probability_zero_is_ever_drawn(settings):
         assert not set(drawn.tolist()) & set(off.tolist())
 
 
-def test_weights_that_are_not_finite_still_sample_a_token():
-    """So that the sentence about them comes from the loop, which looks at every --log-every-th step
-    only."""
-    drawn = next_token(torch.full((2, 5), math.nan), torch.tensor([0.1, 0.9]))
-    assert drawn.tolist() == [4, 4]
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_no_token(bad, temperature):
+    """The row that has one gets a number behind the vocabulary; -inf is a token that is off."""
+    logits = torch.zeros(3, 5)
+    logits[:, 1], logits[1, 3] = -math.inf, bad
+    drawn = next_token(logits, torch.tensor([0.1, 0.5, 0.9]), temperature=temperature)
+    assert drawn[1] == 5 and drawn[0] < 5 and drawn[2] < 5
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_weights_that_are_not_finite_sample_nothing(temperature):
+    model = gpt()
+    model.ln_f.weight.data[3] = math.nan
+    with pytest.raises(ValueError, match="the model's logits are not finite"):
+        generate(model, *ragged([4, 2], 0), 8, END, temperature=temperature)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -296,6 +296,14 @@ def test_a_tiny_run_learns_the_preference_and_demonstrations_score_0(config):
     assert sum(each) == pytest.approx(0, abs=1e-4) and max(each) > 0.1
 
 
+def test_the_trunk_starts_from_the_sft_model(config):
+    """A run whose steps are too small to change a weight leaves it as it was."""
+    sft, _ = interop.load_model(config.init, GPT)
+    reward.main(replace(config, lr=1e-60, epochs=1))
+    rm, _ = interop.load_model(config.out, Scorer)
+    assert_same_weights(weights_of(rm.trunk), weights_of(sft))
+
+
 def test_evaluations_change_no_weight(config):
     weights = []
     for every in (1, 0):
@@ -367,4 +375,4 @@ def test_what_is_measured_is_what_was_held_out(config):
 
 def test_too_few_rankings_are_refused(config):
     with pytest.raises(ValueError, match="too few to hold out"):
-        reward.main(replace(config, held_out=0.0))
+        reward.main(replace(config, held_out=1e-9))

@@ -289,6 +289,17 @@ def test_select_rm_keeps_the_epoch_of_the_highest_reward(config, tmp_path, likes
     assert loss not in [pytest.approx(x, abs=1e-3) for x in others]
 
 
+def test_dropout_is_that_of_the_command(config):
+    """In training; a measurement is made without it."""
+    first = {}
+    for dropout in (0.0, 0.5):
+        cfg = replace(config, epochs=1, lr=1e-60, dropout=dropout, out=f"{config.out}.{dropout}")
+        metrics = sft.main(cfg)
+        first[dropout] = (log_lines(cfg)[0]["loss"], metrics["held_out_loss"])
+    (whole, held), (with_dropout, same) = first[0.0], first[0.5]
+    assert with_dropout != pytest.approx(whole, abs=1e-4) and same == held
+
+
 def test_evaluations_change_no_weight(config):
     weights = []
     for every in (1, 1000):

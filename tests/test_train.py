@@ -143,6 +143,23 @@ def test_weight_decay_is_on_matrices_only():
         assert p.unique().item() == pytest.approx(0.95 if decayed else 1.0), name
 
 
+@pytest.mark.parametrize("beta2", [0.5, 0.95])
+def test_adamw_in_closed_form(beta2):
+    """Two updates, with gradients 1 and 3: bias-corrected means of them and of their squares."""
+    module, lr, eps = nn.Linear(1, 1, bias=False), 0.1, 0.01
+    module.weight.data.zero_()
+    optimizer = make_optimizer(module, replace(CFG, lr=lr, beta2=beta2, adam_eps=eps))
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    for g in (1.0, 3.0):
+        module.weight.grad = torch.tensor([[g]])
+        optimizer.step()
+    mean = (0.9 * 0.1 * 1 + 0.1 * 3) / (1 - 0.9**2)
+    square = (beta2 * (1 - beta2) * 1 + (1 - beta2) * 9) / (1 - beta2**2)
+    want = -lr * 1 / (1 + eps) - lr * mean / (math.sqrt(square) + eps)
+    assert module.weight.item() == pytest.approx(want, rel=1e-5)
+
+
 @pytest.mark.parametrize("cycle", [1, 4, 6])
 def test_is_time_at_the_end_of_the_cycle_that_passes_a_multiple(cycle):
     for every in (1, 3, 5, 12):
@@ -216,9 +233,11 @@ class Number(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1, 1))
 
 
-def test_each_network_has_its_own_clip_and_learning_rate(folder):
-    """AdamW's first update of a gradient g is lr g / (|g| + eps); clipped to 1, 1000 becomes 1."""
-    cfg = replace(CFG, adam_eps=1.0)
+@pytest.mark.parametrize(("bound", "clipped"), [(1.0, 1.0), (2.0, 2.0), (0.0, 1000.0)])
+def test_each_network_has_its_own_clip_and_learning_rate(folder, bound, clipped):
+    """AdamW's first update of a gradient g is lr g / (|g| + eps); clipped to 1, 1000 becomes 1.
+    The average is that of the first network."""
+    cfg = replace(CFG, adam_eps=1.0, grad_clip=bound, ema=0.75)
     networks = [Network(Number(), lr) for lr in (0.1, 0.2)]
 
     def losses(batch):
@@ -228,7 +247,10 @@ def test_each_network_has_its_own_clip_and_learning_rate(folder):
     run = Run(cfg, {"stage": "toy", "config": {}, "inputs": {}}, "cpu", None)
     train(run, networks, batches_of(lambda step: None), losses, 1, TOKENIZER)
     got = [n.module.weight.item() for n in networks]
-    assert got == pytest.approx([-0.1 * 1 / 2, -0.2 * 0.5 / 1.5], rel=1e-5)
+    first = -0.1 * clipped / (clipped + 1)
+    assert got == pytest.approx([first, -0.2 * 0.5 / 1.5], rel=1e-5)
+    average = read_checkpoint("toy.pt")["weights"]["weight"]
+    assert average.item() == pytest.approx(0.25 * first, rel=1e-5)
     norms = [log_lines()[0][k] for k in ("grad_norm", "grad_norm_value")]
     assert norms == pytest.approx([1000, 0.5])
 
@@ -266,6 +288,24 @@ def test_the_batch_is_made_after_the_previous_update_and_the_ema_follows_the_wei
         assert not torch.equal(raw, want)
         want = decay * want + (1 - decay) * raw
     torch.testing.assert_close(read_checkpoint("toy.pt")["weights"]["wte.weight"], want)
+
+
+def test_dropout_is_on_and_drawn_anew_at_each_step(folder):
+    """After an evaluation too, which turns it off; and again the same with the same seed."""
+    drawn = []
+
+    def losses(model, cfg):
+        def watched(ids):
+            drawn.append(F.dropout(torch.ones(64), 0.5, model.training).tolist())
+            yield from next_token_losses(model, cfg)(ids)
+
+        return watched
+
+    for out in ("a.pt", "b.pt"):
+        cfg = replace(CFG, eval_every=1, out=out)
+        fit(cfg, 4, losses=losses, evaluate=lambda step, model: {})
+    assert drawn[:4] == drawn[4:] and all(0.0 in numbers for numbers in drawn)
+    assert len({tuple(numbers) for numbers in drawn}) == 4
 
 
 def test_select_keeps_the_best_weights(folder):
