@@ -1,29 +1,267 @@
-"""Makefile: `make clean` removes what `make` made, and nothing else."""
+"""Makefile: what is made, from what, once; with which seed and Python; and what `clean` removes.
 
-import re
+A stand-in takes the place of Python: it notes the command, sees that its inputs are there, and
+writes what --out names. The commands themselves run in test_kills.py.
+"""
+
+import json
+import os
+import shlex
+import signal
 import subprocess
+import sys
+import time
+
+import pytest
+
+STANDIN = """
+import json, os, sys, time
+
+version, ensurepip, calls = {version}, {ensurepip}, {calls!r}
+words = sys.argv[1:]
+with open(calls, "a") as f:
+    f.write(json.dumps(words) + "\\n")
+if words == ["--version"]:
+    print("Python " + ".".join(map(str, version)))
+elif words[0] == "-c":
+    sys.version_info = version
+    if not ensurepip:
+        sys.modules["ensurepip"] = None
+    exec(words[1])
+elif words[:2] == ["-m", "venv"]:
+    os.makedirs(words[2] + "/bin")
+    os.symlink({path!r}, words[2] + "/bin/python")
+elif words[0] != "-m":
+    out = words[words.index("--out") + 1]
+    for word in words[1:]:
+        path = word.split(":")[-1]
+        if path.endswith((".pt", ".jsonl")) and path != out and not os.path.exists(path):
+            sys.exit(path + " is not there yet")
+    if "." not in os.path.basename(out):
+        os.makedirs(out, exist_ok=True)
+        out += "/report.md"
+    open(out, "a").close()
+    time.sleep({seconds})
+"""
 
 
-def make(root, *args):
-    done = subprocess.run(
-        ["make", "-C", root, *args], capture_output=True, text=True, check=True, timeout=60
-    )
-    return done.stdout
+class Standin:
+    """A Python of our own, and the commands that it was given."""
+
+    def __init__(self, folder, version=(3, 11, 0), ensurepip=True, seconds=0.0):
+        self.calls_file, self.path = f"{folder}/calls", f"{folder}/standin"
+        values = {"version": version, "ensurepip": ensurepip, "seconds": seconds}
+        with open(f"{self.path}.py", "w") as f:
+            f.write(STANDIN.format(calls=self.calls_file, path=self.path, **values))
+        command = shlex.join([sys.executable, f"{self.path}.py"])
+        with open(self.path, "w") as f:
+            f.write(f'#!/bin/sh\nexec {command} "$@"\n')
+        os.chmod(self.path, 0o755)
+
+    def calls(self):
+        """The commands so far, lists of words; the next call of `calls` begins anew."""
+        if not os.path.exists(self.calls_file):
+            return []
+        with open(self.calls_file) as f:
+            found = [json.loads(line) for line in f]
+        os.remove(self.calls_file)
+        return found
 
 
-def test_clean_removes_what_was_made_and_no_other_file(root, tmp_path):
-    commands = make(root, "-n", f"OUT={tmp_path}", "all", "rounds")
-    made = re.findall(rf"--out ({tmp_path}/\S+\.(?:pt|jsonl))", commands)
-    assert len(made) == 8
-    at = f"{tmp_path}/round-2"
-    made += [f"{at}.jsonl", f"{at}-rm.pt", f"{at}.pt"]
-    models = [path for path in made if path.endswith(".pt")]
-    logs = [f"{path}.log.jsonl" for path in models] + [f"{path}.part" for path in models]
-    (tmp_path / "report" / "rounds").mkdir(parents=True)
-    reports = [f"{tmp_path}/report/report.json", f"{tmp_path}/report/rounds/report.md"]
-    own = ["mine.pt", "ppo-2.pt", "data.jsonl", "my.log.jsonl", "report.md"]
-    for path in [*made, *logs, *reports, *(f"{tmp_path}/{name}" for name in own)]:
-        with open(path, "w") as f:
-            f.write("x")
-    make(root, f"OUT={tmp_path}", "clean")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(own)
+@pytest.fixture
+def standin(tmp_path):
+    return Standin(tmp_path)
+
+
+@pytest.fixture
+def out(tmp_path):
+    """A folder with spaces, which is not there yet."""
+    return f"{tmp_path}/a folder/of mine"
+
+
+def start(root, *args, **env):
+    """`make` in the folder of the source files, where the environment counts as installed."""
+    argv = ["make", "-C", root, "-o", ".venv/ready", *args]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(argv, env=os.environ | env, start_new_session=True, **pipes)
+
+
+def make(root, *args, **env):
+    """`make` to its end -> exit code, what it said."""
+    process = start(root, *args, **env)
+    said, errors = process.communicate(timeout=60)
+    return process.returncode, said + errors
+
+
+def results(calls):
+    """Names of what the commands wrote, sorted."""
+    return sorted(os.path.basename(words[words.index("--out") + 1]) for words in calls)
+
+
+# ---- what is made, and from what ---------------------------------------------------------------
+
+ARTEFACTS = ["base.pt", "comparisons.jsonl", "feedme.pt", "ppo-plain.pt", "ppo.pt"]
+ARTEFACTS += ["ratings.jsonl", "report", "rm.pt", "sft.pt"]
+
+
+@pytest.mark.parametrize("jobs", ("-j1", "-j2", "-j8"))
+def test_every_artefact_is_made_once_after_what_it_is_made_from(root, standin, out, jobs):
+    code, said = make(root, jobs, f"OUT={out}", f"PY={standin.path}")
+    assert code == 0, said
+    assert results(standin.calls()) == ARTEFACTS
+    assert make(root, jobs, f"OUT={out}", f"PY={standin.path}")[0] == 0
+    assert standin.calls() == []
+
+
+def test_what_is_missing_is_made_again_with_what_follows_from_it(root, standin, out):
+    make(root, f"OUT={out}", f"PY={standin.path}")
+    standin.calls()
+    os.remove(f"{out}/rm.pt")
+    assert make(root, f"OUT={out}", f"PY={standin.path}")[0] == 0
+    assert results(standin.calls()) == ["ppo-plain.pt", "ppo.pt", "report", "rm.pt"]
+
+
+def data_of(calls):
+    """Names of the comparisons of each reward model."""
+    found = []
+    for words in calls:
+        if words[0] == "reward.py":
+            given = words[words.index("--data") + 1 : words.index("--out")]
+            found.append([os.path.basename(path) for path in given])
+    return found
+
+
+def test_rounds_hand_on_comparisons_policies_and_seeds(root, standin, out):
+    goal = ["rounds", f"OUT={out}", f"PY={standin.path}", "SEED=5"]
+    code, said = make(root, *goal, "ROUNDS=3")
+    assert code == 0, said
+    calls = standin.calls()[2:]  # after base.pt and sft.pt
+    names = ["round-1.jsonl", "round-2.jsonl", "round-3.jsonl"]
+    assert data_of(calls) == [names[:1], names[:2], names]
+    samplers = [words[words.index("--init") + 1] for words in calls if words[0] == "label.py"]
+    assert [os.path.basename(path) for path in samplers] == ["sft.pt", "round-1.pt", "round-2.pt"]
+    seeds = [words[words.index("--seed") + 1] for words in calls if words[0] != "evaluate.py"]
+    assert seeds == ["51", "5", "5", "52", "5", "5", "53", "5", "5"]
+    systems = calls[-1][1 : calls[-1].index("--rm")]
+    assert systems == [f"{out}/{name}.pt" for name in ("sft", "round-1", "round-2", "round-3")]
+    # every command is given again: it knows what it has made
+    assert make(root, *goal, "ROUNDS=3", "KEEP=0")[0] == 0
+    calls = standin.calls()
+    assert len(calls) == 10 and data_of(calls) == [[name] for name in names]
+
+
+@pytest.mark.parametrize("goal", ("all", "rounds", "rm.pt"))
+def test_another_seed_is_refused_before_anything_is_made_with_it(root, standin, out, goal):
+    goal = f"{out}/{goal}" if "." in goal else goal
+    given = [f"OUT={out}", f"PY={standin.path}"]
+    assert make(root, *given, SEED="3")[0] == 0
+    standin.calls()
+    for name in (None, "sft.pt", "base.pt"):
+        if name:
+            os.remove(f"{out}/{name}")
+        code, said = make(root, *given, goal, SEED="4")
+        assert code == 2 and standin.calls() == []
+        assert f"error: OUT={out} was begun with SEED=3, not SEED=4: choose another OUT" in said
+    assert make(root, *given, "clean", SEED="4")[0] == 0
+    assert make(root, *given, SEED="4")[0] == 0 and len(standin.calls()) == len(ARTEFACTS)
+
+
+def test_a_command_that_fails_ends_make(root, out):
+    code, said = make(root, f"OUT={out}", "PY=false")
+    assert code == 2 and "base.pt" in said and "sft.py" not in said
+
+
+# ---- interruptions -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to_all", (False, True))
+@pytest.mark.parametrize("sent", (signal.SIGINT, signal.SIGTERM))
+def test_what_is_written_stays_when_make_is_interrupted(root, tmp_path, out, sent, to_all):
+    """`make` would delete the result of the command that it was waiting for."""
+    standin = Standin(tmp_path, seconds=0.3)
+    process = start(root, f"OUT={out}", f"PY={standin.path}")
+    while not os.path.exists(f"{out}/base.pt") and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    if to_all:
+        os.killpg(process.pid, sent)
+    else:
+        process.send_signal(sent)
+    process.communicate(timeout=10)
+    assert process.returncode != 0
+    assert os.path.exists(f"{out}/base.pt") and not os.path.exists(f"{out}/sft.pt")
+
+
+# ---- the Python --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(root, tmp_path):
+    """A checkout without an environment, in a folder with spaces."""
+    folder = tmp_path / "my checkout"
+    folder.mkdir()
+    for name in ("Makefile", "requirements.txt"):
+        with open(f"{root}/{name}") as f:
+            (folder / name).write_text(f.read())
+    return folder
+
+
+def test_the_environment_is_installed_once_and_first(checkout, standin):
+    argv = ["make", "-j8", "-C", checkout, f"PYTHON={standin.path}"]
+    subprocess.run(argv, check=True, capture_output=True, timeout=60)
+    calls = standin.calls()
+    assert [words[0] for words in calls[:4]] == ["-c", "-m", "-m", "pretrain.py"]
+    assert results(calls[3:]) == ARTEFACTS
+    subprocess.run(argv, check=True, capture_output=True, timeout=60)
+    assert standin.calls() == []
+
+
+@pytest.mark.parametrize(
+    "python, which",
+    [
+        ({"version": (3, 8, 10)}, "Python 3.8.10"),
+        ({"version": (3, 12, 1), "ensurepip": False}, "Python 3.12.1"),
+        (None, "not found"),
+    ],
+)
+def test_a_python_that_is_too_old_or_lacks_venv_is_told_first(checkout, tmp_path, python, which):
+    standin = Standin(tmp_path, **(python or {}))
+    path = standin.path if python else f"{tmp_path}/nowhere"
+    argv = ["make", "-C", checkout, f"PYTHON={path}"]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"error: PYTHON={path} is not Python 3.11 or newer with its venv (" in done.stderr
+    assert which in done.stderr.splitlines()[0]
+    assert [words[0] for words in standin.calls()] == (["-c", "--version"] if python else [])
+    assert sorted(path.name for path in checkout.iterdir()) == ["Makefile", "requirements.txt"]
+
+
+# ---- clean -------------------------------------------------------------------------------------
+
+
+def files_below(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_clean_removes_what_was_made_and_no_other_file(root, standin, tmp_path):
+    out = tmp_path / "a folder"
+    given = [f"OUT={out}", f"PY={standin.path}"]
+    assert make(root, *given, "all", "rounds", "ROUNDS=10")[0] == 0
+    made = [name for name in files_below(out) if name.endswith((".pt", ".jsonl"))]
+    assert len(made) == 8 + 3 * 10
+    pages = ["report/report.md", "report/rounds-10/report.md"]
+    left = [f"{folder}.lock" for folder in ("report", "report/rounds-10")]
+    for name in made:
+        left += [f"{name}.lock", f"{name}.part", f"{name}.log.jsonl", f"{name}.made.json"]
+        left += [f".{name}.a_b0cdef.tmp", f".{name}.part.abcdefgh.tmp"]
+    for page in pages:
+        folder = os.path.dirname(page)
+        left += [f"{folder}/report.json", f"{folder}/systems.png", f"{folder}/made.json"]
+        left += [f"{folder}/.report.md.abcdefgh.tmp", f"{folder}/.matrix.png.abcdefgh.tmp"]
+    own = ["mine.pt", "ppo-2.pt", "data.jsonl", "my.log.jsonl", "report.md", "my.lock", ".x.tmp"]
+    own += ["report/notes.md", "report/rounds-mine/report.md", "round-1-notes.jsonl", "seed"]
+    (out / "report" / "rounds-mine").mkdir()
+    for name in left + own:
+        (out / name).write_text("x")
+    assert make(root, *given, "clean")[0] == 0
+    assert files_below(out) == sorted(own)
