@@ -227,8 +227,8 @@ def between_markers(text, name, lines):
     before, opened, rest = text.partition(f"<!-- {name} -->")
     _, closed, after = rest.partition(f"<!-- /{name} -->")
     if not opened or not closed:
-        raise ValueError(f"README.md has no place for the table of {name}: it must stand between "
-                         f"the lines <!-- {name} --> and <!-- /{name} -->")
+        raise ValueError(f"the page --readme has no place for the table of {name}: it must stand "
+                         f"between the lines <!-- {name} --> and <!-- /{name} -->")
     return "\n".join([before + opened, *lines, "", closed + after])
 
 

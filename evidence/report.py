@@ -192,7 +192,8 @@ def markdown(report, examples):
         lines += [f"**{prompt}**", ""]
         lines += [f"- {name}: {text}" for name, text in texts]
         lines += [""]
-    return "\n".join(lines)
+    # Half a character, which JSON can hold and UTF-8 cannot, is written out: \ud800
+    return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
 
 
 def examples_of(results, prompts):

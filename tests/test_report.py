@@ -157,6 +157,13 @@ def test_the_page_shows_every_system_and_use_case(four):
     assert any(line in asked for line in four.page.split("## Answers")[1].splitlines())
 
 
+def test_half_a_character_in_a_prompt_does_not_spoil_the_page():
+    prompts = [data.Prompt([{"role": "user", "content": "Who \ud800 are you?"}])] * 2
+    found = made(prompts, judge="the reward model")
+    assert r"**Who \ud800 are you?**" in found.page.encode().decode()
+    json.loads(json.dumps(found.report))
+
+
 def test_prompts_without_an_answer_key_have_no_true_score():
     prompts = [data.Prompt([{"role": "user", "content": f"Who are you, {i}?"}]) for i in range(9)]
     found = made(prompts, judge="the reward model")
