@@ -156,7 +156,7 @@ def load_model(path, cls, tokenizer=None, device="cpu", dropout=0.0, context=0):
     kind, config, own = checkpoint["kind"], checkpoint["config"], checkpoint["tokenizer"]
     if kind != cls.kind:
         needed = MADE.get(cls.kind, cls.kind)
-        raise ValueError(f"{path} is {MADE.get(kind, kind)}; here {needed} is needed")
+        raise ValueError(f"{path} is {MADE.get(kind, kind[:40])}; here {needed} is needed")
     hashes = {own["hash"], tokenizer["hash"] if tokenizer else ""}
     if len(hashes) == 2 and "" not in hashes:              # "": a hash that is not known yet
         raise ValueError(f"{path} was trained with the tokenizer {own['name']}, the other model "
@@ -180,7 +180,7 @@ def _wrong_config(config_class, config, weights):
     types = typing.get_type_hints(config_class)
     for name in [*config, *types]:
         if name not in types:
-            return f"there is no {name} in a {config_class.__name__}"
+            return f"there is no {str(name)[:80]} in a {config_class.__name__}"
         if name not in config:
             return f"it has no {name}"
     numbers = sum(w.numel() for w in weights.values())

@@ -98,12 +98,14 @@ def _parts(index):
         raise ValueError(f"{index} is no index of weights: fetch it again")
     ending = index.removesuffix(".index.json").rpartition(".")[2]
     folder, paths = os.path.dirname(index), []
-    for name in dict.fromkeys(names.values()):
+    for name in names.values():
         if not isinstance(name, str) or not re.fullmatch(rf"[\w-][\w.-]*\.{ending}", name):
             raise ValueError(f"{index} names a file that is no .{ending} beside it: fetch it again")
-        paths.append(os.path.join(folder, name))
-        if not os.path.isfile(paths[-1]):
-            raise ValueError(f"{index} names {name}, which is not there: fetch it too")
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            raise ValueError(f"{index} names {name[:80]}, which is not there: fetch it too")
+        if path not in paths:
+            paths.append(path)
     return paths
 
 

@@ -158,7 +158,7 @@ def stored_tokenizer(own: dict) -> tiktoken.Encoding:
 
     Raises ValueError, also if it has another hash; one of "" is not known yet.
     """
-    name, ranks = own["name"], own.get("ranks")
+    name, ranks = own["name"][:80], own.get("ranks")
     if isinstance(ranks, str):
         enc = _from_text(_apart(name), ranks)
     elif name in known_names():

@@ -200,7 +200,7 @@ def twice(folder):
         (lambda f: write_index(f, {"weight_map": ["a.bin"]}), "index.json is no index of weights"),
         *[
             (lambda f, x=x: write_index(f, {"weight_map": {"x": x}}), "names a file that is no")
-            for x in ("../a.bin", "/etc/passwd", "..", "x\\a.bin", "a.bin\n", 3, None, "x.json")
+            for x in ("../a.bin", "/etc/passwd", "..", "x\\a.bin", "a.bin\n", 3, ["a.bin"], "x")
         ],
     ],
 )
