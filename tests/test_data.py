@@ -72,6 +72,14 @@ def test_what_is_trained_on_is_what_the_assistant_said(enc):
         assert text == "".join(f" {reply}{EOS}" for reply in replies)
 
 
+def test_a_mask_is_never_that_of_token_ids():
+    """The pad's own id, 0, is a token like any other where an assistant chose it."""
+    rows = [([0, 0, 0, 7], [False, False, True, True]), ([0, 0], [False, True])]
+    ids, mask = data.tokens_batch(rows)
+    assert ids.tolist() == [[0, 0, 0, 7], [0, 0, 0, 0]]
+    assert mask.int().tolist() == [[0, 1, 1], [1, 0, 0]]
+
+
 def test_action_mask_is_the_picture():
     mask = data.action_mask(torch.tensor([3]), torch.tensor([6]), 8)
     assert mask.int().tolist() == [[0, 0, 1, 1, 1, 0, 0]]

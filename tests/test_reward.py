@@ -299,7 +299,7 @@ def test_a_tiny_run_learns_the_preference_and_demonstrations_score_0(config):
 def test_the_trunk_starts_from_the_sft_model(config):
     """A run whose steps are too small to change a weight leaves it as it was."""
     sft, _ = interop.load_model(config.init, GPT)
-    reward.main(replace(config, lr=1e-60, epochs=1))
+    reward.main(replace(config, lr=1e-60, epochs=1, seed=5))  # the fixture's own is of seed 0
     rm, _ = interop.load_model(config.out, Scorer)
     assert_same_weights(weights_of(rm.trunk), weights_of(sft))
 
