@@ -12,16 +12,19 @@ import shutil
 
 from data import ROLES
 from interop.gpt2 import MATRIX, read_model
-from interop.tokenizers import CHARACTER, EOS, GPT2_PATTERN, SANDBOX_PATTERN, tokenizer_of
+from interop.tokenizers import (
+    CHARACTER,
+    EOS,
+    GPT2_PATTERN,
+    PAD,
+    PAD_BYTE,
+    SANDBOX_PATTERN,
+    tokenizer_of,
+)
 
 OURS = re.compile(   # every weight of a GPT-2, as we call it
     r"(trunk\.)?((wte|wpe)\.weight|(ln_f|h\.\d+\.(ln_[12]|attn\.c_attn|(attn\.)?c_proj|c_fc))"
     r"\.(weight|bias))|head\.(weight|bias)")
-
-# The pad is the token of byte 255, under another name. No text in UTF-8 has that byte, so no row
-# ends with it: a classifier reads the score at the last token that is no pad, which must be the
-# end of text where a reply ends.
-PAD, PAD_BYTE = "<|pad|>", b"\xff"
 
 # data.encode_dialogue as a template; "generation" marks what is trained
 CHAT_TEMPLATE = "".join([
@@ -113,7 +116,12 @@ def _write_safetensors(weights, f):
 # ---- config -------------------------------------------------------------------------------------
 
 def _special_ids(enc):
-    """A document begins after the end of another, so that the end of text stands for both."""
+    """A document begins after the end of another, so that the end of text stands for both.
+
+    The pad is a token that no text has. A classifier reads the score at the last token that is no
+    pad: with the end of text as pad it would read that of the token before, and so it would with
+    byte 0 where a text ends with it.
+    """
     return {
         "bos_token_id": enc.eot_token,
         "eos_token_id": enc.eot_token,
@@ -141,14 +149,15 @@ def _their_config(checkpoint, enc):
 
 def _generation_config(checkpoint, enc):
     """Samples as the policy was trained: where nothing is said, transformers draws from the 50
-    likeliest tokens only."""
+    likeliest tokens only. A max_new_tokens here would overrule the max_length of lm-eval's calls.
+    """
     return {
         **_special_ids(enc),
         "do_sample": True,
         "temperature": 1.0,
         "top_p": 1.0,
         "top_k": 0,
-        "max_new_tokens": checkpoint["config"]["block_size"] // 4,
+        "max_length": checkpoint["config"]["block_size"],
     }
 
 
@@ -207,7 +216,6 @@ def _tokenizer_config(checkpoint):
         "model_max_length": checkpoint["config"]["block_size"],
         # GPT-2 would add the embeddings of token_type_ids
         "model_input_names": ["input_ids", "attention_mask"],
-        "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
     }
 

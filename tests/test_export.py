@@ -31,8 +31,9 @@ import data
 from data import encode_dialogue, encode_prompt, encode_response
 from generate import generate
 from interop import export as module
-from interop import get_tokenizer, plan, tokenizer_id
-from interop.export import CHAT_TEMPLATE, PAD, PAD_BYTE, export
+from interop import get_tokenizer, plan, read_model, tokenizer_id
+from interop.export import CHAT_TEMPLATE, export
+from interop.tokenizers import PAD, PAD_BYTE
 from model import GPT, GPTConfig, Scorer
 from plumbing.files import save_checkpoint
 
@@ -120,6 +121,7 @@ def test_ours_is_theirs(hf, tmp_path, small, command, kind):
 
 @pytest.mark.parametrize("kind", [GPT, Scorer])
 def test_the_weights_are_those_of_the_folder_that_they_came_from(hf, tmp_path, small, kind):
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
     path = saved(tmp_path / "m.pt", ours(kind, get_tokenizer(small).n_vocab), small)
@@ -129,6 +131,20 @@ def test_the_weights_are_those_of_the_folder_that_they_came_from(hf, tmp_path, s
     after = load_file(tmp_path / "again" / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(x, after[name]) for name, x in before.items())
+    with safe_open(tmp_path / "again" / "model.safetensors", "pt") as found:
+        assert found.metadata() == {"format": "pt"}
+    with open(tmp_path / "again" / "model.safetensors", "rb") as f:
+        assert int.from_bytes(f.read(8), "little") % 8 == 0
+
+
+@pytest.mark.parametrize("kind", [GPT, Scorer])
+def test_what_is_read_from_the_folder_is_exported_as_the_same(tmp_path, own, kind):
+    exported(tmp_path / "first", kind, own)
+    checkpoint = read_model(str(tmp_path / "first"))
+    assert checkpoint["tokenizer"]["hash"] == tokenizer_id(own)["hash"]
+    export(str(tmp_path / "first"), str(tmp_path / "second"))
+    for name in os.listdir(tmp_path / "first"):
+        assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
 
 
 def test_a_head_of_zeros_is_refused(tmp_path, small):
@@ -215,6 +231,9 @@ def test_special_tokens(hf, tmp_path, small, kind):
         f"Hi<|endoftext|>{PAD}"
     )
     assert tokenizer.model_max_length == 64
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    # version 4 makes token_type_ids too where nothing is said, whose embeddings GPT-2 adds
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
 
 
 @pytest.mark.parametrize("pattern", [P50K, CL100K], ids=["p50k_base", "cl100k_base"])
@@ -388,22 +407,23 @@ def test_samples_are_drawn_as_in_training_if_nothing_is_said(hf, tmp_path, enc):
     exported(tmp_path / "folder", GPT, enc)
     settings = loaded_by(hf, tmp_path / "folder", AUTO[GPT]).generation_config
     assert (settings.do_sample, settings.temperature) == (True, 1.0)
-    assert (settings.top_p, settings.top_k, settings.max_new_tokens) == (1.0, 0, 16)
+    assert (settings.top_p, settings.top_k) == (1.0, 0)
+    assert (settings.max_length, settings.max_new_tokens) == (64, None)
     assert settings.eos_token_id == settings.bos_token_id == enc.eot_token
     assert settings.pad_token_id == enc._mergeable_ranks[PAD_BYTE]
 
 
 def test_a_pipeline_answers_a_dialogue(hf, tmp_path, enc):
+    """Until the context is full, if there is no end."""
     network = exported(tmp_path / "folder", GPT, enc)
     messages = [{"role": "user", "content": "What is the capital of Velia?"}]
     chat = hf.pipeline("text-generation", str(tmp_path / "folder"), device="cpu")
     [shown] = chat(messages, do_sample=False)
     ids = encode_prompt(enc, messages)
-    rows, total = generate(
-        network, torch.tensor([ids]), torch.tensor([len(ids)]), 16, enc.eot_token, temperature=0
-    )
-    said = enc.decode([t for t in rows[0, len(ids) : total[0]].tolist() if t != enc.eot_token])
-    assert len(said) > 9
+    prompt, new = torch.tensor([ids]), 64 - len(ids)
+    rows, total = generate(network, prompt, torch.tensor([len(ids)]), new, -1, temperature=0)
+    said = enc.decode(rows[0, len(ids) : total[0]].tolist())
+    assert total[0] == 64 and enc.eot_token not in rows[0]
     assert shown["generated_text"] == [*messages, {"role": "assistant", "content": said}]
 
 
