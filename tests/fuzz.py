@@ -237,6 +237,7 @@ class Case(NamedTuple):
     command: str
     argv: list
     stdin: bytes = b""
+    stdout: str = "../stdout"  # from work/
     make: object = None  # writes the malformed file into the current folder
     about: str = ""  # what is malformed
 
@@ -270,7 +271,8 @@ def flags_case(n, seed, world):
         argv = [*line, *argv, *bare]
     else:
         argv = [*bare, *line, *argv]
-    return Case(f"f{n}", name, argv, rng.choice(INPUTS))
+    stdout = "/dev/full" if rng.random() < 0.03 else "../stdout"  # as on a full disk
+    return Case(f"f{n}", name, argv, rng.choice(INPUTS), stdout)
 
 
 def malformed_case(n, seed, world):
@@ -282,7 +284,7 @@ def malformed_case(n, seed, world):
         argv = [*argv, *m.bare] if m.command == "export" else [*m.bare, *argv]
     elif command.bare:
         argv = [*command.bare, *argv]
-    return Case(f"c{n}", m.command, argv, b"Hi.\n\n", m.make, m.about)
+    return Case(f"c{n}", m.command, argv, make=m.make, about=m.about)
 
 
 def shown(arg):
@@ -310,7 +312,13 @@ def line_of(case):
         flag, equals, value = arg.partition("=")
         as_flag = arg.startswith("--") and equals and shown(flag) == flag
         words.append(f"{flag}={shown(value)}" if as_flag else shown(arg))
-    return " ".join(["python", script, *words])
+    if case.stdout != "../stdout":
+        words.append(f"> {case.stdout}")
+    typed = ""
+    if "--chat" in case.argv:
+        typed = "".join(f"\\{b:03o}" for b in case.stdin[:99])
+        typed = f"printf '{typed}' | "
+    return " ".join([f"{typed}python", script, *words])
 
 
 # ---- the small world ----------------------------------------------------------------------------
@@ -376,17 +384,19 @@ def make_world():
     os.makedirs("in")
     malformed.write_data("in", ROOT)
     steps = [
-        ("pretrain", "--out in/base.pt", ()),
-        ("sft", "--out in/sft.pt", ()),
-        ("label", "--out in/labels.jsonl", ()),
-        ("reward", "--out in/rm.pt", ()),
-        ("ppo", "--out in/ppo.pt", ()),
-        ("evaluate", "--out in/report", COMMANDS["evaluate"].bare),
-        ("evaluate", "--seed 1 --out in/report1", COMMANDS["evaluate"].bare),
-        ("pretrain", "--tokenizer in/small.tiktoken --context 192 --out in/bytes.pt", ()),
+        ("pretrain", "--out in/base.pt"),
+        ("sft", "--out in/sft.pt"),
+        ("label", "--out in/labels.jsonl"),
+        ("reward", "--out in/rm.pt"),
+        ("ppo", "--out in/ppo.pt"),
+        ("evaluate", "--out in/report"),
+        ("evaluate", "--out in/report1 --n 5"),
+        ("pretrain", "--out in/bytes.pt --tokenizer in/small.tiktoken --context 192"),
     ]
-    for name, more, bare in steps:
-        run_line(name, f"{COMMANDS[name].line} {more}".split(), bare)
+    for name, more in steps:
+        # another seed than that of the cases, which are not to find a result of their own
+        line = f"{COMMANDS[name].line} --seed 5 {more}".split()
+        run_line(name, line, COMMANDS[name].bare)
     run_line("export", ["export", "in/bytes.pt", "in/hf"])
     for name in ("pretrain", "ppo"):
         malformed.interrupted(lambda name=name: run_line(name, COMMANDS[name].line.split()))
@@ -540,7 +550,7 @@ def check_written(before):
 def run_inside(case):
     """In a process of its own and the folder of the case: run it, then look at what it wrote."""
     os.chdir("work")
-    redirect("../stdin", "../stdout", "../stderr")
+    redirect("../stdin", case.stdout, "../stderr")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with open("/proc/self/statm") as f:
         virtual = int(f.read().split()[0]) * resource.getpagesize()
@@ -563,6 +573,7 @@ class Place:
         self.folder, self.world = folder, world
         self.before = None  # what in/ is like when nobody has changed it
         self.made = {}  # what there is when a case begins
+        self.about = ""  # what is malformed
 
     def tidy(self):
         """Remove what the last case left; a world that it changed is copied anew."""
@@ -589,10 +600,11 @@ class Place:
             source = os.path.join(work, "in", name)
             copy = shutil.copytree if os.path.isdir(source) else shutil.copy
             copy(source, os.path.join(work, name))
-        if case.make:
-            case.make(work)
+        self.about = ": ".join(filter(None, [case.about, case.make and case.make(work)]))
         with open(os.path.join(self.folder, "stdin"), "wb") as f:
             f.write(case.stdin)
+        with open(os.path.join(self.folder, "stdout"), "wb"):
+            pass  # it may go elsewhere
         self.made = snapshot(self.folder)
 
     def read(self, name):
@@ -644,7 +656,8 @@ class Outcome(NamedTuple):
     seconds: float
     peak: int  # bytes more than this process had
     problem: str  # "" if there is none
-    said: str  # the end of what it printed on stderr
+    said: str  # what it printed on stderr
+    about: str  # what was malformed
 
 
 def ended(run):
@@ -663,7 +676,7 @@ def ended(run):
     peak = usage.ru_maxrss * 1024 - run.place.world.resident
     out, said = run.place.read("stdout"), run.place.read("stderr")
     problem = judge(run.case, code, peak, out, said) or "; ".join(run.place.harm())
-    return Outcome(run.case, code, seconds, peak, problem, said)
+    return Outcome(run.case, code, seconds, peak, problem, said, run.place.about)
 
 
 def each_case(cases, places):
@@ -722,7 +735,7 @@ def judge(case, code, peak, out, said):
     words = PYTHON.search(lines[0])
     if words:
         return f"Python's words: {words[0]}"
-    if re.search("[\0-\x1f\x7f]", lines[0]):
+    if re.search("[\0-\x08\x0a-\x1f\x7f]", lines[0]):
         return "a sentence with control characters"
     if case.make and "memory does not suffice" in lines[0]:
         return "a file that asks for much memory is believed"
@@ -780,8 +793,8 @@ def print_summary(outcomes, seconds):
         first = min(failed, key=lambda o: (len(line_of(o.case)), o.case.name))
         names = " ".join(sorted(o.case.name for o in failed)[:12])
         print(f"\n{len(failed)} x {problem}\n    cases {names}\n    {line_of(first.case)}")
-        if first.case.about:
-            print(f"    ({first.case.about})")
+        if first.about:
+            print(f"    ({first.about})")
 
 
 def offline(folder):
@@ -839,7 +852,7 @@ def fuzz(args, folder):
             print(f"{o.case.name} {o.code} {o.seconds:.1f} s {line_of(o.case)}\n    {said[:300]}")
     if args.case:
         [place] = places[:1]
-        print(line_of(cases[0]), cases[0].about, place.read("stdout"), place.read("stderr"),
+        print(line_of(cases[0]), place.about, place.read("stdout"), place.read("stderr"),
               f"exit code {outcomes[0].code}", sep="\n---\n")  # fmt: skip
     print_summary(outcomes, time.perf_counter() - began)
     return not any(o.problem for o in outcomes)

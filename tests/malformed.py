@@ -15,6 +15,7 @@ import pickle
 import shutil
 import struct
 import sys
+import warnings
 import zipfile
 import zlib
 from dataclasses import asdict
@@ -222,6 +223,12 @@ def spoil(rng, tree, values):
     return tree
 
 
+def quantized(w):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        return torch.quantize_per_tensor(w, 0.1, 0, torch.qint8)
+
+
 TENSORS = [
     lambda w: torch.full_like(w, float("nan")),
     lambda w: torch.full_like(w, float("inf")),
@@ -242,7 +249,7 @@ TENSORS = [
     lambda w: torch.nn.Parameter(w),
     lambda w: torch.zeros(w.shape, device="meta"),
     lambda w: w * 1e30,
-    lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
+    quantized,
 ]
 
 
