@@ -125,6 +125,10 @@ class Printed:
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
         return self.stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
 
+    def writelines(self, lines):
+        for line in lines:
+            self.write(line)
+
     def __getattr__(self, name):
         return getattr(self.stream, name)
 

@@ -1,21 +1,31 @@
 """plumbing/cli.py: a dataclass becomes a command line, and bad input a sentence."""
 
+import errno
 import importlib
 import inspect
 import json
+import os
+import pty
+import re
+import select
+import subprocess
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, make_dataclass
+from pathlib import Path
 
 import pytest
+import torch
 
-from interop import read_file
-from plumbing import cli
+from interop import read_file, show
+from plumbing import cli, files
+
+ROOT = str(Path(__file__).parent.parent)
 
 
 @dataclass(frozen=True)
 class Base:
     lr: float = 1e-3  # peak learning rate, 100 % of it
-    steps: int = 10  # how many
+    steps: int = 10  # how many; >= 1
 
 
 @dataclass(frozen=True)
@@ -131,7 +141,7 @@ def test_help_holds_comments_and_defaults(capsys, monkeypatch):
         "what it does",
         "--lr",
         "peak, of this stage [default: 0.002]",
-        "how many [default: 10]",
+        "how many; >= 1 [default: 10]",
         "where it goes [default: model.pt]",
         "--max-new",
         "longest response, in tokens [default: 32]",
@@ -150,7 +160,7 @@ def test_help_holds_comments_and_defaults(capsys, monkeypatch):
 @pytest.mark.parametrize("argv", [["--preset", "large"], ["--preset=large"]])
 def test_help_of_a_preset_shows_its_values(capsys, monkeypatch, argv):
     shown = help_of(capsys, monkeypatch, Config, PRESETS, *argv)
-    assert "how many [default: 1000]" in shown and "whose [default: a b]" in shown
+    assert "how many; >= 1 [default: 1000]" in shown and "whose [default: a b]" in shown
 
 
 @pytest.mark.parametrize(
@@ -192,24 +202,248 @@ def test_a_value_error_of_this_project_is_one_line(monkeypatch, capsys, tmp_path
     assert capsys.readouterr().err == f"error: {tmp_path}/none.txt does not exist\n"
 
 
+def told(capsys, act, code=2):
+    """What is said when `act` ends inside `cli.told`, on stderr; its exit code is checked."""
+    with pytest.raises(SystemExit) as stopped, cli.told():
+        act()
+    assert stopped.value.code == code
+    return capsys.readouterr().err
+
+
+def fails(error):
+    """A function that raises an error."""
+
+    def act(*args):
+        raise error
+
+    return act
+
+
+def test_a_value_outside_its_range_is_one_line(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as e:
+        run(print, monkeypatch, "--steps", "0")
+    assert e.value.code == 2
+    assert capsys.readouterr() == ("", "error: --steps must be >= 1, got 0\n")
+
+
+AGAIN = "and start the same command again"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            FileNotFoundError(2, "No such file or directory", "x"),
+            "x: No such file or directory; ch",
+        ),
+        (
+            PermissionError(13, "Permission denied", "x"),
+            "x: Permission denied; ask its owner for p",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            f"No space left on device; free .* {AGAIN}",
+        ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "x"),
+            "x: File name too long; use a sho",
+        ),
+        (
+            OSError(errno.EMFILE, "Too many open files", "x"),
+            "x: Too many open files; raise the num",
+        ),
+        (OSError(errno.EIO, "Input/output error"), f"Input/output error; check it {AGAIN}"),
+        (IsADirectoryError(21, "Is a directory", b"x"), "Is a directory; check it"),
+        (MemoryError(), "the memory does not suffice: lower --microbatch or --batch, or use"),
+        (RuntimeError("CUDA out of memory. Tried to"), "the memory does not suffice: lower --micr"),
+    ],
+)
+def test_an_error_of_the_system_is_one_line_that_says_what_to_do(capsys, error, says):
+    said = told(capsys, fails(error))
+    assert re.match(f"error: .*{says}", said) and said.count("\n") == 1
+
+
+def test_a_real_file_and_a_real_lack_of_memory(capsys, tmp_path):
+    said = told(capsys, lambda: Path(f"{tmp_path}/none").read_text())
+    assert said == f"error: {tmp_path}/none: No such file or directory; check it {AGAIN}\n"
+    for act in (lambda: torch.empty(2**50), lambda: bytearray(2**60)):
+        assert told(capsys, act).startswith("error: the memory does not suffice: lower --microb")
+
+
+def test_a_file_without_permission_is_named(capsys, monkeypatch, tmp_path):
+    """Of a checkpoint too, which is not called damaged."""
+    (tmp_path / "m.pt").write_text("")
+    denied = fails(PermissionError(13, "Permission denied", "m.pt"))
+    monkeypatch.setattr(files.zipfile, "ZipFile", denied)
+    said = told(capsys, lambda: files.read_checkpoint(tmp_path / "m.pt"))
+    assert said == (
+        "error: m.pt: Permission denied; ask its owner for permission, or use another file\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("x"),
+        OSError("no number"),
+        RuntimeError("shapes do not match"),
+        AssertionError(),
+        ZeroDivisionError(),
+        RecursionError(),
+    ],
+)
+def test_a_bug_goes_through_and_shows_where(monkeypatch, error):
+    with pytest.raises(type(error)) as raised:
+        run(fails(error), monkeypatch)
+    assert raised.value is error
+
+
 @pytest.mark.parametrize("main", [lambda cfg: json.loads("{"), lambda cfg: int("x")])
 def test_a_value_error_from_elsewhere_is_a_bug_and_goes_through(monkeypatch, main):
     with pytest.raises(ValueError, match="Expecting|invalid literal"):
         run(main, monkeypatch)
 
 
-def test_other_errors_go_through(monkeypatch):
-    def main(cfg):
-        raise KeyError("x")
-
-    with pytest.raises(KeyError):
-        run(main, monkeypatch)
-
-
-def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys):
-    def main(cfg):
-        raise KeyboardInterrupt
-
+def test_an_interrupt_says_what_then_holds(monkeypatch, capsys):
+    """A training goes on, and what else was begun is not there."""
+    Training = make_dataclass("Training", [("save_every", int, 50)], frozen=True)
+    monkeypatch.setattr(cli.ranges, "field_comments", lambda Config: {"save_every": ""})
+    monkeypatch.setattr(sys, "argv", ["x.py"])
     with pytest.raises(SystemExit) as e:
-        run(main, monkeypatch)
-    assert e.value.code == 130 and "same command goes on" in capsys.readouterr().err
+        cli.run(fails(KeyboardInterrupt()), Training, {"only": {}}, "")
+    assert e.value.code == 130
+    assert "interrupted: the same command goes on from the last save" in capsys.readouterr().err
+    assert "interrupted: nothing was written" in told(capsys, fails(KeyboardInterrupt()), 130)
+
+
+# ---- what is printed -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[2J", r"\x1b[2J"),
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("a\rb\x08\x00", r"a\rb\x08\x00"),
+        ("\x7f\x85\x9b31m", r"\x7f\x85\x9b31m"),
+        ("\u202etxt.exe\u2066", r"\u202etxt.exe\u2066"),
+        ("\ud800x\udfff", r"\ud800x\udfff"),
+        ("\x1b[31mred\x1b[0m", "\\x1b[31mred\x1b[0m"),
+        (f"{cli.GREEN}green{cli.PLAIN}", f"{cli.GREEN}green{cli.PLAIN}"),
+        ("tab\tline\nnaïve 中 \U0001f600", "tab\tline\nnaïve 中 \U0001f600"),
+        ("", ""),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown(capsys, text, shown):
+    with cli.told():
+        print(text, end="")
+        sys.stdout.writelines([text])
+    assert capsys.readouterr().out == shown * 2
+
+
+def test_what_a_terminal_would_obey_is_shown_in_errors_too(capsys):
+    error = FileNotFoundError(2, "No such file", "a\x1b[2J\nb\udce9")
+    assert told(capsys, fails(error)).startswith(r"error: a\x1b[2J b\udce9: No such file")
+
+
+TOLD = "import sys\nfrom plumbing import cli\nwith cli.told():\n    "
+
+
+def shell(line, code, **env):
+    """A line of bash in which $CODE is a command that runs `code` inside `cli.told`; it needs no
+    torch, which takes seconds to import."""
+    env = os.environ | {"PYTHONPATH": ROOT, "CODE": TOLD + code, "PYTHON": sys.executable} | env
+    env |= {"PYTHONUNBUFFERED": ""}  # what is printed waits for the end
+    line = line.replace("CODE", '"$PYTHON" -c "$CODE"')
+    argv = ["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"]
+    return subprocess.run(argv, env=env, capture_output=True, check=False)
+
+
+MANY = "[print(i) for i in range(10 ** 5)]"
+FULL = b"error: No space left on device; free some space and start the same command again\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "returncode", "out", "err"),
+    [
+        ("CODE | head -1", MANY, 1, b"0\n", b""),
+        (
+            "CODE | true",
+            "print(1); raise FileNotFoundError(2, 'no', 'x')",
+            2,
+            b"",
+            b"error: x: no;",
+        ),
+        ("CODE > /dev/full", "print(1)", 2, b"", FULL),
+        ("CODE > /dev/full", MANY, 2, b"", FULL),
+        ("CODE > /dev/full", "print(1); sys.exit(0)", 2, b"", FULL),
+        ("CODE > /dev/full", "print(1); raise MemoryError", 2, b"", b"error: the memory does not"),
+        (
+            "CODE > /dev/full",
+            "print(1); raise KeyboardInterrupt",
+            130,
+            b"",
+            b"\ninterrupted: nothi",
+        ),
+        ("CODE >&-", "print(1)", 0, b"", b""),
+        ("CODE >&-", "print(1); raise MemoryError", 2, b"", b"error: the memory does not suffice"),
+    ],
+)
+def test_an_output_that_cannot_be_written(line, code, returncode, out, err):
+    """Quiet, or one sentence; nothing of Python's own at the end."""
+    done = shell(line, code)
+    assert (done.returncode, done.stdout) == (returncode, out)
+    assert done.stderr.startswith(err) and (err or not done.stderr)
+    assert b"Exception ignored" not in done.stderr and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin1", "utf-8"])
+def test_a_terminal_of_any_encoding_shows_any_text(encoding):
+    text = r"'na\xefve \u4e2d \ud800 \x1b'"
+    code = f"print({text}); raise FileNotFoundError(2, 'no', {text})"
+    done = shell("CODE", code, PYTHONIOENCODING=encoding)
+    wanted = {
+        "ascii": rb"na\xefve \u4e2d \ud800 \x1b",
+        "latin1": b"na\xefve \\u4e2d \\ud800 \\x1b",
+        "utf-8": "naïve 中 \\ud800 \\x1b".encode(),
+    }[encoding]
+    assert done.returncode == 2 and done.stdout == wanted + b"\n"
+    assert done.stderr.startswith(b"error: " + wanted + b": no; check it")
+
+
+def test_what_is_typed_is_read_after_a_prompt():
+    """In a pipe, and at a terminal, where Python edits the line."""
+    code = "print('got', input('you: '))"
+    done = shell("echo hello | CODE", code)
+    assert done.stdout == b"you: got hello\n"
+    env = os.environ | {"PYTHONPATH": ROOT}
+    ours, theirs = pty.openpty()
+    ends = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    with subprocess.Popen([sys.executable, "-c", TOLD + code], env=env, **ends) as process:
+        os.close(theirs)
+        assert said_until(b"you: ", ours)
+        os.write(ours, b"hello\n")
+        assert said_until(b"got hello", ours)
+        assert process.wait(10) == 0
+    os.close(ours)
+
+
+def said_until(text, terminal):
+    """Whether a terminal says `text` within 10 seconds."""
+    said = b""
+    while text not in said and select.select([terminal], [], [], 10)[0]:
+        said += os.read(terminal, 100)
+    return text in said
+
+
+def test_what_data_py_shows(tmp_path, monkeypatch, capsys):
+    """It has no Config, and ends as all commands do."""
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "one \\u001b[2J two \\ud800"}\n')
+    monkeypatch.setattr(sys, "argv", ["data.py", str(path)])
+    show.main()
+    shown = capsys.readouterr().out
+    assert cli.GREEN + r"one \x1b[2J two \ud800" + cli.PLAIN in shown
+    argv = f"{sys.executable} {ROOT}/data.py {path} > /dev/full"
+    done = subprocess.run(["bash", "-c", argv], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (2, FULL)

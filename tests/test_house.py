@@ -9,11 +9,12 @@ import re
 import subprocess
 import sys
 import tokenize
+import typing
 from pathlib import Path
 
 import pytest
 
-from plumbing import cli
+from plumbing import ranges
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("plumbing", "interop", "sandbox", "evidence")
@@ -233,8 +234,27 @@ def test_every_field_of_a_config_is_read_and_has_a_comment(name):
     for reader in readers(name):
         read |= attributes_of_cfg(TREES[reader])
     assert fields(name) - read == set()
-    comments = cli.field_comments(module(name).Config)
+    comments = ranges.field_comments(module(name).Config)
     assert [f for f in fields(name) if not comments.get(f, "").strip()] == []
+
+
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_every_number_has_a_range_and_every_preset_lies_within(name):
+    """Behind the last semicolon of its comment, of fields that it inherits too. So do the words of
+    a string of which there are a few."""
+    Config, unclear = module(name).Config, []
+    kinds, comments = typing.get_type_hints(Config), ranges.field_comments(Config)
+    for field, comment in comments.items():
+        range = comment.rpartition("; ")[2]
+        of_numbers = ranges.ABOVE.fullmatch(range) or ranges.BETWEEN.fullmatch(range)
+        words = re.findall(r"\w+", str(kinds[field]))
+        if not of_numbers and ("int" in words or "float" in words):
+            unclear.append(f"{field}: {range}")
+        if "|" in comment and not ranges.WORDS.fullmatch(range):
+            unclear.append(f"{field}: {range}")
+    assert unclear == [] and comments.keys() == fields(name)
+    for values in module(name).PRESETS.values():
+        ranges.check(Config(**values))
 
 
 @pytest.mark.parametrize("name", CONFIGURED)
