@@ -1,31 +1,35 @@
 """A run that was killed anywhere and started again ends in the same bytes, whatever the stage.
 
 Each command runs once without interruption. Then, in another folder, it runs in a process of its
-own that is killed with SIGKILL at a random step, and once more to its end.
+own that is killed with SIGKILL at a random step, and once more to its end. Of two at once, one goes
+on.
 
 KILLS=20 python -m pytest tests/test_resume.py        # kill each stage twenty times instead of once
 """
 
+import contextlib
 import importlib
 import json
+import multiprocessing
 import os
 import random
+import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
 
 import pytest
+import torch
 
 import sandbox
 from plumbing import cli
 from plumbing.files import read_checkpoint
 from plumbing.results import write_jsonl
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 KILLS = int(os.environ.get("KILLS", "1"))
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # as conftest.py has it
+# Processes are forked from one that has imported torch, and nothing else.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch"])
 PRETRAIN = """--n-layer 1 --n-head 2 --n-embd 32 --context 64 --block 32 --batch 8
     --tokens 15360 --documents 400 --warmup 5 --eval-every 20 --save-every 3 --out base.pt"""
 SFT = """--init base.pt --demonstrations 100 --ptx text.jsonl --batch 16 --epochs 6 --max-new 8
@@ -34,6 +38,7 @@ REWARD = """--init sft.pt --data rankings.jsonl --batch 8 --epochs 4 --save-ever
 PPO = """--init sft.pt --rm rm.pt --ptx text.jsonl --rollout 8 --minibatch 4 --epochs 2
     --iterations 6 --max-new 8 --ptx-ratio 1 --kl-target 1 --save-every 4 --eval-every 8
     --out ppo.pt"""
+LABEL = "--init sft.pt --n 40 --max-new 8 --out comparisons.jsonl"
 # script: its inputs, its steps, its options; names are relative, since a checkpoint remembers
 # its config
 STAGES = {
@@ -62,19 +67,37 @@ def result_of(script):
     return STAGES[script][-1].split()[-1]
 
 
-def start(script, folder):
-    """The command in a process of its own, which can be killed."""
-    argv = [sys.executable, os.path.join(ROOT, f"{script}.py"), *STAGES[script][-1].split()]
-    with open(folder / "output.txt", "a") as log:
-        return subprocess.Popen(argv, cwd=folder, env=ONE_THREAD, stdout=log, stderr=log)
-
-
-def run(script, folder, patch):
-    """The same command to its end, in this process: it starts a second sooner."""
+def run(script, folder, more=""):
+    """A command to its end, in this process, as its command line would run it."""
+    options = LABEL if script == "label" else STAGES[script][-1]
     stage = importlib.import_module(script)
-    patch.chdir(folder)
-    patch.setattr(sys, "argv", [f"{script}.py", *STAGES[script][-1].split()])
-    cli.run(stage.main, stage.Config, stage.PRESETS, stage.__doc__)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [f"{script}.py", *options.split(), *more.split()])
+        cli.run(stage.main, stage.Config, stage.PRESETS, stage.__doc__)
+
+
+def run_alone(script, folder, more, at_once):
+    """What a process of its own does. Its words go to a file that its number names."""
+    torch.set_num_threads(1)  # as conftest.py has it
+    with contextlib.ExitStack() as words:
+        said = words.enter_context(open(folder / f"said by {os.getpid()}", "w"))
+        words.enter_context(contextlib.redirect_stdout(said))
+        words.enter_context(contextlib.redirect_stderr(said))
+        if at_once:
+            at_once.wait(timeout=60)
+        run(script, folder, more)
+
+
+def start(script, folder, more="", at_once=None):
+    """The command in a process of its own, which can be killed; all wait for the barrier."""
+    process = PROCESSES.Process(target=run_alone, args=(script, folder, more, at_once))
+    process.start()
+    return process
+
+
+def said_by(process, folder):
+    return (folder / f"said by {process.pid}").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -82,25 +105,29 @@ def undisturbed(tmp_path_factory):
     """A folder in which every stage ran without interruption, in order."""
     folder = tmp_path_factory.mktemp("undisturbed")
     write_inputs(folder)
-    for script in STAGES:
-        with pytest.MonkeyPatch.context() as patch:
-            run(script, folder, patch)
+    for script in (*STAGES, "label"):
+        run(script, folder)
     return folder
 
 
-def steps_logged(path):
-    with open(path) as f:
-        return [json.loads(line)["step"] for line in f]
+def log_of(path):
+    """The lines of a log without what depends on speed."""
+    lines = []
+    with open(f"{path}.log.jsonl") as f:
+        for line in map(json.loads, f):
+            names = [k for k in line if k != "seconds" and not k.endswith("_per_second")]
+            lines.append({name: line[name] for name in names})
+    return lines
 
 
 def kill_at(process, log, step):
     """Wait until the log has the line of that step, kill -> whether the process still ran."""
     sought = f'{{"step": {step},'
-    while process.poll() is None and not (log.exists() and sought in log.read_text()):
+    while process.is_alive() and not (log.exists() and sought in log.read_text()):
         time.sleep(0.002)
-    running = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    running = process.is_alive()
+    process.kill()
+    process.join()
     return running
 
 
@@ -113,25 +140,70 @@ def steps_to_kill_at(script):
 
 
 @pytest.mark.parametrize("script", STAGES)
-def test_a_killed_run_ends_in_the_same_bytes(script, undisturbed, tmp_path, monkeypatch, capsys):
-    """It goes on from its last save, not from the start."""
+def test_a_killed_run_ends_in_the_same_bytes(script, undisturbed, tmp_path, capsys):
+    """It goes on from its last save, not from the start; what it had locked is free."""
     inputs, _, _ = STAGES[script]
     for name in inputs:
         shutil.copy(undisturbed / name, tmp_path)
     out = result_of(script)
-    part, log = tmp_path / f"{out}.part", tmp_path / f"{out}.log.jsonl"
+    part, log, lock = (tmp_path / f"{out}.{end}" for end in ("part", "log.jsonl", "lock"))
     for step in steps_to_kill_at(script):
-        running = kill_at(start(script, tmp_path), log, step)
-        assert running, (tmp_path / "output.txt").read_text()
+        process = start(script, tmp_path)
+        running = kill_at(process, log, step)
+        assert running, said_by(process, tmp_path)
     saved = read_checkpoint(part)["resume"]["step"]
-    run(script, tmp_path, monkeypatch)
+    assert lock.exists()
+    run(script, tmp_path)
     assert f"going on from step {saved} of {out}.part" in capsys.readouterr().out
     assert (tmp_path / out).read_bytes() == (undisturbed / out).read_bytes()
-    assert steps_logged(log) == steps_logged(undisturbed / f"{out}.log.jsonl")
-    assert not part.exists()
+    assert log_of(tmp_path / out) == log_of(undisturbed / out)
+    assert not part.exists() and not lock.exists()
 
 
 @pytest.mark.parametrize("script", STAGES)
 def test_the_undisturbed_log_has_every_step_once(script, undisturbed):
     _, steps, _ = STAGES[script]
-    assert steps_logged(undisturbed / f"{result_of(script)}.log.jsonl") == list(range(steps))
+    log = log_of(undisturbed / result_of(script))
+    assert [line["step"] for line in log] == list(range(steps))
+
+
+def test_killed_sampling_begins_anew(undisturbed, tmp_path):
+    """What label.py was writing is neither taken for finished nor refused."""
+    shutil.copy(undisturbed / "sft.pt", tmp_path)
+    rng, out = random.Random("kill label"), LABEL.split()[-1]
+    for _ in range(KILLS):
+        process = start("label", tmp_path)
+        while process.is_alive() and not (tmp_path / f"{out}.lock").exists():
+            time.sleep(0.002)
+        time.sleep(0.5 * rng.random())
+        process.kill()
+        process.join()
+    run("label", tmp_path)
+    assert (tmp_path / out).read_bytes() == (undisturbed / out).read_bytes()
+    names = [path.name for path in tmp_path.iterdir() if "said by" not in path.name]
+    assert sorted(names) == [out, f"{out}.made.json", "sft.pt"]
+
+
+@pytest.mark.parametrize(
+    "script, seeds", [("pretrain", (0, 0)), ("pretrain", (0, 1)), ("label", (0, 1))]
+)
+def test_of_two_at_once_one_goes_on(script, seeds, undisturbed, tmp_path):
+    """The other is told which process holds the result, which is that one's alone."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for folder in (tmp_path, alone):
+        shutil.copy(undisturbed / "sft.pt", folder)
+    barrier = PROCESSES.Barrier(2)
+    both = [start(script, tmp_path, f"--seed {seed}", barrier) for seed in seeds]
+    for process in both:
+        process.join()
+    said = [said_by(process, tmp_path) for process in both]
+    first = [process.exitcode for process in both].index(0)
+    assert both[1 - first].exitcode == 2, said
+    out = LABEL.split()[-1] if script == "label" else result_of(script)
+    sentence = rf"error: --out {out} is being written by process {both[first].pid} on \S+ \("
+    assert re.search(sentence, said[1 - first])
+    run(script, alone, f"--seed {seeds[first]}")
+    assert (tmp_path / out).read_bytes() == (alone / out).read_bytes()
+    if script == "pretrain":
+        assert log_of(tmp_path / out) == log_of(alone / out)
