@@ -1,6 +1,7 @@
 """Labelling: ranks from ratings, K responses for each prompt, records for the reward model."""
 
 import json
+import os
 import random
 from collections import Counter
 from dataclasses import replace
@@ -113,6 +114,39 @@ def test_labelling_twice_writes_the_same_bytes(config, tmp_path):
         assert f.read() == g.read()
 
 
+def test_a_file_is_written_once_and_no_other_is_replaced(config, tmp_path, capsys):
+    label.main(config)
+    before = (tmp_path / "c.jsonl").read_bytes()
+    assert label.main(config) is None
+    assert "c.jsonl is finished already: delete it to make it again" in capsys.readouterr().out
+    for change, says in (({"seed": 1}, "--seed 0 instead of 1"), ({"batch": 5}, "--batch 4 inst")):
+        with pytest.raises(
+            ValueError, match=f"c.jsonl is there already, and it was made with {says}"
+        ):
+            label.main(replace(config, **change))
+    other = GPT(GPTConfig(ENC.n_vocab, 64, 1, 2, 16))
+    x = str(tmp_path / "x.pt")
+    save_checkpoint(x, other, interop.tokenizer_id(ENC), {})
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="x.pt is one of the inputs: choose another name"):
+            label.main(replace(config, init=(x,), out=x, overwrite=overwrite))
+    assert (tmp_path / "c.jsonl").read_bytes() == before
+    assert label.main(replace(config, seed=1, overwrite=True))["records"]
+    assert (tmp_path / "c.jsonl").read_bytes() != before
+    made = ["c.jsonl", "c.jsonl.made.json", "x.pt"]
+    assert [name for name in sorted(os.listdir(tmp_path)) if name != "x.pt.lock"] == made
+
+
+def test_a_model_whose_logits_are_not_finite_says_nothing(config, tmp_path):
+    bad = GPT(GPTConfig(ENC.n_vocab, 64, 1, 2, 16))
+    torch.nn.init.constant_(bad.wte.weight, 1e30)
+    path = str(tmp_path / "bad.pt")
+    save_checkpoint(path, bad, interop.tokenizer_id(ENC), {})
+    with pytest.raises(ValueError, match="the model's logits are not finite: use an earlier check"):
+        label.main(replace(config, init=(path,)))
+    assert sorted(os.listdir(tmp_path)) == ["bad.pt", "c.jsonl.lock"]
+
+
 @pytest.mark.parametrize(("overlap", "labelers"), [(0.0, 1), (1.0, 2)])
 def test_two_labelers_rank_the_same_responses_of_a_prompt_that_overlaps(config, overlap, labelers):
     cfg = replace(config, overlap=overlap)
@@ -128,8 +162,9 @@ def test_ranks_are_those_of_the_ratings(config):
     label.main(config)
     ranked = written(config.out)
     rankings = interop.load("rankings", (config.out,), Counter(), flag="--data")
-    label.main(replace(config, rate=True))
-    rated = written(config.out)
+    rates = replace(config, rate=True, out=f"{config.out}.rated")
+    label.main(rates)
+    rated = written(rates.out)
     assert [label.ranks_of(r.pop("ratings")) for r in rated] == [r.pop("ranks") for r in ranked]
     assert rated == ranked
     assert 0 < len(rankings) <= len(ranked)
@@ -185,10 +220,12 @@ def test_swap_mixes_in_what_answers_other_prompts():
 def test_swap_none_keeps_what_was_sampled(config):
     """A model that answers greedily says one thing to a prompt; --swap 1 gives it another's."""
     greedy = replace(config, temperatures=(0.0,), overlap=0.0)
-    label.main(replace(greedy, swap=0.0))
-    own = [set(r["responses"]) for r in written(config.out)]
-    label.main(replace(greedy, swap=1.0))
-    swapped = [set(r["responses"]) for r in written(config.out)]
+    responses = []
+    for swap in (0.0, 1.0):
+        cfg = replace(greedy, swap=swap, out=f"{config.out}.{swap}")
+        label.main(cfg)
+        responses.append([set(r["responses"]) for r in written(cfg.out)])
+    own, swapped = responses
     assert all(len(x) == 1 for x in own) and len(set.union(*own)) > 2
     assert any(len(x) > 1 for x in swapped) and set.union(*swapped) <= set.union(*own)
 
@@ -209,8 +246,7 @@ def test_prompts_of_a_file_are_labelled_by_their_meta(config, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k_min": 1}, "--k-min 1 and --k-max 5"),
-        ({"k_min": 6}, "--k-min 6 and --k-max 5"),
+        ({"k_min": 6}, "--k-min 6 is more than --k-max 5"),
         ({"init": ()}, "--init"),
         ({"max_new": 128}, "--max-new"),
         ({"init": ("none.pt",)}, "none.pt does not exist"),

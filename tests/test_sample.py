@@ -15,6 +15,7 @@ import interop
 import sample
 import sandbox
 from model import GPT, GPTConfig, Scorer
+from plumbing import cli
 from plumbing.files import save_checkpoint
 
 ENC = interop.get_tokenizer("sandbox")
@@ -201,17 +202,19 @@ def test_a_reward_model_with_a_shorter_context_is_refused(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("argv", "message"),
     [
-        ({"n": 0}, "--n and --max-new at least 1"),
-        ({"max_new": 0}, "--n and --max-new at least 1"),
-        ({"temperature": -1.0}, "--temperature must be at least 0"),
-        ({"top_k": -1}, "--top-k"),
+        (["--n", "0"], "--n must be >= 1"),
+        (["--max-new", "0"], "--max-new must be >= 1"),
+        (["--temperature", "-1"], "--temperature must be >= 0"),
+        (["--temperature", "nan"], "--temperature must be a finite number"),
+        (["--top-k", "-1"], "--top-k must be >= 0"),
+        (["--top-p", "1.1"], "--top-p must lie in"),
     ],
 )
-def test_numbers_out_of_range_are_refused(config, change, message):
+def test_numbers_out_of_range_are_refused(argv, message):
     with pytest.raises(ValueError, match=message):
-        sample.main(replace(config, **change))
+        cli.parse(sample.Config, sample.PRESETS, "", ["ppo.pt", *argv], "model")
 
 
 def test_top_p_0_is_greedy(config, printed):
