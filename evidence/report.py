@@ -77,21 +77,9 @@ def greedy_summary(answers, base, seed):
     return figures
 
 
-def check_measured(result):
-    """Raise ValueError if a number is not finite, of which all figures are made."""
-    for answers in filter(None, (result.sampled, result.greedy)):
-        how = "at temperature 1" if answers is result.sampled else "greedily"
-        found = {"score": answers.score, "RM score": answers.rm_score, "log-ratio": answers.kl}
-        measured = {name: x.tolist() for name, x in found.items() if x is not None}
-        check_finite(f"{result.name}, {how}", measured)
-    check_finite(result.name, {"pretraining loss": result.text_loss})
-
-
 def make_report(results, baseline, judge, seed):
     """[Result, ...] -> what report.json holds. `baseline` is a number of a result, `judge` the
     name of what scored the answers. Raises ValueError if a number is not finite."""
-    for r in results:
-        check_measured(r)
     base = results[baseline]
     cases = rows_by_case(base.sampled)
     scores = np.stack([r.sampled.score for r in results])    # (S, N)

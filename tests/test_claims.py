@@ -263,6 +263,12 @@ def test_settings_that_lead_to_no_page_are_refused(config, wrong, says):
 LINE = {"experiment": "tall", "seed": 101, "commit": "", "seconds": 1, "figures": {"height": 1.0}}
 
 
+@pytest.mark.parametrize("flags", ["--workers 0", "--seeds 1 -1"])
+def test_settings_without_a_sense_are_refused(flags):
+    with pytest.raises(ValueError, match=flags.split()[0]):
+        cli.parse(claims.Config, claims.PRESETS, "", flags.split(), "claims")
+
+
 @pytest.mark.parametrize(
     "broken",
     [

@@ -16,6 +16,7 @@ import evaluate
 import interop
 from evidence import answers
 from model import GPT, GPTConfig, Scorer
+from plumbing import cli
 from plumbing.files import save_checkpoint
 from plumbing.results import write_jsonl
 
@@ -259,7 +260,10 @@ def test_a_finished_report_is_shown_again_and_no_other_is_replaced(config, tmp_p
         assert evaluate.main(cfg) == first
         said = capsys.readouterr().out
         assert "finished already" in said and said.endswith(shown)
-        for other in ({"seed": 1}, {"systems": config.systems}, {"rm": ""}, {"n": 5}):
+        ppo = config.systems[2]
+        prefixed = {"systems": (config.systems[1], f"bon2:{ppo}")}  # of the same files
+        other_baseline = {"baseline": ppo}
+        for other in ({"seed": 1}, {"rm": ""}, {"n": 5}, prefixed, other_baseline):
             with pytest.raises(ValueError, match="report.json is there already"):
                 evaluate.main(replace(cfg, **other))
     assert made == {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()}
@@ -287,6 +291,15 @@ def test_no_report_is_written_of_a_model_that_is_broken(config, tmp_path, kind):
     with pytest.raises(ValueError, match="not finite"):
         evaluate.main(replace(config, out=str(tmp_path / "r"), **broken))
     assert not list((tmp_path / "r").iterdir())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--seed -1", "--n 0", "--max-new 0", "--batch 0", "--precision fp8", "--seed 1" + "0" * 30],
+)
+def test_settings_without_a_sense_are_refused(flags):
+    with pytest.raises(ValueError, match=flags.split()[0]):
+        cli.parse(evaluate.Config, evaluate.PRESETS, "", flags.split(), "systems")
 
 
 def test_a_text_shorter_than_a_block_is_refused(config, tmp_path):

@@ -98,6 +98,14 @@ def test_two_processes_that_want_a_file_make_it_once(tmp_path):
     assert [p.exitcode for p in processes] == [0, 0] and len(ran(tmp_path)) == 1
 
 
+def test_what_is_printed_goes_into_no_file_of_somebody_else(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    os.symlink(tmp_path / "mine", tmp_path / "a.pt.txt")
+    with pytest.raises(ValueError, match=r"a\.pt\.txt cannot be written: it is a link"):
+        World(9, str(tmp_path)).make("a.pt", stage(tmp_path))
+    assert (tmp_path / "mine").read_text() == "mine" and not os.path.exists(tmp_path / "ran")
+
+
 def test_the_first_comparisons_are_a_file_of_their_own(tmp_path):
     world = World(9, str(tmp_path))
     write_jsonl(tmp_path / "comparisons.jsonl", [{"n": i} for i in range(20)])
