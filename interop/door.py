@@ -17,6 +17,7 @@ from data import cut_blocks, decode_response, pack
 from interop import records
 from interop.formats import files_in, read_records
 from interop.gpt2 import read_model, sizes_fit
+from interop.records import shown
 
 READERS = {
     "texts": records.texts,
@@ -156,7 +157,7 @@ def load_model(path, cls, tokenizer=None, device="cpu", dropout=0.0, context=0):
     kind, config, own = checkpoint["kind"], checkpoint["config"], checkpoint["tokenizer"]
     if kind != cls.kind:
         needed = MADE.get(cls.kind, cls.kind)
-        raise ValueError(f"{path} is {MADE.get(kind, kind[:40])}; here {needed} is needed")
+        raise ValueError(f"{path} is {MADE.get(kind, shown(kind))}; here {needed} is needed")
     hashes = {own["hash"], tokenizer["hash"] if tokenizer else ""}
     if len(hashes) == 2 and "" not in hashes:              # "": a hash that is not known yet
         raise ValueError(f"{path} was trained with the tokenizer {own['name']}, the other model "
@@ -180,7 +181,7 @@ def _wrong_config(config_class, config, weights):
     types = typing.get_type_hints(config_class)
     for name in [*config, *types]:
         if name not in types:
-            return f"there is no {str(name)[:80]} in a {config_class.__name__}"
+            return f"there is no {shown(name)} in a {config_class.__name__}"
         if name not in config:
             return f"it has no {name}"
     numbers = sum(w.numel() for w in weights.values())
@@ -197,11 +198,20 @@ def _wrong_config(config_class, config, weights):
     return "" if sizes_fit(config) else "its sizes do not fit together"
 
 
+class _Undrawn(torch.overrides.TorchFunctionMode):
+    """Draws no numbers for a model of shapes, for which PyTorch would load its compiler, two
+    seconds long."""
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def _wrong_weights(cls, config, weights):
     """The first of the weights that a model of this config has not, or has in another shape, or
     "". The model that is built to see it is one of shapes, without memory."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             expected = cls(cls.config_class(**config)).state_dict()
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as e:
         return f"{type(e).__name__}: {str(e).partition(chr(10))[0]}"
@@ -211,4 +221,4 @@ def _wrong_weights(cls, config, weights):
         if x.shape != weights[name].shape:
             return f"{name} is {tuple(weights[name].shape)}, and should be {tuple(x.shape)}"
     more = weights.keys() - expected.keys()
-    return f"{min(more)[:80]} is none of a {cls.__name__}'s weights" if more else ""
+    return f"{shown(min(more))} is none of a {cls.__name__}'s weights" if more else ""

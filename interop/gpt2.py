@@ -17,7 +17,7 @@ import zipfile
 
 import torch
 
-from interop.records import read_json
+from interop.records import read_json, shown
 from interop.tokenizers import (
     TIMEOUT,
     get_tokenizer,
@@ -103,7 +103,7 @@ def _parts(index):
             raise ValueError(f"{index} names a file that is no .{ending} beside it: fetch it again")
         path = os.path.join(folder, name)
         if not os.path.isfile(path):
-            raise ValueError(f"{index} names {name[:80]}, which is not there: fetch it too")
+            raise ValueError(f"{index} names {name}, which is not there: fetch it too")
         if path not in paths:
             paths.append(path)
     return paths
@@ -257,7 +257,7 @@ def _read_config(path):
         raise ValueError(f"{path} is not the config of a GPT-2: its sizes do not fit together")
     for key, known in KNOWN.items():
         if theirs.get(key, known[0]) not in known:
-            raise ValueError(f"{path} has {key} {str(theirs[key])[:40]}; only GPT-2's own "
+            raise ValueError(f"{path} has {key} {shown(theirs[key])}; only GPT-2's own "
                              f"{known[0]} is known here")
     return config | {"dropout": 0.0}
 
@@ -339,14 +339,15 @@ def _plain(path, weights):
         usual = type(w) in (torch.Tensor, torch.nn.Parameter) and not w.is_nested
         usual = usual and w.layout == torch.strided and w.device.type == "cpu"
         if not usual or not w.dtype.is_floating_point:
-            raise ValueError(f"{path}: {str(name)[:80]} is no tensor of floating-point numbers")
+            raise ValueError(f"{path}: {shown(name)} is no tensor of floating-point numbers")
         storage = w.untyped_storage()
         stored[storage.data_ptr()] = storage.nbytes()
         told += w.numel() * w.element_size()
         if told > 2 * sum(stored.values()) or w.numel() * w.element_size() > storage.nbytes():
-            raise ValueError(f"{path}: {name[:80]} claims more numbers than the file has")
+            raise ValueError(f"{path}: {shown(name)} claims more numbers than the file has")
         plain[name] = w.detach().float().contiguous()
-        if not plain[name].isfinite().all():
-            raise ValueError(f"{path}: {name[:80]} holds numbers that are not finite: the model is "
-                             f"broken, use an earlier one")
+        # a finite sum, which is computed sooner, has finite terms only
+        if not (plain[name].sum().isfinite() or plain[name].isfinite().all()):
+            raise ValueError(f"{path}: {shown(name)} holds numbers that are not finite: the model "
+                             f"is broken, use an earlier one")
     return plain

@@ -89,6 +89,11 @@ def read_json(path):
         raise ValueError(f"{path} is not readable JSON: fetch it again") from e
 
 
+def shown(name):
+    """A name that a stranger's file gives, as it can stand in a sentence."""
+    return "".join(filter(str.isprintable, str(name)[:80]))
+
+
 # ---- parts of a record --------------------------------------------------------------------------
 
 def as_messages(value, where):

@@ -16,7 +16,7 @@ import tiktoken
 import tiktoken.load
 
 import sandbox
-from interop.records import read_file, read_json
+from interop.records import read_file, read_json, shown
 
 EOS = "<|endoftext|>"
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -158,7 +158,7 @@ def stored_tokenizer(own: dict) -> tiktoken.Encoding:
 
     Raises ValueError, also if it has another hash; one of "" is not known yet.
     """
-    name, ranks = own["name"][:80], own.get("ranks")
+    name, ranks = shown(own["name"]), own.get("ranks")
     if isinstance(ranks, str):
         enc = _from_text(_apart(name), ranks)
     elif name in known_names():
