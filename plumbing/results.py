@@ -221,7 +221,7 @@ def hold(out):
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} "
                           f"({command[:500]})".encode(errors="replace"), 0)
     if not HELD:
-        atexit.register(_release_all)
+        atexit.register(release_all)
     HELD[path] = descriptor
     for suffix in BESIDE:
         _sweep(out + suffix)
@@ -256,7 +256,8 @@ def release(out):
         os.close(descriptor)
 
 
-def _release_all():
+def release_all():
+    """Give all locks back."""
     for path in list(HELD):
         release(path.removesuffix(".lock"))
 

@@ -407,8 +407,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "HELD", {})
     (tmp_path / "text.txt").write_text("Anna sells lamps.")
     yield tmp_path
-    for path in list(results.HELD):
-        results.release(path.removesuffix(".lock"))
+    results.release_all()
 
 
 def start(cfg=RUN, stage="toy", data=("text.txt",), **inputs):

@@ -33,7 +33,7 @@ import sft
 import train
 from generate import generate
 from model import GPT, GPTConfig, Scorer
-from plumbing import cli, files, processes
+from plumbing import cli, files, processes, results
 from plumbing.files import read_checkpoint
 from plumbing.processes import frozen_copy, local, whole, whole_state
 from plumbing.results import write_jsonl
@@ -125,6 +125,7 @@ def run(call):
     with disturbance(call), contextlib.suppress(Interrupted, SystemExit):
         cli.run(module.main, module.Config, module.PRESETS, module.__doc__)
     sys.argv = argv
+    results.release_all()  # as at the end of a process
 
 
 def said_by(call):

@@ -36,8 +36,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(results, "HELD", {})
     yield tmp_path
-    for path in list(results.HELD):
-        results.release(path.removesuffix(".lock"))
+    results.release_all()
 
 
 @pytest.fixture
