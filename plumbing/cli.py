@@ -204,8 +204,8 @@ def told(resumes=False, rank="0"):
         end_output()
         sys.exit(1)
     except KeyboardInterrupt:
-        then = "the same command goes on from the last save" if resumes else "nothing was written"
-        print(f"\ninterrupted: {then}", file=sys.stderr)
+        then = ": the same command goes on from the last save" if resumes else ""
+        print(f"\ninterrupted{then}", file=sys.stderr)
         end_output()
         sys.exit(130)
     except Exception as e:

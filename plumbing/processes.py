@@ -8,6 +8,7 @@ One process needs none of this: what PyTorch has for many is imported where it i
 """
 import copy
 import functools
+import multiprocessing
 import os
 import re
 import threading
@@ -112,7 +113,8 @@ def join(cfg):
 
 def end_with_parent():
     """End this process when the one that started it is gone: a killed torchrun tells nobody."""
-    parent = os.getppid()
+    started_by = multiprocessing.parent_process()
+    parent = started_by.pid if started_by else os.getppid()
 
     def watch():
         while os.getppid() == parent:

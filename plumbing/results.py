@@ -335,6 +335,8 @@ def claim(out, meta, names=(), overwrite=False):
 
 def _make_folder(out):
     """Raise ValueError if there is no folder `out` and none can be made."""
+    if not out:
+        check_out(out)                                       # says that it is missing
     try:
         os.makedirs(out, exist_ok=True)
     except OSError as e:
