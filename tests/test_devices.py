@@ -1,15 +1,19 @@
 """plumbing/processes.py in one process: device, precision, frozen copies, recomputed blocks."""
 
+import functools
+import multiprocessing
+import time
 from dataclasses import replace
 
 import pytest
 import torch
+from orphans import hello, outlives
 from tiny import CFG, gpt, lively, ragged, tokens
 from torch import nn
 
 from generate import generate
 from model import GPT, Scorer
-from plumbing.processes import autocast, frozen_copy, get_device, prepare_blocks
+from plumbing.processes import autocast, end_with_parent, frozen_copy, get_device, prepare_blocks
 from train import TrainConfig
 
 RUN = TrainConfig(device="cpu", precision="fp32")
@@ -67,6 +71,29 @@ def test_the_precision_of_a_forward(precision, dtype):
     layer, x = nn.Linear(3, 2), torch.ones(1, 3)
     with autocast(replace(RUN, precision=precision)):
         assert layer(x).dtype == dtype
+
+
+# ------------------------------------------------------------------------------------------------
+# the process that started this one
+
+
+def start_worker(tied):
+    """What torchrun does, and then waits."""
+
+    def work():
+        if tied:
+            end_with_parent()
+        hello()
+        time.sleep(60)
+
+    multiprocessing.get_context("fork").Process(target=work).start()
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_process_ends_when_the_one_that_started_it_is_killed(tied):
+    """Within 3 seconds; without `end_with_parent` it would not."""
+    assert outlives(functools.partial(start_worker, tied), 3 if tied else 0.3) != tied
 
 
 # ------------------------------------------------------------------------------------------------
