@@ -52,7 +52,8 @@ def export(path, folder):
     enc = tokenizer_of(checkpoint)
     weights = _their_weights(path, checkpoint)
     texts = {"config.json": _their_config(checkpoint, enc)}
-    # other patterns do not cut text in the same way there
+    # Other patterns may mean something else there, and cl100k_base's makes one token of a full stop
+    # and the newlines that the template puts behind it.
     has_tokenizer = enc._pat_str in (GPT2_PATTERN, SANDBOX_PATTERN)
     if has_tokenizer:
         texts["tokenizer.json"] = _their_tokenizer(enc)

@@ -89,14 +89,14 @@ def random_text(rng, longest=30):
 
 
 def dialogue(rng):
-    """Messages of which no one is empty, the last one the user's."""
+    """Messages, the last one the user's; some are empty."""
     roles = ["user", "assistant"] * rng.randrange(3) + ["user"]
     if rng.random() < 0.4:
         roles = ["system", *roles]
     messages = []
     for role in roles:
         around = rng.choice(["", " ", "\n", " \n\t "])
-        text = random_text(rng, 8) + rng.choice("aé.?\u0301ſ")
+        text = random_text(rng, 8) + rng.choice("aé.?\u0301ſ") if rng.random() < 0.95 else ""
         messages.append({"role": role, "content": f"{around}{text}{around}"})
     return messages
 
