@@ -345,15 +345,17 @@ def test_old_log_probabilities_and_values_are_those_of_each_prefix():
     )
 
 
-def test_a_response_without_eos_is_scored_at_its_last_token_and_pays_the_penalty():
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_a_response_without_eos_is_scored_at_its_last_token_and_pays_the_penalty(gamma):
     rm = SimpleNamespace(score=lambda ids, length: torch.full(length.shape, 2.0))
     models = at_the_start()._replace(rm=rm)
-    cfg = replace(CFG, eos_penalty=0.5, lam=1.0, max_new=4)
+    cfg = replace(CFG, eos_penalty=0.5, gamma=gamma, lam=1.0, max_new=4)
     x, stats = ppo.roll_out(models, prompts(64), cfg, 0.1, EOS, seed=0)
     length = prompts(64).length + x.mask.sum(1)
     ended = x.ids.gather(1, length[:, None] - 1).squeeze(1) == EOS
     assert 0 < ended.sum() < 64 and x.mask.sum(1)[~ended].unique().item() == 4
-    want = torch.where(ended, 2.0, 1.5)[:, None] * x.mask  # KL 0: the return of every action
+    after = x.mask.flip(1).cumsum(1).flip(1) - 1  # actions after each; KL 0: all returns are this
+    want = gamma**after * torch.where(ended, 2.0, 1.5)[:, None] * x.mask
     torch.testing.assert_close(x.returns, want, atol=1e-4, rtol=0)
     assert stats["score"] == 2.0 and stats["eos_rate"] == pytest.approx(ended.float().mean().item())
 
@@ -743,6 +745,17 @@ def test_what_is_trained_leaves_the_reference_and_the_reward_model_alone(config)
         for p in trained.parameters():
             p.data += 1
         assert not any(torch.equal(p, q) or q.requires_grad for p, q in weights)
+
+
+def test_there_is_no_dropout_in_reinforcement_learning(config):
+    """Though the policy and the reward model were made with it: a ratio would not start from 1."""
+    gpt = GPT(GPTConfig(ENC.n_vocab, 32, 1, 2, 16, dropout=0.5))
+    for name, model in (("dropped.pt", gpt), ("rm.pt", Scorer(gpt.cfg))):
+        save_checkpoint(name, model, interop.tokenizer_id(ENC), {})
+    models, _ = ppo.load_models(replace(config, init="dropped.pt", rm="rm.pt"), "cpu")
+    ids = torch.randint(ENC.n_vocab, (2, 9))
+    for model in models[:2]:
+        assert torch.equal(model.train()(ids), model.eval()(ids))
 
 
 def test_the_value_function_starts_from_the_reward_model_or_from_nothing(config):
