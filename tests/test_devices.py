@@ -1,6 +1,5 @@
 """plumbing/processes.py in one process: device, precision, frozen copies, recomputed blocks."""
 
-import functools
 import multiprocessing
 import time
 from dataclasses import replace
@@ -77,12 +76,11 @@ def test_the_precision_of_a_forward(precision, dtype):
 # the process that started this one
 
 
-def start_worker(tied):
+def start_worker():
     """What torchrun does, and then waits."""
 
     def work():
-        if tied:
-            end_with_parent()
+        end_with_parent()
         hello()
         time.sleep(60)
 
@@ -90,10 +88,8 @@ def start_worker(tied):
     time.sleep(60)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_process_ends_when_the_one_that_started_it_is_killed(tied):
-    """Within 3 seconds; without `end_with_parent` it would not."""
-    assert outlives(functools.partial(start_worker, tied), 3 if tied else 0.3) != tied
+def test_a_process_ends_when_the_one_that_started_it_is_killed():
+    assert not outlives(start_worker, 3)
 
 
 # ------------------------------------------------------------------------------------------------
