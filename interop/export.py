@@ -225,6 +225,8 @@ def _tokenizer_config(checkpoint):
 
 def _check_free(folder):
     """Raise ValueError unless there is nothing at `folder`, or an empty folder."""
+    if not folder:
+        raise ValueError("the folder has no name: name a new one")
     target = os.path.abspath(folder)                         # a slash at the end would hide a link
     empty = os.path.isdir(target) and not os.path.islink(target) and not os.listdir(target)
     if os.path.lexists(target) and not empty:

@@ -16,7 +16,6 @@ from interop.tokenizers import get_tokenizer
 from plumbing import cli
 
 
-
 def green(text):
     """Text in green, with what a terminal would obey written out."""
     return f"{cli.GREEN}{cli.visible(text)}{cli.PLAIN}"
