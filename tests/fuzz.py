@@ -656,7 +656,7 @@ class Outcome(NamedTuple):
     seconds: float
     peak: int  # bytes more than this process had
     problem: str  # "" if there is none
-    said: str  # what it printed on stderr
+    said: str  # the end of what it printed on stderr
     about: str  # what was malformed
 
 
@@ -676,7 +676,7 @@ def ended(run):
     peak = usage.ru_maxrss * 1024 - run.place.world.resident
     out, said = run.place.read("stdout"), run.place.read("stderr")
     problem = judge(run.case, code, peak, out, said) or "; ".join(run.place.harm())
-    return Outcome(run.case, code, seconds, peak, problem, said, run.place.about)
+    return Outcome(run.case, code, seconds, peak, problem, said[-5000:], run.place.about)
 
 
 def each_case(cases, places):

@@ -468,7 +468,7 @@ class Malformed(NamedTuple):
     command: str
     flags: list  # after the command's own, which they override
     bare: list  # instead of the command's own, [] for these
-    make: object  # make(work) writes the malformed file into a folder
+    make: object  # make(work) writes the malformed file into a folder -> how it is malformed
     about: str
 
 
@@ -494,14 +494,18 @@ def checkpoint_case(rng, world):
     """A command that reads a bad checkpoint."""
     kind = rng.choice(["gpt", "gpt", "scorer"])
     command, flags, bare = rng.choice(READERS[kind])
-    good = os.path.join(world, "sft.pt" if kind == "gpt" else "rm.pt")
-    if rng.random() < 0.05:
-        content, about = bomb(rng, read(good)), "bomb"
-    else:
-        content, about = spoiled_checkpoint(rng, good)
-    return Malformed(command, flags.split(), bare.split(),
-                     lambda work: write(os.path.join(work, "bad"), content),
-                     f"bad is a {kind}: {about}")  # fmt: skip
+    good, state = os.path.join(world, "sft.pt" if kind == "gpt" else "rm.pt"), rng.getstate()
+
+    def make(work):
+        rng.setstate(state)
+        if rng.random() < 0.05:
+            content, about = bomb(rng, read(good)), "bomb"
+        else:
+            content, about = spoiled_checkpoint(rng, good)
+        write(os.path.join(work, "bad"), content)
+        return about
+
+    return Malformed(command, flags.split(), bare.split(), make, f"bad is a {kind}")
 
 
 def folder_case(rng, world):
