@@ -147,12 +147,10 @@ def test_a_killed_make_goes_on_to_the_same_bytes(make, tmp_path):
         if (sent, to_all) == (signal.SIGKILL, False):
             left = re.match(r"process (\d+) ", (out / f"{name}.lock").read_text())[1]
             os.kill(int(left), signal.SIGSTOP)
-            second = make()
-            assert second.wait(timeout=60) == 2
-            assert (
-                f"is being written by process {left} on " in (tmp_path / "output.txt").read_text()
-            )
+            second = make().wait(timeout=60)
             os.kill(int(left), signal.SIGKILL)
+            told = f"is being written by process {left} on "
+            assert second == 2 and told in (tmp_path / "output.txt").read_text()
     assert make().wait(timeout=60) == 0
     whole = tmp_path / "whole"
     whole.mkdir()
