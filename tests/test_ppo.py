@@ -377,7 +377,7 @@ def test_the_masked_tokens_of_a_rollout_are_the_sampled_response_and_its_eos():
     assert all(ENC.eot_token not in s[:-1] for s in sampled)
 
 
-@pytest.mark.parametrize("change", [{"microbatch": 3}, {}])
+@pytest.mark.parametrize("change", [{"microbatch": 3}, {"sample_batch": 3}, {}])
 def test_padding_and_microbatches_change_nothing_in_a_rollout(change):
     batch = prompts()
     wider = batch if change else data.Padded(F.pad(batch.ids, (0, 5), value=3), batch.length)
@@ -417,12 +417,18 @@ def test_any_microbatch_size_gives_the_same_gradient_and_statistics(microbatch):
 
 @pytest.mark.parametrize("microbatch", [0, 3])
 @pytest.mark.parametrize("ptx_coef", [0.0, 27.8])
-def test_the_gradient_is_that_of_equation_2_in_one_piece(doubles, microbatch, ptx_coef):
+@pytest.mark.parametrize(
+    ("clip", "value_clip", "whiten"), [(0.2, 0.2, True), (0.1, 0.3, True), (0.3, 0.1, False)]
+)
+def test_the_gradient_is_that_of_equation_2_in_one_piece(
+    doubles, microbatch, ptx_coef, clip, value_clip, whiten
+):
     """Surrogate, value loss and pretraining term as the papers write them, without any masking."""
     models, x = off_policy()
     torch.manual_seed(2)
     text = torch.randint(7, (5, 24))
     cfg = replace(CFG, microbatch=microbatch, ptx_coef=ptx_coef, vf_coef=0.7)
+    cfg = replace(cfg, clip=clip, value_clip=value_clip, whiten=whiten)
     got, logged = total_losses(models, x, cfg, text if ptx_coef else NO_TEXT)
 
     rows, columns = x.mask.nonzero(as_tuple=True)  # the actions: what follows is flat over them
@@ -430,11 +436,12 @@ def test_the_gradient_is_that_of_equation_2_in_one_piece(doubles, microbatch, pt
     said = said[range(len(rows)), x.ids[rows, columns + 1]]
     ratio = (said - x.old_logp[rows, columns]).exp()
     adv = x.adv[rows, columns]
-    adv = (adv - adv.mean()) / (adv.var(correction=0) + 1e-8).sqrt()
-    surrogate = torch.min(ratio * adv, ratio.clamp(0.8, 1.2) * adv).mean()
+    if whiten:
+        adv = (adv - adv.mean()) / (adv.var(correction=0) + 1e-8).sqrt()
+    surrogate = torch.min(ratio * adv, ratio.clamp(1 - clip, 1 + clip) * adv).mean()
     old, returns = x.values[rows, columns], x.returns[rows, columns]
     values = models.value(x.ids)[rows, columns]
-    near = old + (values - old).clamp(-0.2, 0.2)
+    near = old + (values - old).clamp(-value_clip, value_clip)
     value = 0.5 * torch.max((values - returns) ** 2, (near - returns) ** 2).mean()
     logits = models.policy(text)[:, :-1]
     likelihood = -F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
