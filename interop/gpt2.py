@@ -7,6 +7,7 @@
 The names of our weights are theirs but for a prefix, ".mlp." and the order of the axes of matrices:
 theirs are (in, out). Wherever a checkpoint can be named, so can such a folder.
 """
+import contextlib
 import hashlib
 import http.client
 import json
@@ -16,6 +17,7 @@ import urllib.request
 import zipfile
 
 import torch
+from tqdm import tqdm
 
 from interop.records import read_json, shown
 from interop.tokenizers import (
@@ -122,19 +124,19 @@ def _download(name):
                 os.makedirs(folder, exist_ok=True)
                 _fetch_once(f"{HUB}/{name}/resolve/main/{file}", target)
         except (OSError, ValueError, http.client.HTTPException) as e:
-            raise ValueError(f"{name} could not be downloaded ({e or type(e).__name__}); without a "
-                             f"network, put {file} of {HUB}/{name} into {folder}, or name a folder "
-                             f"that has the model") from e
+            raise ValueError(f"{name} could not be downloaded ({str(e) or type(e).__name__}); "
+                             f"without a network, put {file} of {HUB}/{name} into {folder}, or "
+                             f"name a folder that has the model") from e
     return folder
 
 
 def _fetch_once(url, target):
     """Download a file; of several processes one does, and the others wait for it. Raises OSError,
     HTTPException, ValueError."""
-    import fcntl  # here, since Windows has none
-
     with open(f"{os.path.dirname(target)}.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(ImportError):             # Windows
+            import fcntl
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if os.path.exists(target):
             return
         part = f"{target}.part"
@@ -165,10 +167,14 @@ def _fetch(url, part):
         published = response.headers["X-Linked-Etag"] or redirects.sha256
         if response.url == url:
             published = published or response.headers["ETag"]
-        for piece in iter(lambda: response.read(PIECE), b""):
-            f.write(piece)
-            digest.update(piece)
+        with tqdm(desc=url, total=int(length or 0) or None, unit="B", unit_scale=True) as bar:
+            for piece in iter(lambda: response.read(PIECE), b""):
+                f.write(piece)
+                digest.update(piece)
+                bar.update(len(piece))
         size = f.tell()
+        f.flush()
+        os.fsync(f.fileno())
     if length is not None and size != int(length):
         raise OSError("the connection broke")
     known = SHA256.fullmatch(published or "")
@@ -343,7 +349,7 @@ def _plain(path, weights):
         storage = w.untyped_storage()
         stored[storage.data_ptr()] = storage.nbytes()
         told += w.numel() * w.element_size()
-        if told > 2 * sum(stored.values()) or w.numel() * w.element_size() > storage.nbytes():
+        if told > 2 * sum(stored.values()):
             raise ValueError(f"{path}: {shown(name)} claims more numbers than the file has")
         plain[name] = w.detach().float().contiguous()
         # a finite sum, which is computed sooner, has finite terms only

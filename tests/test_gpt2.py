@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import threading
+import zipfile
 
 import pytest
 import tiktoken
@@ -551,12 +552,13 @@ def server(hub, monkeypatch):
             digest = hashlib.sha256(content).hexdigest()
             asked.append(name)
             if how == "silent":
-                over.wait(20)
-                return
-            if how.startswith("linked") and not self.path.startswith("/elsewhere"):
+                over.wait(3)
+            moved = self.path.startswith("/elsewhere")
+            if how in ("elsewhere", "linked", "linked, changed") and not moved:
                 self.send_response(302)
                 self.send_header("Location", f"/elsewhere/{name}")
-                self.send_header("X-Linked-Etag", f'"{digest}"')
+                if how != "elsewhere":
+                    self.send_header("X-Linked-Etag", f'"{digest}"')
                 self.end_headers()
                 return
             if how == "linked, changed":
@@ -566,9 +568,8 @@ def server(hub, monkeypatch):
             self.send_response(200)
             if how != "no length":
                 self.send_header("Content-Length", str(len(content)))
-            if how == "linked":
-                self.send_header("ETag", '"' + "0" * 64 + '"')  # of who stores it, not of the hub
-            if how == "another hash":
+            if how in ("elsewhere", "linked", "another hash"):
+                # elsewhere it may be a hash of anything
                 self.send_header("ETag", '"' + "0" * 64 + '"')
             self.end_headers()
             self.wfile.write(content[: len(content) // 2] if how == "cut" else content)
@@ -587,7 +588,7 @@ def server(hub, monkeypatch):
         thread.join()
 
 
-@pytest.mark.parametrize("how", ["", "no length", "linked"])
+@pytest.mark.parametrize("how", ["", "no length", "linked", "elsewhere"])
 def test_a_download_over_http(server, hub, exported, how):
     server[0].update(dict.fromkeys(FILES, how))
     assert same(load_model("gpt2", GPT)[0].state_dict(), read_model(str(exported))["weights"])
@@ -667,6 +668,22 @@ def filled(number, dtype=torch.float32):
 
 def text(name, content):
     return lambda folder: (folder / name).write_bytes(content)
+
+
+def safetensors(offsets, size):
+    """A file with tensors of 100 numbers at these offsets, of which it has `size` bytes."""
+    tensors = {k: {"dtype": "F32", "shape": [100], "data_offsets": x} for k, x in offsets.items()}
+    header = json.dumps(tensors).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size)
+
+
+def deflated(folder):
+    """Its zeros take a thousandth of their size; PyTorch would read them."""
+    path = folder / "pytorch_model.bin"
+    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
+    assert torch.load(path)
 
 
 def cut_to(share):
@@ -767,6 +784,15 @@ REFUSED = {
     "code": (
         weights(lambda found: found | {"transformer.ln_f.bias": Code()}),
         "is not a readable file of GPT-2's weights",
+    ),
+    "deflated": (deflated, "is not a readable file of GPT-2's weights"),
+    "safetensors, many of one": (
+        text("model.safetensors", safetensors({f"x{i}": [0, 400] for i in range(2)}, 700)),
+        "safetensors is not a readable file of GPT-2's weights",
+    ),
+    "safetensors, backwards": (
+        text("model.safetensors", safetensors({"x": [4, 3], "y": [0, 400]}, 399)),
+        "safetensors is not a readable file of GPT-2's weights",
     ),
     "safetensors, cut off": (
         text("model.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{"),
