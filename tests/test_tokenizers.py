@@ -363,7 +363,13 @@ def change_vocab(change):
     return changed
 
 
+def merges_backwards(folder):
+    first, *lines = (folder / "merges.txt").read_text().split("\n")[:-1]
+    (folder / "merges.txt").write_text("\n".join([first, *lines[::-1]]))
+
+
 @pytest.mark.parametrize(("damage", "says"), [
+    (merges_backwards, "its tokens are not in the order of its merges"),
     (change_vocab(list), r"vocab\.json is no vocabulary"),
     (change_vocab(lambda v: v | {"A": 1.5}), r"vocab\.json is no vocabulary"),
     (change_vocab(lambda v: v | {"A": True}), r"vocab\.json is no vocabulary"),
