@@ -22,15 +22,16 @@ all: $(AT)/report/report.md
 	$(PY) -m pip install --quiet --requirement requirements.txt
 	touch $@
 
-# A folder has one seed: who comes with another is told so before anything is made with it.
-$(AT)/make.seed:
+# A folder has one seed: who comes with another is told so before anything is made with it. What is
+# older than this file somebody made by hand: the stages see whether it is theirs.
+$(AT)/make.seed: ALWAYS | .venv/ready
 	@mkdir -p "$(OUT)"
 	@test -e "$@" || (set -C; echo "$(SEED)" > "$@") || test -e "$@"
 	@test "$$(cat "$@")" = "$(SEED)" \
-	  || { echo "error: OUT=$(OUT) was begun with SEED=$$(cat "$@"), not SEED=$(SEED):" \
+	  || { echo "error: $@ says that OUT was begun with SEED=$$(cat "$@"), not SEED=$(SEED):" \
 	    "choose another OUT, or remove with make clean what was made in this one" >&2; exit 2; }
 
-$(AT)/base.pt: | .venv/ready $(AT)/make.seed
+$(AT)/base.pt: $(AT)/make.seed
 	$(PY) pretrain.py --seed $(SEED) --out "$@"
 
 $(AT)/sft.pt: $(AT)/base.pt
@@ -104,4 +105,4 @@ clean:
 
 # What is written is whole: an interrupted make is not to delete it.
 .PRECIOUS: $(foreach x,$(MODELS) $(RECORDS) report/report.md,$(AT)/$(x))
-.PHONY: all rounds claims test clean $(AT)/make.seed
+.PHONY: all rounds claims test clean ALWAYS

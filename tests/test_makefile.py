@@ -40,7 +40,7 @@ elif words[0] != "-m":
     if "." not in os.path.basename(out):
         os.makedirs(out, exist_ok=True)
         out += "/report.md"
-    open(out, "a").close()
+    open(out, "w").close()
     time.sleep({seconds})
 """
 
@@ -121,6 +121,16 @@ def test_what_is_missing_is_made_again_with_what_follows_from_it(root, standin, 
     assert results(standin.calls()) == ["ppo-plain.pt", "ppo.pt", "report", "rm.pt"]
 
 
+def test_each_command_sees_what_was_made_by_hand_before(root, standin, out):
+    """It knows whether it has made that, with which seed."""
+    os.makedirs(out)
+    for name in ("base.pt", "sft.pt"):
+        with open(f"{out}/{name}", "w"):
+            os.utime(f"{out}/{name}", (0, 0))
+    assert make(root, f"OUT={out}", f"PY={standin.path}")[0] == 0
+    assert results(standin.calls()) == ARTEFACTS
+
+
 def data_of(calls):
     """Names of the comparisons of each reward model."""
     found = []
@@ -161,7 +171,7 @@ def test_another_seed_is_refused_before_anything_is_made_with_it(root, standin, 
             os.remove(f"{out}/{name}")
         code, said = make(root, *given, goal, SEED="4")
         assert code == 2 and standin.calls() == []
-        assert f"error: OUT={out} was begun with SEED=3, not SEED=4: choose another OUT" in said
+        assert f"error: {out}/make.seed says that OUT was begun with SEED=3, not SEED=4" in said
     assert make(root, *given, "clean", SEED="4")[0] == 0
     assert make(root, *given, SEED="4")[0] == 0 and len(standin.calls()) == len(ARTEFACTS)
 
