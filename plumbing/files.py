@@ -74,13 +74,12 @@ def read_checkpoint(path, mmap=False):
 
 
 def check_archive(path):
-    """The size of a file, bytes. Raises ValueError if it is no archive as torch.save writes it,
-    which cannot unpack to more."""
+    """The size of a file, bytes. Raises ValueError unless it is an archive that does not unpack to
+    more, as those that torch.save writes."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     size = os.path.getsize(path)
-    if not stored or sum(entry.file_size for entry in entries) > size:
+    if sum(entry.file_size for entry in entries) > size:
         raise ValueError("it is packed")
     return size
 

@@ -102,14 +102,14 @@ def test_a_folder_that_does_not_exist_is_a_sentence(tmp_path, gpt):
         save_checkpoint(tmp_path / "no" / "m.pt", gpt, TOKENIZER, {})
 
 
-@pytest.mark.parametrize("limit", [0, 5000, 15_000])
+@pytest.mark.parametrize("limit", [0, 5000, 15_000, 1_000_000])
 def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path, gpt, limit):
     """Not by PyTorch's "unexpected pos 64 vs 0"."""
     path = tmp_path / "m.pt"
     path.write_text("old")
     says = r"cannot write .*m.pt \(File too large\): free some space or choose another --out$"
     with full_disk(limit), pytest.raises(ValueError, match=says):
-        save_checkpoint(path, gpt, TOKENIZER, {})
+        save_checkpoint(path, gpt, TOKENIZER, {}, more=torch.zeros(500_000))
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["m.pt"]
 
 
