@@ -72,6 +72,8 @@ def chat(model, rm, enc, cfg, room):
             said = input("You: ").strip()
         except EOFError:
             said = ""
+        except UnicodeDecodeError as e:
+            raise ValueError(f"what was typed is not UTF-8 ({e.reason})") from e
         if not said:
             return
         messages.append({"role": "user", "content": said})

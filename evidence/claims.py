@@ -386,7 +386,7 @@ def read_lines(path):
             lines.append(checked(json.loads(line)))
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
                 RecursionError) as e:
-            raise ValueError(f"{path}, line {n} is no line of claims.py ({e}): delete it, and it "
+            raise ValueError(f"{path}, line {n} is no line of claims.py: delete it, and it "
                              f"is measured again") from e
     return lines
 

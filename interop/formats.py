@@ -435,12 +435,20 @@ def read_rows(path, renamed):
     elif re.match(r'\s*\{\s*["}]', text):
         yield from _json_lines(path, text)
     elif _is_table(text, renamed):
-        csv.field_size_limit(1 << 30)
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        for row in reader:
-            yield f"{path}, line {reader.line_num}", row
+        yield from _csv_lines(path, text)
     elif text.strip():
         yield path, {"text": text}
+
+
+def _csv_lines(path, text):
+    """The dicts of a table whose first line has the names."""
+    csv.field_size_limit(1 << 30)
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        for row in reader:
+            yield f"{path}, line {reader.line_num}", row
+    except csv.Error as e:
+        raise ValueError(f"{path}, line {reader.line_num}: not CSV ({e})") from e
 
 
 def _json_lines(path, text):
@@ -480,7 +488,10 @@ def _is_table(text, renamed):
     """Whether the first line is the header of a CSV table: it has a `prompt`, or several plain
     names of which one is known."""
     first_line = text.partition("\n")[0][:10_000]
-    header = next(csv.reader([first_line]), [])
+    try:
+        header = next(csv.reader([first_line]), [])
+    except csv.Error:
+        return False                             # a carriage return in the midst of text
     names = [renamed.get(name, name) for name in header]
     known = {"text", "instruction", "question", "chosen", "messages"} & set(names)
     plain = len(names) > 1 and all(name.isidentifier() for name in names)

@@ -50,7 +50,12 @@ def parse(Config, presets, doc, argv=None, positional=None):
         add_argument(parser, field.name, kinds[field.name], default, help, positional)
     args = vars(parser.parse_args(argv))
     args.pop("preset", None)
-    cfg = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()})
+    for name, value in args.items():
+        if isinstance(value, list):
+            if typing.get_origin(kinds[name]) is not tuple:  # argparse's answer to --lr=--
+                parser.error(f"argument --{name.replace('_', '-')}: expected one value")
+            args[name] = tuple(value)
+    cfg = Config(**args)
     ranges.check(cfg)
     return cfg
 

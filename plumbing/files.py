@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import sys
+import warnings
 import zipfile
 from dataclasses import asdict
 from typing import NamedTuple
@@ -51,7 +52,9 @@ def read_checkpoint(path, mmap=False):
         raise ValueError(f"{path} does not exist")
     try:
         size = check_archive(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():                      # of tensors that no model has
+            warnings.simplefilter("ignore")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (OSError, MemoryError):
         raise                                                # the file may be good
     except pickle.UnpicklingError as e:
@@ -89,8 +92,16 @@ def is_checkpoint(x):
     kinds = {"kind": str, "config": dict, "weights": dict, "tokenizer": dict, "meta": dict}
     if not isinstance(x, dict) or not all(isinstance(x.get(k), t) for k, t in kinds.items()):
         return False
+    try:
+        json.dumps([x["config"], x["tokenizer"], x["meta"]])
+    except (TypeError, ValueError, RecursionError):          # tensors could be anywhere
+        return False
     named = all(isinstance(x["tokenizer"].get(k), str) for k in ("name", "hash"))
-    return named and all(isinstance(k, str) and is_plain(w) for k, w in x["weights"].items())
+    parts = [x["meta"].get(k, {}) for k in ("config", "inputs", "metrics")]
+    if not named or not all(isinstance(part, dict) for part in parts):
+        return False
+    numbers = all(isinstance(v, int | float) for v in parts[-1].values())
+    return numbers and all(isinstance(k, str) and is_plain(w) for k, w in x["weights"].items())
 
 
 def is_plain(x):
@@ -259,7 +270,9 @@ def resume(t: Training):
             restore(saved, t.modules, t.optimizers, t.average)
             start, best = int(saved["resume"]["step"]), saved["resume"]["best"]
             t.state.update(saved["resume"]["state"])
-        except (LookupError, TypeError, ValueError, AttributeError) as e:
+            if best is not None:
+                best |= {"metrics": dict(best["metrics"]), "weights": dict(best["weights"])}
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
             raise ValueError(f"{t.run.cfg.out}.part does not hold what this run has saved: move "
                              f"it away to start again") from e
         print(f"going on from step {start} of {t.run.cfg.out}.part")
