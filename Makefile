@@ -8,7 +8,8 @@ PYTHON ?= python3
 SEED   ?= 0
 OUT    ?= .
 PY     := .venv/bin/python
-# the folder as targets have it, its spaces escaped; commands quote it
+# Commands quote the folder, so the shell sees no ~ there; in targets its spaces are escaped.
+override OUT := $(patsubst ~/%,$(HOME)/%,$(OUT))
 AT     := $(subst $() ,\ ,$(OUT))
 
 all: $(AT)/report/report.md

@@ -131,6 +131,13 @@ def test_each_command_sees_what_was_made_by_hand_before(root, standin, out):
     assert results(standin.calls()) == ARTEFACTS
 
 
+def test_the_home_folder_is_what_the_shell_would_make_of_it(root, standin, tmp_path):
+    code, said = make(root, "OUT=~/of mine", f"PY={standin.path}", HOME=str(tmp_path))
+    assert code == 0, said
+    assert results(standin.calls()) == ARTEFACTS
+    assert (tmp_path / "of mine" / "make.seed").read_text() == "0\n"
+
+
 def data_of(calls):
     """Names of the comparisons of each reward model."""
     found = []
