@@ -66,9 +66,10 @@ def prompts(n=8, seed=0):
 
 
 def off_policy():
-    """Models and a rollout of another policy: ratios differ from 1 and some are clipped."""
-    models = players()
-    other = models._replace(policy=players(1).policy)
+    """Models and a rollout of another policy and value function: ratios differ from 1, values from
+    those of the rollout, and some of both are clipped."""
+    models, others = players(), players(1)
+    other = models._replace(policy=others.policy, value=others.value)
     other.policy.wte.weight.data *= 3
     rollout, _ = ppo.roll_out(other, prompts(), CFG, 0.1, EOS, seed=0)
     return models, rollout
@@ -442,6 +443,7 @@ def test_the_gradient_is_that_of_equation_2_in_one_piece(
     old, returns = x.values[rows, columns], x.returns[rows, columns]
     values = models.value(x.ids)[rows, columns]
     near = old + (values - old).clamp(-value_clip, value_clip)
+    assert 0 < ((near - returns) ** 2 > (values - returns) ** 2).sum() < len(rows)
     value = 0.5 * torch.max((values - returns) ** 2, (near - returns) ** 2).mean()
     logits = models.policy(text)[:, :-1]
     likelihood = -F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
@@ -549,14 +551,34 @@ def test_each_iteration_draws_anew():
     assert len(said) == 3 and said[0] != said[1] and said[1] != said[2]
 
 
+def asked_in(step):
+    """The prompts of a minibatch, in its order."""
+    rows = zip(step.rollout.ids.tolist(), step.rollout.mask.tolist())
+    return [tuple(ids[: mask.index(True) + 1]) for ids, mask in rows]
+
+
 def test_minibatches_answer_the_prompts_of_shuffled_epochs():
     """Three rollouts of 8 are two epochs over 12 prompts."""
     answered = Counter()
     for step in yielded(at_the_start()):
-        for ids, mask in zip(step.rollout.ids.tolist(), step.rollout.mask.tolist()):
-            answered[tuple(ids[: mask.index(True) + 1])] += 1
+        answered.update(asked_in(step))
     prompts = [tuple(prompt) for prompt in inputs().prompts]
     assert answered == Counter(prompts + prompts)
+
+
+def test_another_seed_has_other_prompts_text_responses_and_orders():
+    text = torch.arange(6)[:, None].expand(6, 24)
+    same_prompts = inputs()._replace(prompts=[[1]] * 12)
+    found = []
+    for seed in (1, 2):
+        cfg = replace(LOOP, minibatch=8, epochs=2, seed=seed)
+        first, second, *_ = steps = yielded(at_the_start(), cfg, text=text)
+        blocks = [step.text[:, 0].tolist() for step in steps]
+        order = [episodes([first]).index(episode) for episode in episodes([second])]
+        step = next(ppo.minibatches(at_the_start(), same_prompts, cfg, {"kl_coef": 0.1}, "cpu"))
+        responses = sorted(step.rollout.responses())
+        found.append((sorted(asked_in(first)), blocks, order, responses))
+    assert all(a != b for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("epochs", [1, 2])

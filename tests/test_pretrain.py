@@ -100,6 +100,25 @@ def test_a_tiny_run_learns_and_its_checkpoint_stands_alone(config):
     assert [enc.decode([t]) for t in likeliest] == [" soup", " rice", " fish"]
 
 
+def test_another_seed_starts_from_other_weights_and_takes_the_text_in_another_order(
+    config, monkeypatch
+):
+    started = []
+
+    def look(run, networks, batches, *rest):
+        source = batches(0)
+        started.append((networks[0].module.wte.weight, torch.stack([next(source), next(source)])))
+        return {}
+
+    monkeypatch.setattr(pretrain, "train", look)
+    for seed in (1, 1, 2):
+        pretrain.main(replace(config, seed=seed))
+    (weight, first), (same_weight, same), (other_weight, other) = started
+    assert torch.equal(same_weight, weight) and not torch.equal(other_weight, weight)
+    assert torch.equal(same, first) and not torch.equal(other, first)
+    assert not torch.equal(first[0], first[1])
+
+
 def test_the_held_out_text_is_measured_and_not_trained_on(config, tmp_path):
     """The last 2 % of the text are of words that occur nowhere else in it."""
     docs = ["Anna eats red soup."] * 490 + ["Ben sells blue lamps!"] * 10

@@ -304,6 +304,23 @@ def test_the_trunk_starts_from_the_sft_model(config):
     assert_same_weights(weights_of(rm.trunk), weights_of(sft))
 
 
+def test_another_seed_starts_from_another_head_and_takes_the_data_in_another_order(
+    config, monkeypatch
+):
+    started = []
+
+    def look(run, networks, batches, *rest, **more):
+        started.append((weights_of(networks[0].module.head), next(batches(0))))
+        return {}
+
+    monkeypatch.setattr(reward, "train", look)
+    for seed in (1, 1, 2):
+        reward.main(replace(config, seed=seed))
+    (head, first), (same_head, same), (other_head, other) = started
+    assert_same_weights(same_head, head)
+    assert same == first != other and not torch.equal(other_head["weight"], head["weight"])
+
+
 def test_evaluations_change_no_weight(config):
     weights = []
     for every in (1, 0):

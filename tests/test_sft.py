@@ -185,6 +185,9 @@ def test_minibatches_are_shuffled_epochs_of_demonstrations_and_of_text():
     for step in steps[6:]:
         other = next(from_6)
         assert other.demonstrations == step.demonstrations and torch.equal(other.text, step.text)
+    other = next(sft.batches(rows, text, replace(cfg, seed=1), 0))
+    assert other.demonstrations != steps[0].demonstrations
+    assert not torch.equal(other.text, steps[0].text)
     without = next(sft.batches(rows, text[:0], cfg, 0))
     assert len(without.text) == 0 and without.demonstrations == steps[0].demonstrations
 

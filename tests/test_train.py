@@ -292,7 +292,7 @@ def test_the_batch_is_made_after_the_previous_update_and_the_ema_follows_the_wei
 
 
 def test_dropout_is_on_and_drawn_anew_at_each_step(folder):
-    """After an evaluation too, which turns it off; and again the same with the same seed."""
+    """After an evaluation too, which turns it off; again the same with the same seed only."""
     drawn = []
 
     def losses(model, cfg):
@@ -302,11 +302,11 @@ def test_dropout_is_on_and_drawn_anew_at_each_step(folder):
 
         return watched
 
-    for out in ("a.pt", "b.pt"):
-        cfg = replace(CFG, eval_every=1, out=out)
+    for out, seed in (("a.pt", 0), ("b.pt", 0), ("c.pt", 1)):
+        cfg = replace(CFG, eval_every=1, out=out, seed=seed)
         fit(cfg, 4, losses=losses, evaluate=lambda step, model: {})
-    assert drawn[:4] == drawn[4:] and all(0.0 in numbers for numbers in drawn)
-    assert len({tuple(numbers) for numbers in drawn}) == 4
+    assert drawn[:4] == drawn[4:8] and all(0.0 in numbers for numbers in drawn)
+    assert len({tuple(numbers) for numbers in drawn}) == 8
 
 
 def test_select_keeps_the_best_weights(folder):
