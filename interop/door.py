@@ -193,8 +193,6 @@ def _wrong_config(config_class, config, weights):
             return f"its {name} is no {types[name].__name__}"
         if whole and not 0 <= value <= numbers:
             return f"its {name} is {str(value)[:20]}, and the weights have {numbers:,} numbers"
-    if config.get("n_layer", 0) > len(weights):
-        return f"its n_layer is {config['n_layer']:,}, and there are {len(weights):,} weights"
     return "" if sizes_fit(config) else "its sizes do not fit together"
 
 
@@ -207,12 +205,22 @@ class _Undrawn(torch.overrides.TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _shapes(cls, config):
+    """{name: tensor without numbers} of a model of this config."""
+    with torch.device("meta"), _Undrawn():
+        return cls(cls.config_class(**config)).state_dict()
+
+
 def _wrong_weights(cls, config, weights):
     """The first of the weights that a model of this config has not, or has in another shape, or
     "". The model that is built to see it is one of shapes, without memory."""
     try:
-        with torch.device("meta"), _Undrawn():
-            expected = cls(cls.config_class(**config)).state_dict()
+        layers, names = config.get("n_layer", 0), len(weights)
+        if layers > 2:      # modules take memory too: are there weights for most of the layers?
+            one, two = (len(_shapes(cls, config | {"n_layer": n})) for n in (1, 2))
+            if layers * (two - one) > names + 100:
+                return f"its n_layer is {layers:,}, and there are {names:,} weights"
+        expected = _shapes(cls, config)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as e:
         return f"{type(e).__name__}: {str(e).partition(chr(10))[0]}"
     for name, x in expected.items():
