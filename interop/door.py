@@ -160,9 +160,9 @@ def load_model(path, cls, tokenizer=None, device="cpu", dropout=0.0, context=0):
         raise ValueError(f"{path} is {MADE.get(kind, shown(kind))}; here {needed} is needed")
     hashes = {own["hash"], tokenizer["hash"] if tokenizer else ""}
     if len(hashes) == 2 and "" not in hashes:              # "": a hash that is not known yet
-        raise ValueError(f"{path} was trained with the tokenizer {own['name']}, the other model "
-                         f"with {tokenizer['name']}: both must share one tokenizer, so train one "
-                         f"of them again")
+        raise ValueError(f"{path} was trained with the tokenizer {shown(own['name'])}, the other "
+                         f"model with {shown(tokenizer['name'])}: both must share one tokenizer, "
+                         f"so train one of them again")
     weights = checkpoint.pop("weights")
     wrong = _wrong_config(cls.config_class, config, weights) or _wrong_weights(cls, config, weights)
     if wrong:
