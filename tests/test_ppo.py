@@ -17,7 +17,7 @@ import data
 import interop
 import ppo
 import sandbox
-from generate import generate
+from generate import generate, sample
 from model import GPT, GPTConfig, Scorer, scorer_from
 from plumbing.files import read_checkpoint, save_checkpoint
 from plumbing.processes import frozen_copy
@@ -877,6 +877,23 @@ def test_the_policy_and_the_value_function_have_a_learning_rate_each(config):
         assert rates == pytest.approx([0.1, 0.55, 1.0, 1.0])
     still, moved = ([line["value_loss"] for line in log] for log in logs)
     assert moved[0] == still[0] and moved[1] != pytest.approx(still[1], rel=1e-4)
+
+
+def test_the_score_of_the_last_evaluation_is_that_of_the_result(config):
+    metrics = ppo.main(config)
+    result, _ = interop.load_model(config.out, GPT)
+    rm, _ = interop.load_model(config.rm, Scorer)
+    asked = ppo.load_inputs(config, ENC, 32, Counter()).prompts
+    last = 5  # of three iterations of two steps
+    samples = sample(result.eval(), asked, config.max_new, ENC.eot_token, seed=last)
+    scores = rm.eval().score(samples.ids, samples.length)
+    assert len(scores) == 12
+    assert metrics["eval_score"] == pytest.approx(scores.mean().item(), abs=1e-5)
+
+
+def test_prompts_leave_room_for_a_response(config):
+    prompts = ppo.load_inputs(replace(config, max_new=24), ENC, 32, Counter()).prompts
+    assert max(len(prompt) for prompt in prompts) == 32 - 24
 
 
 def short_prompts(n):

@@ -292,6 +292,16 @@ def test_select_rm_keeps_the_epoch_of_the_highest_reward(config, tmp_path, likes
     assert loss not in [pytest.approx(x, abs=1e-3) for x in others]
 
 
+def test_prompts_of_an_evaluation_leave_room_for_an_answer(config):
+    """A prompt fits the context together with what was demonstrated, and not with a sample."""
+    long = [{**d, "prompt": f"{'red ' * 28}{d['prompt']}"} for d in DEMOS]
+    rows = encoded(long)
+    assert min(trained.index(True) for _, trained in rows) + 16 > SIZE.block_size
+    assert max(len(ids) for ids, _ in rows) <= SIZE.block_size
+    write_jsonl(config.data[0], long)
+    assert sft.main(replace(config, epochs=1, max_new=16))["held_out_loss"] > 0
+
+
 def test_dropout_is_that_of_the_command(config):
     """In training; a measurement is made without it."""
     first = {}

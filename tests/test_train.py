@@ -351,15 +351,16 @@ def test_without_select_the_last_weights_are_the_result(folder):
     assert torch.equal(read_checkpoint("toy.pt")["weights"]["wte.weight"], model.wte.weight)
 
 
-def test_stop_in_the_state_ends_the_run(folder):
+@pytest.mark.parametrize(("cycle", "steps"), [(1, 3), (3, 3), (5, 5)])
+def test_stop_in_the_state_ends_the_run_with_its_cycle(folder, cycle, steps):
     state = {}
 
     def batch_at(step):
-        state["stop"] = step == 2
+        state["stop"] = step >= 2
         return four_rows(step)
 
-    fit(CFG, 10, batch_at=batch_at, state=state)
-    assert [x["step"] for x in log_lines()] == [0, 1, 2] and os.path.exists("toy.pt")
+    fit(CFG, 10, batch_at=batch_at, state=state, cycle=cycle)
+    assert [x["step"] for x in log_lines()] == list(range(steps)) and os.path.exists("toy.pt")
 
 
 # -------------------------------------------------------------------------------------------------
