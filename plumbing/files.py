@@ -69,8 +69,8 @@ def read_checkpoint(path, mmap=False):
     if not is_checkpoint(checkpoint):
         raise ValueError(f"{path} is a PyTorch file but not a checkpoint of these scripts: it must "
                          f"hold kind, config, weights, tokenizer and meta")
-    # A view can repeat one number a billion times.
-    if sum(w.numel() * w.element_size() for w in checkpoint["weights"].values()) > size:
+    # A view can repeat one number a billion times; of two names for one weight both are counted.
+    if sum(w.numel() * w.element_size() for w in checkpoint["weights"].values()) > 2 * size:
         raise ValueError(f"{path} claims more weights than it holds: make it again or restore a "
                          f"copy")
     return checkpoint
