@@ -377,7 +377,7 @@ def test_an_unfinished_run_with_other_settings_is_not_overwritten(refusal, insid
     ],
 )
 def test_a_result_that_another_command_made_is_refused_by_name(refusal, inside, script, argv):
-    """A file of someone else, another model, an input, a device."""
+    """A file of someone else, another model, an input, a link."""
     says = "{} is there already, and ({}).*: choose another .*, or --overwrite it"
     said = refusal(script, *argv, "--out", "good")
     assert re.search(says.format("good", "it is no checkpoint|this command did not make it"), said)
@@ -391,8 +391,9 @@ def test_a_result_that_another_command_made_is_refused_by_name(refusal, inside, 
         for more in ([], ["--overwrite"]):
             said = refusal(script, *argv, "--out", "mine.pt", *more)
             assert "mine.pt is one of the inputs: choose another name" in said
-    said = refusal(script, *argv, "--out", "/dev/null", "--overwrite")
-    assert "--out /dev/null cannot be written: it is a device" in said
+    os.symlink("/dev/null", "null")
+    said = refusal(script, *argv, "--out", "null", "--overwrite")
+    assert "--out null cannot be written: it is a link" in said
     assert not [name for name in os.listdir() if name.endswith((".part", ".log.jsonl", ".json"))]
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import socket
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -513,12 +514,18 @@ def test_a_file_of_someone_else_is_refused_by_name(folder, content, says):
     assert read_part(run._replace(cfg=replace(RUN, overwrite=True))) is None
 
 
-@pytest.mark.parametrize("kind", ["link", "folder", "fifo"])
+def make_socket(path):
+    """Something like a device."""
+    with socket.socket(socket.AF_UNIX) as device:
+        device.bind(path)
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "socket"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_links_folders_and_devices_are_refused(folder, gpt, kind, overwrite):
     """As --out, as an unfinished run, and as a log."""
     (folder / "target").write_text("mine")
-    make = {"link": lambda p: os.symlink("target", p), "folder": os.mkdir, "fifo": os.mkfifo}[kind]
+    make = {"link": lambda p: os.symlink("target", p), "folder": os.mkdir, "socket": make_socket}
     run = start(replace(RUN, overwrite=overwrite))
     acts = {
         "m.pt": lambda: start(run.cfg),
@@ -526,7 +533,7 @@ def test_links_folders_and_devices_are_refused(folder, gpt, kind, overwrite):
         "m.pt.log.jsonl": lambda: truncate_log("m.pt.log.jsonl", 0, overwrite),
     }
     for name, act in acts.items():
-        make(name)
+        make[kind](name)
         with pytest.raises(ValueError, match=f"{name} cannot be written: it is a "):
             act()
         os.rmdir(name) if kind == "folder" else os.remove(name)
