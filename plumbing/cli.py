@@ -178,6 +178,12 @@ def leave_others():
         distributed.destroy_process_group()
 
 
+def say(text):
+    """Print to standard error, if it can be written."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 def end_output():
     """Say what is left to be said on standard output, or, if it cannot be, nothing: Python tries
     again at the very end, and complains."""
@@ -195,6 +201,8 @@ def told(resumes=False, rank="0"):
 
     resumes: whether the same command goes on where it was interrupted."""
     where = "" if rank == "0" else f" in process {rank}"
+    if sys.stderr is None:                                   # after `2>&-`
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
     # Of the processes that torchrun started, one speaks; after `>&-` there is no stdout.
     printed = Printed(sys.stdout) if rank == "0" and sys.stdout else io.StringIO()
     try:
@@ -210,7 +218,7 @@ def told(resumes=False, rank="0"):
         sys.exit(1)
     except KeyboardInterrupt:
         then = ": the same command goes on from the last save" if resumes else ""
-        print(f"\ninterrupted{then}", file=sys.stderr)
+        say(f"\ninterrupted{then}")
         end_output()
         sys.exit(130)
     except Exception as e:
@@ -218,7 +226,7 @@ def told(resumes=False, rank="0"):
         if not said:
             raise                                            # a bug, not bad input: show where
         one_line = visible(said).replace("\n", " ")
-        print(f"error{where}: {one_line}", file=sys.stderr)
+        say(f"error{where}: {one_line}")
         end_output()
         sys.exit(2)
 

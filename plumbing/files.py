@@ -271,15 +271,22 @@ def resume(t: Training):
             start, best = int(saved["resume"]["step"]), saved["resume"]["best"]
             t.state.update(saved["resume"]["state"])
             if best is not None:
-                best |= {"metrics": dict(best["metrics"]), "weights": dict(best["weights"])}
+                results.check_finite("the best evaluation", best["metrics"])
+                if shapes(best["weights"]) != shapes(saved["weights"]):
+                    raise ValueError("the best weights are those of another model")
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
             raise ValueError(f"{t.run.cfg.out}.part does not hold what this run has saved: move "
                              f"it away to start again") from e
         print(f"going on from step {start} of {t.run.cfg.out}.part")
     processes.agree(start)
     if processes.rank() == 0:
-        truncate_log(f"{t.run.cfg.out}.log.jsonl", start, t.run.cfg.overwrite)
+        truncate_log(t.run, start)
     return start, best
+
+
+def shapes(weights):
+    """{name: shape} of weights."""
+    return {name: tuple(w.shape) for name, w in weights.items()}
 
 
 def better(best, metrics, step, module):
@@ -325,6 +332,7 @@ def save_result(t: Training, best, metrics):
     metrics = {sys.intern(k): v for k, v in metrics.items() if not k.endswith("_per_second")}
     out = t.run.cfg.out
     if processes.rank() == 0:
+        results.check_unchanged(out)
         meta = t.run.meta | {"metrics": metrics}
         save_checkpoint(out, t.result, t.tokenizer, meta, weights=weights)
         mark_finished(out, t.run.meta)
@@ -344,14 +352,18 @@ def append_log(run, line):
     results.check_place(path)
     try:
         with open(path, "a", encoding="utf-8") as f:
-            f.write(json.dumps(line) + "\n")
+            if os.fstat(f.fileno()).st_nlink > 1:
+                raise ValueError(f"{path} has another name too, whose file would be written: "
+                                 f"choose another --out")
+            f.write(json.dumps({"run": results.name_of(run.meta)} | line) + "\n")
     except OSError as e:
         raise results.unwritten(path, e) from e
 
 
-def truncate_log(path, step, overwrite=False):
-    """Keep the lines of a log before `step`: what follows is written again. Raises ValueError if
-    the file is no log."""
+def truncate_log(run, step):
+    """Keep the lines of a run's log before `step`: what follows is written again. Raises ValueError
+    if the file is not the log of this command."""
+    path, name = f"{run.cfg.out}.log.jsonl", results.name_of(run.meta)
     results.check_place(path)
     kept, lines = [], []
     if os.path.exists(path):
@@ -359,13 +371,15 @@ def truncate_log(path, step, overwrite=False):
             lines = f.readlines()
     for n, line in enumerate(lines, 1):
         try:
-            if json.loads(line)["step"] < step:
+            found = json.loads(line)
+            ours = found["run"] == name and isinstance(found["step"], int)
+            if ours and found["step"] < step:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError, RecursionError) as e:
+        except (ValueError, KeyError, TypeError, RecursionError):
+            # a kill or a full disk has cut the last line short
             is_cut = n == len(lines) and not line.endswith(b"\n")
-            if is_cut and line[:9] == b'{"step": '[:len(line)]:
-                break                                        # by a kill
-            if not overwrite:
-                raise ValueError(f"{path}, line {n} is not of a log: move the file away, choose "
-                                 f"another --out, or --overwrite it") from e
+            ours = is_cut and line.startswith(f'{{"run": "{name}"'.encode())
+        if not (ours or run.cfg.overwrite):
+            raise ValueError(f"{path}, line {n} is not of the log of this command: move the file "
+                             f"away, choose another --out, or --overwrite it")
     results.replace_file(path, lambda f: f.writelines(kept), "wb")

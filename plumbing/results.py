@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import glob
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -18,12 +19,21 @@ import sys
 import tempfile
 from dataclasses import asdict
 
-HELD = {}                   # of this process: result -> (lock file, its descriptor)
+HELD = {}                   # of this process: lock file -> its descriptor
+SEEN = {}                   # file -> how it was when this process saw that it may be replaced
 LONGEST = 200               # bytes of a file's name, which others are made from
-BESIDE = ("", ".part", ".log.jsonl", ".made.json")      # what is written beside a result
+BESIDE = ("", ".part", ".log.jsonl", ".made.json", ".lock")     # what is written beside a result
 
 
 # ---- one file ----------------------------------------------------------------------------------
+
+def located(path):
+    """A path with the folder that it really lies in: one file has one such name."""
+    folder, name = os.path.split(os.fspath(path).rstrip(os.sep) or os.sep)
+    if name in ("", ".", ".."):
+        return os.path.realpath(path)
+    return os.path.join(os.path.realpath(folder), name)
+
 
 def check_place(path, named=""):
     """Raise ValueError if `path` is a link, a folder or a device, through which no file is
@@ -42,7 +52,8 @@ def replace_file(path, write, mode="w"):
 
     Raises ValueError."""
     check_place(path)
-    folder, name = os.path.split(os.path.abspath(path))
+    place = located(path)
+    folder, name = os.path.split(place)
     encoding, temporary = None if "b" in mode else "utf-8", None
     try:
         # A name that nobody can guess: what is planted there would be written through.
@@ -52,7 +63,7 @@ def replace_file(path, write, mode="w"):
             f.flush()
             os.fsync(descriptor)
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        os.replace(temporary, place)
         temporary = None
     except (OSError, RuntimeError) as e:                     # torch.save raises RuntimeError
         raise unwritten(path, e) from e
@@ -120,7 +131,10 @@ def check_out(out):
     check_place(out, f"--out {out}")
     if os.path.basename(out) in ("", ".", ".."):
         raise ValueError(f"--out {out} cannot be written: it names a folder")
-    folder, name = os.path.split(os.path.abspath(out))
+    if os.fspath(out).endswith((*BESIDE[1:], ".tmp")):
+        raise ValueError(f"--out {out} cannot be written: its name is that of what is written "
+                         f"beside a result; choose another")
+    folder, name = os.path.split(located(out))
     if not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
         raise ValueError(f"--out {out} cannot be written: {folder} is not a writable folder")
     if len(os.fsencode(name)) > LONGEST:
@@ -152,11 +166,22 @@ def provenance(cfg, stage, inputs):
     """
     inputs = {k: (v,) if isinstance(v, str) else v for k, v in inputs.items() if v}
     check_inputs(inputs)
+    for suffix in BESIDE if cfg.out else ():
+        beside = f"{cfg.out}{suffix}"
+        for path in itertools.chain(*inputs.values()):
+            if os.path.exists(beside) and os.path.samefile(beside, path):
+                raise ValueError(f"{path} is one of the inputs: choose another name for the "
+                                 f"result than --out {cfg.out}")
     apart = {"out", "overwrite", "log_every", "recompute", "shard", "microbatch", "sample_batch",
              *inputs}
     config = {k: v for k, v in asdict(cfg).items() if k not in apart}
     hashes = {name: [file_hash(path) for path in paths] for name, paths in inputs.items()}
     return {"stage": stage, "config": config, "inputs": hashes}
+
+
+def name_of(meta):
+    """A short name of a command, for the lines of its log."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def same_command(old, meta):
@@ -183,7 +208,7 @@ def refuse_inputs(out, meta):
     """Raise ValueError if the file `out` is one of the inputs of the command of `meta`."""
     digest = file_hash(out)
     if any(digest in hashes for hashes in meta["inputs"].values()):
-        raise ValueError(f"--out {out} is one of the inputs: choose another name for the result")
+        raise ValueError(f"--out {out} is one of the inputs: choose another name")
 
 
 # ---- one writer at a time ----------------------------------------------------------------------
@@ -196,14 +221,16 @@ def hold(out):
         import fcntl
     except ImportError:                                      # Windows
         return
-    path = f"{os.path.abspath(out)}.lock"
+    watch(out)
+    path = f"{located(out)}.lock"
     if path in HELD:
         return
     while True:
         check_place(path)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         holder = os.read(descriptor, 1000).decode(errors="replace")
-        if holder and not re.match(r"process \d+ on \S* \(", holder):
+        foreign = holder and not re.match(r"process \d+ on \S* \(", holder)
+        if foreign or os.fstat(descriptor).st_nlink > 1:
             os.close(descriptor)
             raise ValueError(f"{path} is no lock of ours: choose another --out")
         try:
@@ -237,7 +264,7 @@ def _is_at(descriptor, path):
 
 def _sweep(path):
     """Remove the temporary files of `path` that a killed process left."""
-    folder, name = os.path.split(os.path.abspath(path))
+    folder, name = os.path.split(located(path))
     pattern = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}\.tmp")
     for found in glob.glob(os.path.join(glob.escape(folder), f".{glob.escape(name)}.*.tmp")):
         if pattern.fullmatch(os.path.basename(found)):
@@ -247,7 +274,7 @@ def _sweep(path):
 
 def release(out):
     """Give the lock back."""
-    path = f"{os.path.abspath(out)}.lock"
+    path = f"{located(out)}.lock"
     descriptor = HELD.pop(path, None)
     if descriptor is not None:
         with contextlib.suppress(OSError):
@@ -260,6 +287,27 @@ def release_all():
     """Give all locks back."""
     for path in list(HELD):
         release(path.removesuffix(".lock"))
+
+
+def _state(path):
+    """What changes when a file is replaced or written; None if there is none."""
+    try:
+        found = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def watch(path):
+    """Remember how a file is that this command may replace."""
+    SEEN[located(path)] = _state(path)
+
+
+def check_unchanged(path):
+    """Raise ValueError if someone else has written the file since `watch`: a run may take days."""
+    if SEEN.get(located(path)) != _state(path):
+        raise ValueError(f"{path} was written by another program while this command ran: move it "
+                         f"away, and start the same command again")
 
 
 # ---- results that are not checkpoints ----------------------------------------------------------
@@ -310,6 +358,7 @@ def claim(out, meta, names=(), overwrite=False):
     found = {}
     for name, path in paths.items():
         check_place(path)
+        watch(path)
         if not os.path.exists(path):
             continue
         refuse_inputs(path, meta)
@@ -337,6 +386,8 @@ def _make_folder(out):
     """Raise ValueError if there is no folder `out` and none can be made."""
     if not out:
         check_out(out)                                       # says that it is missing
+    if os.path.islink(out.rstrip(os.sep)):
+        raise ValueError(f"--out {out} cannot be written: it is a link; choose another name")
     try:
         os.makedirs(out, exist_ok=True)
     except OSError as e:
@@ -355,6 +406,7 @@ def deliver(out, meta, writers):
 
     replace_file(made_file, write_made)
     for name, path in _paths(out, names).items():
+        check_unchanged(path)
         replace_file(path, writers[name], "wb" if name.endswith(".png") else "w")
         hashes[name] = file_hash(path)
     replace_file(made_file, write_made)

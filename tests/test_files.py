@@ -318,89 +318,109 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, write, says):
 # logs
 
 
+def toy_run(tmp_path, **change):
+    """A run, and the beginning of each line of its log."""
+    run = Run(replace(RUN, out=str(tmp_path / "m.pt"), **change), {"stage": "toy"}, "cpu", None)
+    return run, f'{{"run": "{results.name_of(run.meta)}", "step": '.encode()
+
+
 def test_a_log_is_cut_where_the_run_goes_on(tmp_path):
-    run = Run(replace(RUN, out=str(tmp_path / "m.pt")), {"stage": "toy"}, "cpu", None)
+    run, begins = toy_run(tmp_path)
     path = tmp_path / "m.pt.log.jsonl"
     for step in range(6):
         append_log(run, {"step": step, "loss": 0.5})
-    with open(path, "a") as f:
-        f.write('{"step": 3, "lo')  # the line that a kill cut short
-    truncate_log(path, 4)
+    assert all(line.startswith(begins) for line in path.read_bytes().splitlines())
+    with open(path, "ab") as f:
+        f.write(begins + b'3, "lo')  # the line that a kill cut short
+    truncate_log(run, 4)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert lines == [{"step": step, "loss": 0.5} for step in range(4)]
-    truncate_log(path, 0)
+    assert [(line["step"], line["loss"]) for line in lines] == [(step, 0.5) for step in range(4)]
+    truncate_log(run, 0)
     assert path.read_text() == ""
-    truncate_log(tmp_path / "new", 3)
-    assert (tmp_path / "new").read_text() == ""
+    path.unlink()
+    truncate_log(run, 3)
+    assert path.read_text() == ""
     elsewhere = run._replace(cfg=replace(RUN, out=str(tmp_path / "none" / "m.pt")))
     with pytest.raises(ValueError, match="cannot write .*none.*--out"):
         append_log(elsewhere, {"step": 0})
 
 
-@pytest.mark.parametrize(
-    "cut", [b"{", b'{"ste', b'{"step": ', b'{"step": 2, "x": "\xc3', b'{"step": 9']
-)
-def test_the_line_that_a_kill_cut_short_is_dropped(tmp_path, cut):
+@pytest.mark.parametrize("cut", [b"", b"2", b'2, "x": "\xc3', b"9"])
+@pytest.mark.parametrize("lines", [0, 2])
+def test_the_line_that_a_kill_cut_short_is_dropped(tmp_path, cut, lines):
+    run, begins = toy_run(tmp_path)
     path = tmp_path / "m.pt.log.jsonl"
-    path.write_bytes(b'{"step": 0}\n{"step": 1}\n' + cut)
-    truncate_log(path, 5)
-    assert path.read_bytes() == b'{"step": 0}\n{"step": 1}\n'
+    whole = b"".join(begins + b"%d}\n" % step for step in range(lines))
+    path.write_bytes(whole + begins + cut)
+    truncate_log(run, 5)
+    assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
     ("content", "line"),
     [
         (b"mine", 1),
-        (b'{"step": 0}\nmine', 2),
+        (b"{", 1),
+        (b"LOG0}\nmine", 2),
         (b"mine\n", 1),
-        (b'{"step": 0}\n\n{"step": 1}\n', 2),
-        (b'{"step": 0}\n{"loss": 1}\n', 2),
-        (b'{"step": "one"}\n', 1),
-        (b'{"step": null}\n', 1),
+        (b"LOG0}\n\nLOG1}\n", 2),
+        (b'LOG0}\n{"loss": 1}\n', 2),
+        (b'LOG"one"}\n', 1),
+        (b"LOGnull}\n", 1),
+        (b'{"step": 0}\n', 1),
+        (b'{"run": "of another", "step": 0}\n', 1),
         (b"[1]\n", 1),
         (b"3\n", 1),
-        (b'{"step": 0, "name": "caf\xe9"}\n', 1),
+        (b"LOG0, \"name\": \"caf\xe9\"}\n", 1),
         (b"[" * 100_000 + b"\n", 1),
     ],
 )
 def test_a_log_of_something_else_is_refused_by_name(tmp_path, content, line):
+    """Of another command too."""
+    run, begins = toy_run(tmp_path)
     path = tmp_path / "m.pt.log.jsonl"
+    content = content.replace(b"LOG", begins)
     path.write_bytes(content)
-    says = f"m.pt.log.jsonl, line {line} is not of a log: move the file away, choose another --out"
+    says = f"m.pt.log.jsonl, line {line} is not of the log of this command: move the file away"
     with pytest.raises(ValueError, match=says):
-        truncate_log(path, 5)
+        truncate_log(run, 5)
     assert path.read_bytes() == content
-    truncate_log(path, 5, overwrite=True)
+    truncate_log(toy_run(tmp_path, overwrite=True)[0], 5)
     assert b"mine" not in path.read_bytes() and os.listdir(tmp_path) == [path.name]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_log_has_no_number_that_is_not_finite(tmp_path, bad):
-    out = tmp_path / "m.pt"
-    run = Run(replace(RUN, out=str(out)), {"stage": "toy"}, "cpu", None)
+    run, begins = toy_run(tmp_path)
     append_log(run, {"step": 3, "loss": 1.0})
     says = (
-        "toy, step 4: the loss is not finite; {}; start again with a lower --lr and another --out"
+        "toy, step 4: the loss is not finite; .*{}; start again with a lower --lr and another --out"
     )
     with pytest.raises(ValueError, match=says.format("nothing is saved yet")):
         append_log(run, {"step": 4, "loss": bad})
     (tmp_path / "m.pt.part").write_text("")
-    with pytest.raises(ValueError, match=says.format(f"{out}.part holds the last good save")):
+    with pytest.raises(ValueError, match=says.format("m.pt.part holds the last good save")):
         append_log(run, {"step": 4, "loss": bad})
-    assert (tmp_path / "m.pt.log.jsonl").read_text() == '{"step": 3, "loss": 1.0}\n'
+    assert (tmp_path / "m.pt.log.jsonl").read_bytes() == begins + b'3, "loss": 1.0}\n'
 
 
 def test_a_log_is_not_written_through_a_link_nor_on_a_full_disk(tmp_path):
-    run = Run(replace(RUN, out=str(tmp_path / "m.pt")), {"stage": "toy"}, "cpu", None)
+    run, _ = toy_run(tmp_path, overwrite=True)
     with full_disk(20), pytest.raises(ValueError, match="cannot write .*log.jsonl .File too large"):
         append_log(run, {"step": 0, "loss": 0.123456})
     path = tmp_path / "m.pt.log.jsonl"
     path.unlink()
     path.symlink_to(tmp_path / "target")
-    for write in (lambda: append_log(run, {"step": 0}), lambda: truncate_log(path, 0, True)):
+    for write in (lambda: append_log(run, {"step": 0}), lambda: truncate_log(run, 0)):
         with pytest.raises(ValueError, match="log.jsonl cannot be written: it is a link; choose"):
             write()
     assert not (tmp_path / "target").exists()
+    path.unlink()
+    (tmp_path / "target").write_text("mine")
+    path.hardlink_to(tmp_path / "target")
+    with pytest.raises(ValueError, match="log.jsonl has another name too"):
+        append_log(run, {"step": 0})
+    assert path.read_text() == "mine"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -530,7 +550,7 @@ def test_links_folders_and_devices_are_refused(folder, gpt, kind, overwrite):
     acts = {
         "m.pt": lambda: start(run.cfg),
         "m.pt.part": lambda: read_part(run),
-        "m.pt.log.jsonl": lambda: truncate_log("m.pt.log.jsonl", 0, overwrite),
+        "m.pt.log.jsonl": lambda: truncate_log(run, 0),
     }
     for name, act in acts.items():
         make[kind](name)
@@ -551,7 +571,7 @@ def test_an_unfinished_run_in_the_place_of_a_result_is_no_result(folder, gpt):
 def test_an_input_is_never_overwritten(folder, overwrite):
     for out in ("text.txt", os.path.abspath("text.txt")):
         cfg = replace(RUN, out=out, overwrite=overwrite)
-        refused("text.txt is one of the inputs: choose another name for the result", cfg)
+        refused("text.txt is one of the inputs: choose another name", cfg)
 
 
 @pytest.mark.parametrize("foreign", [b"mine", "another run", "a link"])

@@ -325,7 +325,7 @@ def test_a_file_that_is_not_ours_is_refused(model):
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_input_is_never_replaced(model, overwrite):
     for out in ("model.pt", "./model.pt", os.path.abspath("model.pt")):
-        says = "model.pt is one of the inputs: choose another name for the result"
+        says = "model.pt is one of the inputs: choose another name"
         refused(says, cfg=replace(CFG, out=out), overwrite=overwrite)
     os.mkdir("runs")
     os.link("model.pt", "runs/report.md")
