@@ -31,7 +31,7 @@ from evidence.statistics import ELO, best_of_n, bradley_terry, win_rate
 from generate import sample
 from interop.records import to_ranking
 from model import GPT, Scorer
-from plumbing.results import check_place, write_jsonl
+from plumbing.results import check_place, claim, deliver, file_hash, jsonl
 from train import step_seed
 
 LARGE = {"n_embd": 256, "n_layer": 6, "lr": 1e-3, "tokens": 1_000_000, "precision": "bf16"}
@@ -70,7 +70,7 @@ def load(path, cls=GPT):
 
 
 class World(NamedTuple):
-    """One seed's folder. A method names a file in it and makes it first, if it is not there."""
+    """One seed's folder. A method names a file in it and makes it first, unless it has."""
     seed: int
     folder: str
 
@@ -78,9 +78,21 @@ class World(NamedTuple):
         """The path of `name`, made by stage.main with the sandbox's preset and these fields."""
         path = os.path.join(self.folder, name)
         fields = stage.PRESETS["sandbox"] | {"seed": self.seed, "out": path} | fields
+        # what lies there is kept if this made it, as the stage itself finds out, and refused if not
         with alone(path):
-            if not os.path.exists(path):
-                stage.main(stage.Config(**fields))
+            stage.main(stage.Config(**fields))
+        return path
+
+    def derive(self, name, what, sources, records):
+        """The path of `name`, a file of records() made from the files `sources`; `what` says how,
+        a dictionary. Raises ValueError if something else made it."""
+        path = os.path.join(self.folder, name)
+        # apart from the inputs: the first 2,000 of fewer comparisons are the very same file
+        hashes = [file_hash(source) for source in sources]
+        meta = {"stage": "claims", "config": what, "inputs": {}, "sources": hashes}
+        with alone(path):
+            if not claim(path, meta):
+                deliver(path, meta, {"": jsonl(records())})
         return path
 
     def base(self):
@@ -94,11 +106,12 @@ class World(NamedTuple):
 
     def first(self, n):
         """The first n comparisons, a file."""
-        path = os.path.join(self.folder, f"comparisons-{n}.jsonl")
-        with open(self.comparisons()) as whole, alone(path):
-            if not os.path.exists(path):
-                write_jsonl(path, [json.loads(line) for line in islice(whole, n)])
-        return path
+        whole = self.comparisons()
+
+        def records():
+            with open(whole) as f:
+                return [json.loads(line) for line in islice(f, n)]
+        return self.derive(f"comparisons-{n}.jsonl", {"first": n}, [whole], records)
 
     def reward_model(self, name, **fields):
         """A reward model from SFT on all comparisons, or as the fields say."""
@@ -335,9 +348,8 @@ def shuffled_pairs(w):
         HOW loss, HOW accuracy      on held-out comparisons; nats a pair
         HOW training loss           of the last 20 steps
     """
-    shuffled = os.path.join(w.folder, "pairs.jsonl")
-    if not os.path.exists(shuffled):
-        write_jsonl(shuffled, pairs_of(w.first(2000)))
+    whole = w.first(2000)
+    shuffled = w.derive("pairs.jsonl", {"pairs": True}, [whole], lambda: pairs_of(whole))
     with open(shuffled) as f:
         batch = 16 * sum(1 for _ in f) // 2000          # as many steps as the other has
     grouped = w.reward_model("rm-2000.pt", data=(w.first(2000),))

@@ -45,9 +45,14 @@ def tiny(cls=GPT, seed=0):
 
 
 def stage(folder, seconds=0.0, fail=()):
-    """A stage that writes down that it ran, and takes its time."""
+    """A stage that writes down that it ran, and takes its time; it finds out what is there."""
 
     def main(cfg):
+        if os.path.exists(cfg.out):
+            with open(cfg.out) as f:
+                if f.read() != "a model":
+                    raise ValueError(f"{cfg.out} was made by another command")
+            return
         print("this is from the stage")
         with open(folder / "ran", "a") as f:
             f.write(f"{cfg.out} {cfg.seed} {cfg.width}\n")
@@ -81,6 +86,17 @@ def test_a_file_whose_making_failed_is_made_again(tmp_path):
     assert os.path.exists(world.make("a.pt", bad)) and len(ran(tmp_path)) == 2
 
 
+def test_a_file_that_another_command_made_is_refused(tmp_path):
+    """A model that lies there is no evidence unless its stage says that it made it so."""
+    world = World(9, str(tmp_path))
+    (tmp_path / "a.pt").write_text("a stranger")
+    with pytest.raises(ValueError, match=r"a\.pt was made by another command"):
+        world.make("a.pt", stage(tmp_path))
+    write_jsonl(tmp_path / "b.jsonl", [{"n": 1}])
+    with pytest.raises(ValueError, match=r"b\.jsonl is there already, and this command did not"):
+        world.derive("b.jsonl", {"first": 1}, [], lambda: [{"n": 2}])
+
+
 def ask(folder, start):
     start.wait(10)
     assert os.path.getsize(World(9, str(folder)).make("a.pt", stage(folder, 0.2))) > 0
@@ -106,16 +122,18 @@ def test_what_is_printed_goes_into_no_file_of_somebody_else(tmp_path):
     assert (tmp_path / "mine").read_text() == "mine" and not os.path.exists(tmp_path / "ran")
 
 
-def test_the_first_comparisons_are_a_file_of_their_own(tmp_path):
-    world = World(9, str(tmp_path))
-    write_jsonl(tmp_path / "comparisons.jsonl", [{"n": i} for i in range(20)])
-    for name in ("base.pt", "sft.pt"):
-        (tmp_path / name).touch()  # as good as made
+def test_the_first_comparisons_are_a_file_of_their_own(tmp_path, monkeypatch):
+    world, whole = World(9, str(tmp_path)), tmp_path / "comparisons.jsonl"
+    write_jsonl(whole, [{"n": i} for i in range(20)])
+    monkeypatch.setattr(World, "comparisons", lambda w: str(whole))
     path = world.first(7)
     with open(path) as f:
         assert [json.loads(line)["n"] for line in f] == list(range(7))
-    before = os.stat(path).st_mtime_ns
-    assert world.first(7) == path and os.stat(path).st_mtime_ns == before
+    before = os.stat(path).st_ino
+    assert world.first(7) == path and os.stat(path).st_ino == before
+    write_jsonl(whole, [{"n": -i} for i in range(20)])
+    with pytest.raises(ValueError, match="made from other inputs"):
+        world.first(7)
 
 
 # -------------------------------------------------------------------------------------------------
