@@ -92,17 +92,29 @@ test: .venv/ready
 	$(PY) -m pytest -q
 
 # what the targets above made in $(OUT) and what a kill left beside it, no other file; the models of
-# `make claims` stay in runs/
+# `make claims` stay in runs/. Where make.seed is, each stage has refused to replace what it had not
+# made, so names tell what is ours; without it nothing is. It goes last: a clean may fail midway.
 ROUND   := round-[1-9] round-[1-9][0-9]
 MODELS  := $(addsuffix .pt,base sft rm ppo ppo-plain feedme $(ROUND) $(ROUND:=-rm))
 RECORDS := $(addsuffix .jsonl,comparisons ratings $(ROUND))
-REPORTS := report report/rounds-[1-9] report/rounds-[1-9][0-9]
+REPORTS := report/rounds-[1-9] report/rounds-[1-9][0-9] report
 PAGES   := report.json report.md systems.png matrix.png use_cases.png made.json
-beside   = $(1) $(addprefix $(1),.part .log.jsonl .made.json .lock) .$(1)*.????????.tmp
+BESIDE  := .part .log.jsonl .made.json .lock
+RESULTS := $(foreach x,$(MODELS) $(RECORDS),$(x) $(addprefix $(x),$(BESIDE)))
 clean:
-	@cd "$(OUT)" && rm -f make.seed $(foreach x,$(MODELS) $(RECORDS),$(call beside,$(x))) \
-	  $(foreach x,$(REPORTS),$(x).lock $(addprefix $(x)/,$(PAGES) $(PAGES:%=.%.????????.tmp)))
-	@cd "$(OUT)" && rmdir report/rounds-[1-9]* report 2> /dev/null || true
+	@set -e; \
+	if ! test -f "$(OUT)/make.seed"; then \
+	  echo "nothing in $(OUT) was made by make: it has no make.seed"; exit 0; \
+	fi; \
+	CDPATH= cd -- "$(OUT)/."; \
+	rm -f $(RESULTS) $(RESULTS:%=.%.????????.tmp); \
+	test -L report || rm -f $(REPORTS:=.lock); \
+	for x in $(REPORTS); do \
+	  if test -L report || test -L $$x; then continue; fi; \
+	  rm -f $(foreach x,$(PAGES),$$x/$(x) $$x/.$(x).????????.tmp); \
+	  rmdir $$x 2> /dev/null || true; \
+	done; \
+	rm -f make.seed
 
 # What is written is whole: an interrupted make is not to delete it.
 .PRECIOUS: $(foreach x,$(MODELS) $(RECORDS) report/report.md,$(AT)/$(x))

@@ -83,7 +83,8 @@ def start(root, *args, **env):
     """`make` in the folder of the source files, where the environment counts as installed."""
     argv = ["make", "-C", root, "-o", ".venv/ready", *args]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(argv, env=os.environ | env, start_new_session=True, **pipes)
+    env = os.environ | {"PYTHON": sys.executable} | env
+    return subprocess.Popen(argv, env=env, start_new_session=True, **pipes)
 
 
 def make(root, *args, **env):
@@ -271,14 +272,62 @@ def test_clean_removes_what_was_made_and_no_other_file(root, standin, tmp_path):
     for name in made:
         left += [f"{name}.lock", f"{name}.part", f"{name}.log.jsonl", f"{name}.made.json"]
         left += [f".{name}.a_b0cdef.tmp", f".{name}.part.abcdefgh.tmp"]
+        left += [f".{name}.log.jsonl.abcdefgh.tmp", f".{name}.made.json.abcdefgh.tmp"]
     for page in pages:
         folder = os.path.dirname(page)
         left += [f"{folder}/report.json", f"{folder}/systems.png", f"{folder}/made.json"]
         left += [f"{folder}/.report.md.abcdefgh.tmp", f"{folder}/.matrix.png.abcdefgh.tmp"]
     own = ["mine.pt", "ppo-2.pt", "data.jsonl", "my.log.jsonl", "report.md", "my.lock", ".x.tmp"]
     own += ["report/notes.md", "report/rounds-mine/report.md", "round-1-notes.jsonl", "seed"]
+    own += [".base.pt-backup.20240101.tmp", ".sft.pt.mine.20240101.tmp", ".report.md.abcdefgh.tmp"]
     (out / "report" / "rounds-mine").mkdir()
     for name in left + own:
         (out / name).write_text("x")
     assert make(root, *given, "clean")[0] == 0
     assert files_below(out) == sorted(own)
+
+
+def test_clean_leaves_a_folder_that_make_did_not_begin(root, standin, tmp_path):
+    own = ["ratings.jsonl", "report/report.md", "sft.pt"]
+    (tmp_path / "mine" / "report").mkdir(parents=True)
+    for name in own:
+        (tmp_path / "mine" / name).write_text("x")
+    for out in (tmp_path / "mine", tmp_path / "not there"):
+        code, said = make(root, "clean", f"OUT={out}")
+        assert code == 0
+        assert f"nothing in {out} was made by make: it has no make.seed" in said
+    assert files_below(tmp_path / "mine") == own
+
+
+@pytest.mark.parametrize("link", ("report", "report/rounds-2"))
+def test_clean_removes_nothing_through_a_link(root, standin, tmp_path, link):
+    out, other = tmp_path / "ours", tmp_path / "other"
+    given = [f"OUT={out}", f"PY={standin.path}"]
+    assert make(root, *given, "rounds", "ROUNDS=1")[0] == 0
+    (other / "rounds-3").mkdir(parents=True)
+    own = ["made.json", "report.md", "rounds-1.lock"]
+    for name in own:
+        (other / name).write_text("x")
+    if link == "report":
+        (out / "report").rename(out / "moved")
+    (out / link).symlink_to(other)
+    assert make(root, *given, "clean")[0] == 0
+    assert files_below(other) == own and (other / "rounds-3").is_dir()
+    left = ["moved/rounds-1/report.md"] if link == "report" else []
+    assert files_below(out) == left and (out / link).is_symlink()
+
+
+@pytest.mark.parametrize("name", ("-", "there"))
+def test_clean_goes_to_the_folder_that_is_named(root, tmp_path, name):
+    """Not to the last one, nor to one that CDPATH has."""
+    checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
+    for folder in (checkout / name, elsewhere, elsewhere / "there"):
+        folder.mkdir(parents=True)
+        for file in ("base.pt", "make.seed"):
+            (folder / file).write_text("x")
+    env = {"CDPATH": str(elsewhere), "OLDPWD": str(elsewhere), "PWD": str(checkout)}
+    argv = ["make", "-f", f"{root}/Makefile", "clean", f"OUT={name}"]
+    env = os.environ | {"PYTHON": sys.executable} | env
+    subprocess.run(argv, check=True, capture_output=True, timeout=60, cwd=checkout, env=env)
+    assert files_below(checkout) == []
+    assert len(files_below(elsewhere)) == 4
