@@ -18,6 +18,7 @@ import gzip
 import io
 import itertools
 import json
+import math
 import os
 import random
 import zlib
@@ -31,6 +32,7 @@ GZIP = b"\x1f\x8b"
 PIECE = 2**20                     # bytes unpacked at once
 MOST_PACKED = 100                 # text is packed to a tenth or a third of its size
 BEST_RATING = 7
+MOST_RESPONSES = 256              # K make K * (K - 1) / 2 pairs; a labeler ranks 4 to 9
 
 
 # ---- files --------------------------------------------------------------------------------------
@@ -140,6 +142,9 @@ def to_ranking(where, r) -> Ranking:
     responses = _field(r, "responses", where)
     if not isinstance(responses, list) or len(responses) < 2:
         raise ValueError(f'{where}: "responses" must be a list of at least two')
+    if len(responses) > MOST_RESPONSES:
+        raise ValueError(f"{where}: ranks {len(responses):,} responses, which make too many pairs: "
+                         f"rank at most {MOST_RESPONSES} at once")
     for response in responses:
         if not isinstance(response, str):
             as_response(response, where)       # raises; an empty string may well be ranked
@@ -174,6 +179,9 @@ def _ordered(where, r, K):
     def is_number(x):
         if not isinstance(x, (int, float)):
             return x is None
+        # JSON as Python reads it may say NaN, which no number is less than
+        if isinstance(x, float) and not math.isfinite(x):
+            return False
         return not rated or 1 <= x <= BEST_RATING
 
     values = _field(r, name, where)

@@ -65,10 +65,10 @@ def describe(path, columns="", n=3):
 
 def show_responses(ranking):
     """Each response, with how many others it beats."""
+    wins = Counter(i for i, _ in ranking.pairs)
+    losses = Counter(j for _, j in ranking.pairs)
     for k, response in enumerate(ranking.responses):
-        wins = sum(i == k for i, _ in ranking.pairs)
-        losses = sum(j == k for _, j in ranking.pairs)
-        print(f"beats {wins}, loses to {losses}:{green(f' {response}')}")
+        print(f"beats {wins[k]}, loses to {losses[k]}:{green(f' {response}')}")
 
 
 def main():
