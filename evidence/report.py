@@ -5,6 +5,7 @@ Legend: S systems.
 import functools
 import json
 import os
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 import interop
 from evidence.answers import Answers
 from evidence.statistics import bootstrap, interval, length_controlled, ratings, win_rate
+from plumbing.cli import visible
 from plumbing.results import check_finite
 
 HHH = ("helpful", "hallucination", "harmless")      # fields of sandbox.Judgement
@@ -119,8 +121,14 @@ def cell(figures, column):
 
 def table(head, rows):
     """Lines of a Markdown table: head (C,) and rows (R, C) of strings."""
-    lines = [head, ["---"] * len(head), *rows]
+    named = [[literal(text) for text in cells] for cells in (head, *rows)]
+    lines = [named[0], ["---"] * len(head), *named[1:]]
     return ["", *(f"| {' | '.join(cells)} |" for cells in lines)]
+
+
+def literal(text):
+    """Text on one line in which what Markdown would obey in a table stands for itself."""
+    return re.sub(r"[\\`|]", r"\\\g<0>", " ".join(text.splitlines()))
 
 
 def figures_table(systems):
@@ -213,9 +221,16 @@ def show(folder):
 
 STYLE = {"axes.titlelocation": "left", "axes.titlesize": 11, "ytick.major.size": 0,
          "axes.spines.top": False, "axes.spines.left": False, "axes.spines.right": False,
-         "figure.constrained_layout.use": True}
+         "figure.constrained_layout.use": True,
+         # names are strangers' text: a "$" in one begins no formula
+         "text.parse_math": False}
 # Okabe and Ito's colours: safe for all eyes
 BLUE, GREEN, VERMILION, SKY = "#0072b2", "#009e73", "#d55e00", "#56b4e9"
+
+
+def labels(names):
+    """Names as a font can show them: half a character, or an escape, is written out."""
+    return [visible(name) for name in names]
 
 
 def heatmap(ax, values, rows, columns, title, colours):
@@ -247,7 +262,7 @@ def bars(ax, values, ends, rows, title, colour):
 
 def draw_systems(plt, report):
     """Win rates with their intervals, and what is helpful, made up and harmless, as bars."""
-    systems, names = report["systems"], report["matrix"]["names"]
+    systems, names = report["systems"], labels(report["matrix"]["names"])
     shares = [k for k in HHH if k in systems[0]]
     size = (5 + 2 * len(shares), 1.2 + 0.4 * len(names))
     figure, axes = plt.subplots(1, 1 + len(shares), figsize=size, squeeze=False, sharey=True,
@@ -255,7 +270,8 @@ def draw_systems(plt, report):
     first, *others = axes[0]
     low, high = np.array([s["win_rate_ci"] for s in systems]).T
     rates = [s["win_rate"] for s in systems]
-    bars(first, rates, high, names, f"win rate against {report['baseline']}", BLUE)
+    [baseline] = labels([report["baseline"]])
+    bars(first, rates, high, names, f"win rate against {baseline}", BLUE)
     first.axvline(0.5, color="black", lw=1, ls="--", zorder=0)
     first.hlines(range(len(names)), low, high, color="black", lw=1.5)
     first.invert_yaxis()
@@ -267,7 +283,7 @@ def draw_systems(plt, report):
 
 def draw_matrix(plt, report):
     """Who beats whom, without the diagonal."""
-    names = report["matrix"]["names"]
+    names = labels(report["matrix"]["names"])
     S = len(names)
     figure, ax = plt.subplots(figsize=(2.4 + 0.75 * S, 1.8 + 0.5 * S))
     rates = np.where(np.eye(S), np.nan, report["matrix"]["win_rates"])
@@ -277,7 +293,7 @@ def draw_matrix(plt, report):
 
 def draw_use_cases(plt, report):
     """Systems by use cases: helpful and hallucination, or, if they are not known, win rates."""
-    systems, names = report["systems"], report["matrix"]["names"]
+    systems, names = report["systems"], labels(report["matrix"]["names"])
     cases = list(systems[0]["use_cases"])
     shown = {"win_rate": "PuOr"}
     if "helpful" in systems[0]:
@@ -286,7 +302,7 @@ def draw_use_cases(plt, report):
     figure, axes = plt.subplots(1, len(shown), figsize=size, squeeze=False, sharey=True)
     for ax, (column, colours) in zip(axes[0], shown.items()):
         values = [[s["use_cases"][case][column] for case in cases] for s in systems]
-        heatmap(ax, np.array(values), names, cases, COLUMNS[column], colours)
+        heatmap(ax, np.array(values), names, labels(cases), COLUMNS[column], colours)
     return figure
 
 

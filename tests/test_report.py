@@ -1,9 +1,11 @@
 """The report: its figures, tables and plots from made-up answers, and means over seeds."""
 
+import io
 import json
 import math
+import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -217,6 +219,33 @@ def test_the_log_ratio_of_one_answer_is_not_called_a_kl(four):
     before = four.page.split("## Greedy")[0]
     assert "| KL |" in before and "log-ratio" not in before
     assert all("kl" not in s["greedy"] for s in four.systems.values() if "greedy" in s)
+
+
+HOSTILE = ["$\\frac$", "half a character \ud800", "a\nb | c `d` \x1b[31m"]
+
+
+def with_names(names):
+    """A report of systems and use cases of these names."""
+    prompts = [replace(p, use_case=names[i % len(names)]) for i, p in enumerate(PROMPTS[:9])]
+    found = [r._replace(name=name) for r, name in zip(results_of(prompts), names)]
+    return report.make_report(found, 0, "the true score", seed=0)
+
+
+def test_names_are_drawn_as_they_are():
+    """Neither a formula nor half a character in a name ends a run after all its sampling."""
+    for write in report.plots(with_names(HOSTILE)).values():
+        f = io.BytesIO()
+        write(f)
+        assert f.getvalue().startswith(b"\x89PNG")
+
+
+def test_no_name_breaks_a_table():
+    lines = report.markdown(with_names(HOSTILE), []).splitlines()
+    tables = [line for line in lines if line.startswith("|")]
+    assert sum(r"| a b \| c \`d\` " in line for line in tables) >= 3
+    columns = {len(re.split(r"(?<!\\)\|", line)) for line in lines[2:7]}
+    assert len(columns) == 1
+    assert not [line for line in lines if line.startswith("b |")]
 
 
 # ---- several seeds
