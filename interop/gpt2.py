@@ -14,7 +14,6 @@ import json
 import os
 import re
 import urllib.request
-import zipfile
 
 import torch
 from tqdm import tqdm
@@ -33,8 +32,9 @@ from plumbing.files import check_archive, read_checkpoint
 
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 HUB = "https://huggingface.co"
-DOWNLOADED = ("config.json", "vocab.json", "merges.txt", "pytorch_model.bin")
+DOWNLOADED = ("config.json", "vocab.json", "merges.txt", "model.safetensors")
 SHA256 = re.compile(r'(?:W/)?"?([0-9a-f]{64})"?')
+ARCHIVE = b"PK\x03\x04"                                     # how a zip file begins
 PIECE = 2**20                                              # bytes of a download, read at once
 WEIGHTS = (   # in the order in which transformers looks for them
     "model.safetensors",
@@ -299,17 +299,26 @@ def _read_weights(files):
 
 
 def _tensors(path):
-    """One file of a folder -> {their name: tensor}, without causal masks. Raises ValueError."""
+    """One file of a folder -> {their name: tensor}, without causal masks. Raises ValueError.
+
+    PyTorch's format of before 2020 is refused: it can claim numbers that the file does not have,
+    and memory as it was found would be weights.
+    """
     try:
-        if path.endswith(".safetensors"):
+        if path.removesuffix(".part").endswith(".safetensors"):
             return _safetensors(path)
-        if zipfile.is_zipfile(path):                       # else it is of PyTorch's older format
+        with open(path, "rb") as f:
+            start = f.read(len(ARCHIVE))
+        if start == ARCHIVE:                               # as PyTorch tells its formats apart
             check_archive(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: w for name, w in found.items() if not CAUSAL_MASK.search(name)}
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            return {name: w for name, w in found.items() if not CAUSAL_MASK.search(name)}
     except Exception as e:   # a damaged file makes the readers raise almost anything
         raise ValueError(f"{path} is not a readable file of GPT-2's weights; "
                          f"fetch it again") from e
+    raise ValueError(f"{path} is not a readable file of GPT-2's weights (no zip archive, as "
+                     f"torch.save writes since 2020): fetch model.safetensors instead, or load and "
+                     f"save it again with a recent torch")
 
 
 def _safetensors(path):

@@ -46,7 +46,7 @@ import sample
 import sft
 from data import encode_prompt
 from interop import get_tokenizer, gpt2, load_model, read_model, tokenizer_of
-from interop.export import export
+from interop.export import _write_safetensors, export
 from model import GPT, GPTConfig, Scorer
 from plumbing import cli
 from plumbing.files import save_checkpoint
@@ -437,6 +437,7 @@ def test_a_run_from_a_folder_is_one_of_its_files(inside, stage, out, inputs, cha
     with pytest.raises(ValueError, match="is there already, and it was made from other inputs"):
         run(stage, out, **moved)
     os.remove(out)
+    os.remove(f"{out}.log.jsonl")
     run(stage, out, **moved)
     after = read_model(out)["meta"]["inputs"]
     assert [k for k in before if before[k] != after[k]] == [changed]
@@ -478,7 +479,7 @@ def test_a_reward_model_with_another_tokenizer_is_refused(inside, tmp_path):
 # -------------------------------------------------------------------------------------------------
 # downloads
 
-FILES = ["config.json", "merges.txt", "pytorch_model.bin", "vocab.json"]
+FILES = ["config.json", "merges.txt", "model.safetensors", "vocab.json"]
 
 
 @pytest.fixture
@@ -487,6 +488,11 @@ def hub(tmp_path, monkeypatch, exported):
     folder."""
     source = tmp_path / "hub" / "gpt2" / "resolve" / "main"
     shutil.copytree(exported, source)
+    found = torch.load(source / "pytorch_model.bin")
+    with open(source / "model.safetensors", "wb") as f:
+        _write_safetensors(found, f)
+    # the hub's is of PyTorch's older format, which is not read
+    torch.save(found, source / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     monkeypatch.setattr(gpt2, "HUB", (tmp_path / "hub").as_uri())
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
@@ -514,7 +520,7 @@ def test_only_what_is_missing_is_fetched(hub, exported):
     source, target = hub
     load_model("gpt2", GPT)
     (target / "merges.txt").unlink()
-    (source / "pytorch_model.bin").write_bytes(b"another")
+    (source / "model.safetensors").write_bytes(b"another")
     load_model("gpt2", GPT)
     assert (target / "merges.txt").read_bytes() == (exported / "merges.txt").read_bytes()
 
@@ -527,16 +533,16 @@ def test_a_folder_that_has_the_name_comes_first(hub, exported):
 
 
 @pytest.mark.parametrize("missing", FILES)
-def test_without_a_network_the_sentence_says_where_the_file_goes(hub, exported, missing):
+def test_without_a_network_the_sentence_says_where_the_file_goes(hub, missing):
     source, target = hub
-    (source / missing).unlink()
+    (source / missing).rename("kept")
     with pytest.raises(ValueError) as refused:
         load_model("gpt2", GPT)
     said = str(refused.value)
     assert said.startswith("gpt2 could not be downloaded") and "\n" not in said
     assert f"put {missing} of {gpt2.HUB}/gpt2 into {target}" in said
     assert set(os.listdir(target)) <= set(FILES) - {missing}
-    shutil.copy(exported / missing, target)
+    shutil.copy("kept", target / missing)
     assert load_model("gpt2", GPT)[0].cfg.n_layer == 2
 
 
@@ -686,6 +692,22 @@ def deflated(folder):
     assert torch.load(path)
 
 
+def old_format(folder):
+    """Its storages can be claimed and not listed, so that nothing fills them."""
+    path = folder / "pytorch_model.bin"
+    torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)
+    assert torch.load(path)
+
+
+def old_format_and_an_archive(folder):
+    """PyTorch reads the first of the two, zipfile the second."""
+    path = folder / "pytorch_model.bin"
+    archive = path.read_bytes()
+    old_format(folder)
+    path.write_bytes(path.read_bytes() + archive)
+    assert zipfile.is_zipfile(path) and torch.load(path)
+
+
 def cut_to(share):
     def cut(folder):
         path = folder / "pytorch_model.bin"
@@ -785,6 +807,8 @@ REFUSED = {
         weights(lambda found: found | {"transformer.ln_f.bias": Code()}),
         "is not a readable file of GPT-2's weights",
     ),
+    "the format of before 2020": (old_format, "save it again with a recent torch"),
+    "two formats": (old_format_and_an_archive, "save it again with a recent torch"),
     "deflated": (deflated, "is not a readable file of GPT-2's weights"),
     "safetensors, many of one": (
         text("model.safetensors", safetensors({f"x{i}": [0, 400] for i in range(2)}, 700)),
