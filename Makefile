@@ -101,11 +101,24 @@ REPORTS := report/rounds-[1-9] report/rounds-[1-9][0-9] report
 PAGES   := report.json report.md systems.png matrix.png use_cases.png made.json
 BESIDE  := .part .log.jsonl .made.json .lock
 RESULTS := $(foreach x,$(MODELS) $(RECORDS),$(x) $(addprefix $(x),$(BESIDE)))
+LOCKS   := $(filter %.lock,$(RESULTS)) $(REPORTS:=.lock)
+# A run holds OUT.lock; a killed one only leaves the file.
+define REFUSE_HELD
+import fcntl, os, sys
+for path in filter(os.path.isfile, sys.argv[1:]):
+    with open(path, errors="replace") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"error: {path} is held by {lock.read()}: wait until it ends, or end it")
+endef
+export REFUSE_HELD
 clean:
 	@set -e; \
 	if ! test -f "$(OUT)/make.seed"; then \
 	  echo "nothing in $(OUT) was made by make: it has no make.seed"; exit 0; \
 	fi; \
+	$(PYTHON) -c "$$REFUSE_HELD" $(LOCKS:%="$(OUT)"/%); \
 	CDPATH= cd -- "$(OUT)/."; \
 	rm -f $(RESULTS) $(RESULTS:%=.%.????????.tmp); \
 	test -L report || rm -f $(REPORTS:=.lock); \

@@ -331,3 +331,33 @@ def test_clean_goes_to_the_folder_that_is_named(root, tmp_path, name):
     subprocess.run(argv, check=True, capture_output=True, timeout=60, cwd=checkout, env=env)
     assert files_below(checkout) == []
     assert len(files_below(elsewhere)) == 4
+
+
+HOLD = """
+import sys
+from plumbing import results
+results.hold(sys.argv[1])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("name", ("sft.pt", "round-12-rm.pt", "report", "report/rounds-2"))
+def test_clean_waits_for_a_run_that_is_on_and_not_for_one_that_was_killed(root, out, name):
+    os.makedirs(f"{out}/report")
+    for file in ("make.seed", "base.pt"):
+        with open(f"{out}/{file}", "w"):
+            pass
+    argv = [sys.executable, "-c", HOLD, f"{out}/{name}"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(argv, cwd=root, **pipes) as run:
+        assert run.stdout.readline() == b"held\n"
+        there = sorted(os.listdir(out))
+        code, said = make(root, "clean", f"OUT={out}")
+        run.kill()
+    assert code == 2 and sorted(os.listdir(out)) == there
+    assert f"error: {out}/{name}.lock is held by process {run.pid} on " in said
+    assert os.path.exists(f"{out}/{name}.lock")
+    code, said = make(root, "clean", f"OUT={out}")
+    assert code == 0, said
+    assert os.listdir(out) == []
