@@ -181,6 +181,17 @@ def check_answer_key(meta, where):
     if not meta:
         return
     answers = meta.get("answers") if isinstance(meta, dict) else None
-    if not (isinstance(answers, list) and answers):
+    if not (isinstance(answers, list) and answers and all(isinstance(a, str) for a in answers)):
         raise ValueError(f'{where}: "meta" is for the answer key of a sandbox prompt, '
-                         f'its "answers"; leave it out otherwise')
+                         f'its "answers", a list of strings; leave it out otherwise')
+    if "about" in meta and meta["about"] not in PEOPLE:
+        raise ValueError(f'{where}: the "about" of "meta" is a person of the sandbox')
+    if "pool" not in meta:
+        return
+    # what a list may name, how many of it, and what it must not; as _brainstorming makes it
+    pool, count, without = (meta.get(key) for key in ("pool", "count", "without"))
+    known = isinstance(pool, str) and pool in POOLS
+    if not (known and type(count) is int and "without" in meta
+            and (without is None or without in POOLS[pool])):
+        raise ValueError(f'{where}: a "meta" with a "pool", one of {", ".join(POOLS)}, needs a '
+                         f'"count", a whole number, and "without", null or a word of the pool')

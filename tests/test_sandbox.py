@@ -283,11 +283,37 @@ def test_an_answer_key_holds_answers(meta):
 
 
 @pytest.mark.parametrize(
-    "meta", ["Hello", ["Hello"], {"answers": []}, {"answers": "a"}, {"about": "b"}]
+    "meta",
+    ["Hello", ["Hello"], {"answers": []}, {"answers": "a"}, {"answers": [3]}, {"about": "b"}],
 )
 def test_what_is_no_answer_key_is_refused(meta):
     with pytest.raises(ValueError, match='FILE, line 3: "meta" is for the answer key'):
         sandbox.check_answer_key(meta, "FILE, line 3")
+
+
+LIST = {"answers": ["owl, fox."], "pool": "animal", "count": 2, "without": None}
+
+
+@pytest.mark.parametrize("change", [
+    {"pool": "nosuch"}, {"pool": ["animal"]}, {"pool": None}, {"count": "2"}, {"count": True},
+    {"without": [3]}, {"without": "soup"}, {"without": {}}, {"about": ["Anna"]}, {"about": 3},
+])
+def test_an_answer_key_that_the_judge_cannot_read_is_refused(change):
+    """Before anything is sampled, and not after."""
+    sandbox.check_answer_key(LIST, "FILE, line 3")
+    with pytest.raises(ValueError, match='FILE, line 3: .*"meta"'):
+        sandbox.check_answer_key(LIST | change, "FILE, line 3")
+
+
+@pytest.mark.parametrize("missing", ["count", "without"])
+def test_a_pool_needs_all_that_the_judge_reads_of_it(missing):
+    with pytest.raises(ValueError, match=f'FILE, line 3: .*"{missing}"'):
+        sandbox.check_answer_key({k: v for k, v in LIST.items() if k != missing}, "FILE, line 3")
+
+
+def test_the_answer_keys_of_the_sandbox_pass():
+    for prompt in sandbox.prompts(300):
+        sandbox.check_answer_key(prompt.meta, "FILE, line 3")
 
 
 # -------------------------------------------------------------------------------------------------
