@@ -10,12 +10,12 @@ left out it yields as a Skip, which says why; raised, a Skip leaves out the rest
 import csv
 import glob
 import io
+import itertools
 import json
 import os
 import random
 import re
 from collections import Counter
-from itertools import combinations
 
 from data import ROLES
 from interop.records import read_file
@@ -23,6 +23,7 @@ from interop.records import read_file
 # The only turn marks of HH: "Human:" within a line is text.
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 REPLY = "\n\nAssistant:"
+MOST_NESTED = 250               # levels of a JSON value
 SPEAKERS = {   # who speaks, by other names than those of ROLES
     "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant",
     "developer": "system",
@@ -198,7 +199,7 @@ def qa_feedback(r):
     prompt = "\n\n".join([*parts, r["question"]])
     responses = [r[f"prediction {k}"] for k in (1, 2, 3, 4)]
     comparisons = []
-    for (i, j), judged in zip(combinations(range(4), 2), r["preference"]):
+    for (i, j), judged in zip(itertools.combinations(range(4), 2), r["preference"]):
         if judged:
             comparisons.append([i, j] if judged == 1 else [j, i])
     yield {"prompt": prompt, "responses": responses, "comparisons": comparisons}
@@ -456,10 +457,11 @@ def _json_lines(path, text):
     for n, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+        where = f"{path}, line {n}"
         try:
-            yield f"{path}, line {n}", json.loads(line)
+            yield where, _parsed(where, json.loads, line)
         except json.JSONDecodeError as e:
-            raise ValueError(f"{path}, line {n}: not JSON ({e.msg} at column {e.colno}); "
+            raise ValueError(f"{where}: not JSON ({e.msg} at column {e.colno}); "
                              f"write one object a line") from e
 
 
@@ -471,17 +473,51 @@ def _json_array(path, text):
     while text[at:at + 1] != "]":
         line += text.count("\n", counted, at)
         counted = at
+        where = f"{path}, line {line}"
         try:
-            row, at = decoder.raw_decode(text, at)
+            row, at = _parsed(where, decoder.raw_decode, text, at)
         except json.JSONDecodeError as e:
             raise ValueError(f"{path}, line {e.lineno}: not JSON ({e.msg} at column {e.colno}); "
                              f"was the file cut short?") from e
-        yield f"{path}, line {line}", {"prompt": row} if isinstance(row, str) else row
+        yield where, {"prompt": row} if isinstance(row, str) else row
         at = between.match(text, at).end()
     if text[at + 1:].strip():
         line = 1 + text.count("\n", 0, at)
         raise ValueError(f"{path}, line {line}: the array ends and something follows: "
                          f"write one array")
+
+
+def _parsed(where, parse, *args):
+    """parse(*args), without what Python reads and cannot work with. Raises ValueError: a
+    JSONDecodeError if it is no JSON."""
+    too_deep = (f"{where}: lists and objects lie more than {MOST_NESTED} deep in one another: "
+                f"write fewer levels")
+    try:
+        value = parse(*args)
+        level = [value]
+        for _ in range(MOST_NESTED):
+            level = list(itertools.chain.from_iterable(map(_inside, level)))
+    except json.JSONDecodeError:
+        raise
+    except UnicodeEncodeError as e:
+        raise ValueError(f"{where}: a text has half a character, \\u{ord(e.object[e.start]):x}, "
+                         f"which no file can hold: remove it") from e
+    except RecursionError as e:
+        raise ValueError(too_deep) from e
+    except ValueError as e:
+        raise ValueError(f"{where}: a number has thousands of digits: write a smaller one") from e
+    if level:
+        raise ValueError(too_deep)
+    return value
+
+
+def _inside(value):
+    """What is in a list or an object. Raises UnicodeEncodeError if a text is not UTF-8."""
+    if isinstance(value, str):
+        value.encode()
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    return value if isinstance(value, (list, tuple)) else []
 
 
 def _is_table(text, renamed):

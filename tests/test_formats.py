@@ -613,6 +613,29 @@ def test_records_that_are_not_what_is_needed_are_named(put, read, record, says):
         load(read, put(content))
 
 
+@pytest.mark.parametrize("form", ['{"prompt": "a"}\n%s', '[{"prompt": "a"},\n%s]'])
+@pytest.mark.parametrize(("value", "says"), [
+    ("[" * 300 + "]" * 300, "lie more than 250 deep"),
+    ('{"x":' * 990 + "1" + "}" * 990, "lie more than 250 deep"),
+    ("[" * 100_000 + "]" * 100_000, "lie more than 250 deep"),
+    ("9" * 5000, "a number has thousands of digits"),
+    (r'"a \ud800 b"', r"a text has half a character, \\ud800"),
+    (r'{"\udfff": 1}', r"a text has half a character, \\udfff"),
+])
+def test_json_that_python_cannot_work_with_is_named_by_its_line(put, form, value, says):
+    """In whatever field."""
+    for field in ("prompt", "label", "meta"):
+        record = f'{{"prompt": "b", "{field}": {value}}}'
+        with pytest.raises(ValueError, match=f"x, line 2: .*{says}"):
+            load(records.prompts, put(form % record))
+
+
+def test_json_of_ordinary_depth_and_whole_characters_is_read(put):
+    deep = "[" * 200 + "]" * 200
+    found = messages_of(records.prompts, put(rf'{{"prompt": "\ud83d\ude00", "x": {deep}}}'))
+    assert found == [said("\N{GRINNING FACE}")]
+
+
 # ------------------------------------------------------------------------------------------------
 # --columns and the command line
 
