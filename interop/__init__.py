@@ -13,4 +13,6 @@ from interop.encode import encode_demonstrations, encode_prompts, encode_ranking
 from interop.formats import files_in, read_records
 from interop.gpt2 import model_files, read_model
 from interop.records import agreement, read_file, split
-from interop.tokenizers import EOS, get_tokenizer, tokenizer_id, tokenizer_of
+from interop.tokenizers import (
+    EOS, get_tokenizer, tokenizer_files_of, tokenizer_id, tokenizer_of,
+)

@@ -25,6 +25,7 @@ SANDBOX_PATTERN = r" ?\p{L}+|\n+| ?\p{N}| ?[^\s\p{L}\p{N}]|\s"
 WITH_GPT2_PATTERN = ("gpt2", "r50k_base", "p50k_base", "p50k_edit")
 # What an exported folder calls the token of byte 255, which no text has: transformers needs a pad.
 PAD, PAD_BYTE = "<|pad|>", b"\xff"
+LONGEST = 256       # bytes of a token; those of GPT-2 and of tiktoken's others have 128
 TIMEOUT = 30        # seconds for which a download may be silent
 
 # GPT-2's files write each byte as one printable character: "A" is itself, a space is "Ġ" (U+0120).
@@ -48,6 +49,13 @@ def get_tokenizer(name: str) -> tiktoken.Encoding:
         if name.endswith(".tiktoken"):
             return _from_text(os.path.basename(name), read_file(name))
     return _known_tokenizer(name)
+
+
+def tokenizer_files_of(name):
+    """The files that get_tokenizer(name) reads, () of "sandbox" and of tiktoken's names."""
+    if name != "sandbox" and os.path.isdir(name):
+        return tuple(tokenizer_files(name))
+    return (name,) if name.endswith(".tiktoken") else ()
 
 
 def known_names():
@@ -110,7 +118,11 @@ def _from_text(name, text, pattern=GPT2_PATTERN):
 def _tokenizer(name, ranks, pattern):
     """ranks: {bytes: number}; the end of text has the first number that is free.
 
-    Raises ValueError if there are texts without tokens, or numbers without text."""
+    Raises ValueError if there are texts without tokens, numbers without text, or long tokens."""
+    longest = max(map(len, ranks))
+    if longest > LONGEST:                  # each way to cut a token in two may be a merge
+        raise ValueError(f"{name} has a token of {longest:,} bytes, and at most {LONGEST} are "
+                         f"read: use a tokenizer of shorter tokens")
     numbers = set(ranks.values())
     end = min(set(range(len(ranks) + 1)) - numbers)
     if numbers | {end} != set(range(len(ranks) + 1)):

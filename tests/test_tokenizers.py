@@ -15,7 +15,15 @@ from folders import NASTY, TEXT, hash_of, publish_tokenizer, write_ranks
 
 import sandbox
 from data import encode_dialogue, encode_prompt, pack
-from interop import EOS, get_tokenizer, read_file, tokenizer_id, tokenizer_of, tokenizers
+from interop import (
+    EOS,
+    get_tokenizer,
+    read_file,
+    tokenizer_files_of,
+    tokenizer_id,
+    tokenizer_of,
+    tokenizers,
+)
 from interop.tokenizers import CHARACTER, GPT2_PATTERN, stored_tokenizer
 
 BYTES = [bytes([b]) for b in range(256)]
@@ -118,6 +126,26 @@ def test_unknown_tokenizers_are_a_sentence(tmp_path, monkeypatch, name, says):
         get_tokenizer(name)
 
 
+def test_the_files_of_a_tokenizer(tmp_path, monkeypatch, small):
+    """All that a stage must know to tell whether a tokenizer has changed."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("sandbox", "both", "one", "none"):
+        os.mkdir(folder)
+    publish_tokenizer(small, "sandbox")                      # a name that is never a folder
+    publish_tokenizer(small, "both")
+    open("both/tokenizer.json", "w").close()                 # is not read beside the two
+    open("one/tokenizer.json", "w").close()
+    expected = {
+        "sandbox": (),
+        "gpt2": (),
+        "none": (),
+        "a/mine.tiktoken": ("a/mine.tiktoken",),
+        "both": ("both/vocab.json", "both/merges.txt"),
+        "one": ("one/tokenizer.json",),
+    }
+    assert {name: tokenizer_files_of(name) for name in expected} == expected
+
+
 def numbered(tokens, first=0):
     return {token: n for n, token in enumerate(tokens, first)}
 
@@ -129,10 +157,16 @@ def numbered(tokens, first=0):
     (numbered(BYTES) | {b"ab": 10**30}, "has numbers without a token"),
     (numbered(BYTES, 2), "has numbers without a token"),
     (numbered([*BYTES[:-1], b"ab"]), "has no token for some bytes"),
+    (numbered([*BYTES, b"a" * 257]), "has a token of 257 bytes, and at most 256 are read"),
 ])
 def test_a_tokenizer_with_ids_without_text_or_text_without_ids_is_refused(tmp_path, ranks, says):
     with pytest.raises(ValueError, match=f"mine.tiktoken {says}"):
         get_tokenizer(write_ranks(tmp_path / "mine.tiktoken", ranks))
+
+
+def test_a_token_may_be_long(tmp_path):
+    ranks = numbered([*BYTES, b"a" * 256])
+    assert get_tokenizer(write_ranks(tmp_path / "mine.tiktoken", ranks)).n_vocab == 258
 
 
 def test_the_end_of_text_has_the_first_free_number(tmp_path):
