@@ -12,7 +12,7 @@ the very one that best-of-n and PPO climb: it flatters them.
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 """
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import interop
 from evidence import answers, report
@@ -84,10 +84,21 @@ def measure(cfg, systems, models, baseline, prompts, shown, text):
     return measured
 
 
+def check_alone(cfg):
+    """Raise ValueError for a setting beside --seeds, which reads reports and samples nothing."""
+    if cfg.systems:
+        raise ValueError("--seeds prints the means of reports: name no systems beside them")
+    # a preset changes these two
+    apart = {"seeds", "max_new", "batch"}
+    for field in fields(Config):
+        if field.name not in apart and getattr(cfg, field.name) != field.default:
+            flag = field.name.replace("_", "-")
+            raise ValueError(f"--seeds prints the means of reports: leave out --{flag}")
+
+
 def main(cfg):
     if cfg.seeds:
-        if cfg.systems:
-            raise ValueError("--seeds prints the means of reports: name no systems beside them")
+        check_alone(cfg)
         return report.over_seeds(cfg.seeds)
     systems = answers.systems_of(cfg.systems, cfg.rm, cfg.baseline)
     meta = made_by(cfg, systems)

@@ -24,6 +24,7 @@ PREFIXES = 8            # few-shot prefixes that compete; not in [IG]
 TRIALS = 64             # training prompts on which they do; not in [IG]
 TEXT_BLOCK = 64         # tokens; the alignment tax is measured on blocks of this length, whatever
                         # the text, so that the losses of all models and texts compare
+MOST = 100_000          # samples that a best of n chooses from
 TEXT_BLOCKS = 512       # at most so many of them
 
 
@@ -40,13 +41,13 @@ def system_of(spec):
     if spec and (":" not in spec or os.path.exists(spec)):
         return System(os.path.normpath(spec))
     how, _, path = spec.rpartition(":")
-    samples = re.fullmatch(r"bon(\d+)", how)
+    samples = re.fullmatch(r"bon0*(\d{1,6})", how)
     if path and how == "prompted":
         return System(os.path.normpath(path), prompted=True)
-    if path and samples and int(samples[1]) > 1:
+    if path and samples and 1 < int(samples[1]) <= MOST:
         return System(os.path.normpath(path), best_of=int(samples[1]))
     raise ValueError(f"{spec} is no system: give CHECKPOINT, prompted:CHECKPOINT or "
-                     f"bonN:CHECKPOINT, N at least 2")
+                     f"bonN:CHECKPOINT, N from 2 to {MOST:,}")
 
 
 def systems_of(specs, rm="", baseline=""):

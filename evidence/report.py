@@ -379,7 +379,10 @@ def over_seeds(paths):
     found = {}
     for name, seen in views_of([read_report(path) for path in paths]).items():
         common = [c for c in COLUMNS if all(c in figures for figures in seen)]
-        found[name] = {c: interval([figures[c] for figures in seen]) for c in common}
+        # numbers that are finite may have a mean, or a spread, that is not
+        with np.errstate(over="ignore", invalid="ignore"):
+            found[name] = {c: interval([figures[c] for figures in seen]) for c in common}
+        check_finite(f"{name}, mean and interval over the seeds", found[name])
     columns = [c for c in COLUMNS if any(c in figures for figures in found.values())]
     rows = [[name, *(mean_cell(figures, c) for c in columns)] for name, figures in found.items()]
     print(f"mean and 95 % interval over {len(paths)} seeds")

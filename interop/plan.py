@@ -14,6 +14,7 @@ from interop.export import export
 from plumbing import cli
 
 GIB = 2**30
+MOST = 10**9    # GPUs, or rows
 SIZES = {   # the sandbox's own, GPT-2's smallest, two policies of [IG] that one machine can train
     "sandbox": {"n_layer": 3, "n_head": 4, "n_embd": 128, "block_size": 128, "vocab_size": 469},
     "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024},
@@ -109,8 +110,9 @@ def print_sizes():
 
 def print_plan(preset, gpus, microbatch, sampled):
     """What each stage needs, with and without --shard and --recompute."""
-    if min(gpus, microbatch, sampled) < 1:
-        raise ValueError("--gpus, --microbatch and --sampled must be at least 1")
+    for number in (gpus, microbatch, sampled):
+        if not 1 <= number <= MOST:
+            raise ValueError(f"--gpus, --microbatch and --sampled must lie in [1, {MOST}]")
     plural = "s" if gpus > 1 else ""
     print(f"GiB on each of {gpus} GPU{plural}, {preset}, --precision bf16")
     modes = [("one copy a GPU", False)]

@@ -88,6 +88,8 @@ def test_a_file_whose_name_looks_like_a_system_is_a_file(tmp_path, monkeypatch):
         "bon1:x.pt",
         "bon:x.pt",
         "bon-2:x.pt",
+        "bon100001:x.pt",
+        f"bon{'9' * 5000}:x.pt",
         "promted:x.pt",
         "prompted:",
         ":x.pt",

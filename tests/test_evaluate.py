@@ -325,3 +325,19 @@ def test_a_baseline_with_a_shorter_context_is_refused_and_another_system_works(c
         evaluate.main(cfg)
     figures = evaluate.main(replace(cfg, baseline=sft))
     assert np.isfinite(figures["short"]["kl"])
+
+
+@pytest.mark.parametrize("change", [
+    {"rm": "rm.pt"}, {"prompts": ("p.jsonl",)}, {"text": ("t.txt",)}, {"demos": ("d.jsonl",)},
+    {"baseline": "sft.pt"}, {"out": "elsewhere"}, {"overwrite": True}, {"n": 3}, {"seed": 1},
+])
+def test_what_seeds_would_not_read_is_refused_by_name(change):
+    [flag] = change
+    with pytest.raises(ValueError, match=f"leave out --{flag}$"):
+        evaluate.main(evaluate.Config(seeds=("a.json", "b.json"), **change))
+
+
+def test_seeds_go_with_every_preset():
+    for preset in evaluate.PRESETS.values():
+        with pytest.raises(ValueError, match="none.json does not exist"):
+            evaluate.main(evaluate.Config(seeds=("none.json", "b.json"), **preset))

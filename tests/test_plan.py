@@ -274,7 +274,7 @@ def test_the_table_has_the_published_sizes(command):
     assert counts["sandbox"] == sum(p.numel() for p in network.parameters())
 
 
-AT_LEAST_1 = "--gpus, --microbatch and --sampled must be at least 1"
+AT_LEAST_1 = "--gpus, --microbatch and --sampled must lie in [1, 1000000000]"
 
 
 @pytest.mark.parametrize(("argv", "says"), [
@@ -283,6 +283,10 @@ AT_LEAST_1 = "--gpus, --microbatch and --sampled must be at least 1"
     ("plan --preset gpt2 --gpus 0", AT_LEAST_1),
     ("plan --preset gpt2 --microbatch -1", AT_LEAST_1),
     ("plan --preset gpt2 --sampled 0", AT_LEAST_1),
+    ("plan --preset gpt2 --gpus 1000000001", AT_LEAST_1),
+    (f"plan --preset gpt2 --microbatch {'9' * 400}", AT_LEAST_1),
+    (f"plan --preset gpt2 --sampled {'9' * 400}", AT_LEAST_1),
+    (f"plan --preset gpt2 --microbatch {'9' * 5000}", "--microbatch"),
     ("plan --preset gpt2 --gpus two", "two"),
     ("plan --preset gpt2 --gpu-memory 80", "--gpu-memory"),
     ("explain", "explain"),

@@ -294,6 +294,13 @@ def test_over_seeds_shows_what_all_reports_have(tmp_path, capsys):
     assert elo == pytest.approx((200, 12.71 * 100), rel=1e-3)
 
 
+def test_means_that_are_not_finite_are_no_table(tmp_path, capsys):
+    paths = [made_up(tmp_path / f"{kl}.json", win_rate=0.5, kl=kl) for kl in (1.7e308, -1.7e308)]
+    with pytest.raises(ValueError, match="^ppo, mean and interval over the seeds: the kl is not"):
+        report.over_seeds(paths)
+    assert capsys.readouterr().out == ""
+
+
 def test_one_report_or_no_report_is_refused(tmp_path):
     path = made_up(tmp_path / "a.json", win_rate=0.5)
     for few in ([path], [path, path]):
