@@ -481,6 +481,7 @@ def sweep(cfg):
                ylim=(0, None))
         ax.legend()
     fig.tight_layout()
+    results.check_new(cfg.out, cfg.overwrite)           # again: something may lie there by now
     results.replace_file(cfg.out, partial(fig.savefig, format="png", dpi=120), "wb")
     print(f"{cfg.out}: how cost grows, size {cfg.size}, {cfg.dtype}")
 

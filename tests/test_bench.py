@@ -124,3 +124,17 @@ def test_no_process_outlives_the_race(monkeypatch):
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(bench.multiprocessing, "get_context", lambda kind: fork)
     assert not outlives(race_without_end)
+
+
+def test_a_sweep_replaces_no_file_that_appeared_while_it_ran(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "sweep.png"
+
+    def measure(*_):
+        out.write_text("somebody else's")
+        return [{"seconds": 1.0, "floor_seconds": 0.5}]
+
+    monkeypatch.setattr(bench, "measure", measure)
+    with pytest.raises(ValueError, match=r"sweep\.png is there already"):
+        bench.sweep(bench.Config(out=str(out), device="cpu"))
+    assert out.read_text() == "somebody else's"
