@@ -8,7 +8,6 @@ A reader is a generator: it takes a published record and yields canonical JSON r
 left out it yields as a Skip, which says why; raised, a Skip leaves out the rest of the record too.
 """
 import csv
-import glob
 import io
 import itertools
 import json
@@ -23,6 +22,8 @@ from interop.records import read_file
 # The only turn marks of HH: "Human:" within a line is text.
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 REPLY = "\n\nAssistant:"
+# What commands write: no data, though --out may lie in a folder of data.
+RESULTS = (".pt", ".part", ".lock", ".log.jsonl", ".made.json", ".tmp")
 MOST_NESTED = 250               # levels of a JSON value
 SPEAKERS = {   # who speaks, by other names than those of ROLES
     "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant",
@@ -535,12 +536,28 @@ def _is_table(text, renamed):
 
 
 def files_in(paths):
-    """One path or several, folders replaced by the files in them, hidden ones left out."""
+    """One path or several, folders replaced by the files in them, in the order of their names.
+
+    What is hidden, and results with what lies beside them, are left out. Raises ValueError.
+    """
     found = []
     for path in [paths] if isinstance(paths, str) else paths:
-        if os.path.isdir(path):
-            inside = glob.glob(f"{glob.escape(path)}/**", recursive=True)
-            found += [file for file in sorted(inside) if not os.path.isdir(file)]
-        else:
-            found.append(path)
+        found += sorted(_inside_folder(path)) if os.path.isdir(path) else [path]
     return tuple(found)
+
+
+def _inside_folder(path):
+    """Yield the files in a folder and in those below."""
+    folders = [path]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            seen = [e for e in entries if not e.name.startswith(".")]
+        for entry in seen:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            elif entry.is_dir():
+                # it may lead back to where it lies, which has no end
+                raise ValueError(f"{entry.path} is a link to a folder, which is not followed: "
+                                 f"move it away and name that folder itself")
+            elif not entry.name.endswith(RESULTS):
+                yield entry.path
