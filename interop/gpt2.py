@@ -13,6 +13,7 @@ import http.client
 import json
 import os
 import re
+import sys
 import urllib.request
 
 import torch
@@ -210,11 +211,25 @@ def read_model(path):
         checkpoint = _read_gpt2(os.path.dirname(files[0]))
     else:
         checkpoint = read_checkpoint(path)
+        checkpoint["meta"] = _checked_meta(path, checkpoint["meta"])
         checkpoint["weights"] = _plain(path, checkpoint["weights"])
     try:
         return _without_spare_rows(checkpoint)
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
+
+
+def _checked_meta(path, meta):
+    """The meta of a checkpoint; where it has no stage, "" is it. Raises ValueError if the stage is
+    no name, or if a metric is not finite."""
+    stage = meta.get("stage", "")
+    if type(stage) is not str:
+        raise ValueError(f"{path}: the stage that made it has no name: make it again")
+    for name, x in meta.get("metrics", {}).items():
+        # a whole number may be too large for a float, and nan lies in no range
+        if not -sys.float_info.max <= x <= sys.float_info.max:
+            raise ValueError(f"{path}: its metric {shown(name)} is no finite number: make it again")
+    return meta | {"stage": stage}
 
 
 def _without_spare_rows(checkpoint):
@@ -353,8 +368,9 @@ def _plain(path, weights):
     for name, w in weights.items():
         usual = type(w) in (torch.Tensor, torch.nn.Parameter) and not w.is_nested
         usual = usual and w.layout == torch.strided and w.device.type == "cpu"
-        if not usual or not w.dtype.is_floating_point:
-            raise ValueError(f"{path}: {shown(name)} is no tensor of floating-point numbers")
+        if not usual or w.dtype not in DTYPES.values():    # some of fewer bits do not convert
+            raise ValueError(f"{path}: {shown(name)} is no tensor of floating-point numbers of 16, "
+                             f"32 or 64 bits")
         storage = w.untyped_storage()
         stored[storage.data_ptr()] = storage.nbytes()
         told += w.numel() * w.element_size()

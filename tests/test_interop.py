@@ -286,6 +286,13 @@ GONE = object()
     ({"weights": {"ln_f.bias": GONE}}, NO_FIT + "it has no ln_f.bias"),
     ({"weights": {"b": torch.zeros(1)}}, NO_FIT + "b is none of a GPT's weights"),
     ({"weights": {"wte.weight": torch.ones(1).expand(469, 10**12)}}, "m.pt.* claims more "),
+    ({"weights": {"b": torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}},
+     "m.pt: b is no tensor of floating-point numbers of 16, 32 or 64 bits"),
+    ({"meta": {"stage": ["sft"]}}, "m.pt: the stage that made it has no name"),
+    ({"meta": {"stage": None}}, "m.pt: the stage that made it has no name"),
+    ({"meta": {"metrics": {"mean": math.nan}}}, "m.pt: its metric mean is no finite number"),
+    ({"meta": {"metrics": {"mean": -math.inf}}}, "m.pt: its metric mean is no finite number"),
+    ({"meta": {"metrics": {"ok": 0.5, "big": 10**400}}}, "m.pt: its metric big is no finite"),
 ])
 def test_what_a_checkpoint_says_must_fit(saved, tmp_path, change, says):
     checkpoint = torch.load(saved[0]["gpt"], weights_only=True)
@@ -309,6 +316,13 @@ def test_weights_in_another_precision_or_layout_are_the_models_own_float32(saved
     assert weight.dtype == torch.float32 and weight.is_contiguous() and weight.requires_grad
     assert weight.untyped_storage().nbytes() == 4 * weight.numel()
     assert torch.equal(weight, wte.float())
+
+
+def test_a_checkpoint_without_a_stage_has_an_empty_one(saved, tmp_path):
+    checkpoint = torch.load(saved[0]["gpt"], weights_only=True)
+    torch.save(checkpoint | {"meta": {"metrics": {"m": 1}}}, tmp_path / "m.pt")
+    meta = load_model(str(tmp_path / "m.pt"), GPT)[1]["meta"]
+    assert meta == {"stage": "", "metrics": {"m": 1}}
 
 
 @dataclass(frozen=True)
