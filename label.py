@@ -36,7 +36,8 @@ class Config:
     n: int = 12_000                 # prompts to draw; [1, 10_000_000]
     k_min: int = 4                  # fewest responses ranked together ([IG] 3.5); [2, 1000]
     k_max: int = 9                  # most responses ranked together ([IG] 3.5); [2, 1000]
-    temperatures: tuple[float, ...] = (1.0, 1.3)    # one of these for each response; >= 0
+    temperatures: tuple[float, ...] = (1.0, 1.3)    # one of these for each response; 0 is greedy,
+                                    # else at least 0.01; >= 0
     swap: float = 0.2               # share of the responses that answer another prompt; [0, 1]
     overlap: float = 0.1            # share of the prompts that two labelers rank, to see whether
                                     # they agree; [0, 1]
@@ -112,6 +113,10 @@ def main(cfg):
                          "`python sft.py --init base.pt --out sft.pt`")
     if cfg.k_min > cfg.k_max:
         raise ValueError(f"--k-min {cfg.k_min} is more than --k-max {cfg.k_max}")
+    for temperature in cfg.temperatures:
+        if 0 < temperature < 0.01:
+            raise ValueError(f"--temperatures {temperature} is too small to divide by: use 0, "
+                             f"which is greedy, or at least 0.01")
     inputs = [path for name in cfg.init for path in interop.model_files(name)]
     meta = results.provenance(cfg, "label", {"init": inputs, "prompts": cfg.prompts})
     if results.claim(cfg.out, meta, overwrite=cfg.overwrite):

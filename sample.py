@@ -7,6 +7,7 @@
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 """
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -27,10 +28,11 @@ class Config:
                                     # use cases
     chat: bool = False              # a conversation in the terminal; an empty line ends it
     raw: bool = False               # continue the prompt as plain text, without the chat template
-    n: int = 1                      # responses to each prompt; >= 1
+    n: int = 1                      # responses to each prompt; [1, 100_000]
     rm: str = ""                    # the reward model that scores the responses, made by reward.py
-    best_of: int = 0                # sample this many, show the one that --rm scores highest; >= 0
-    temperature: float = 1.0        # 0 is greedy ([IG] F shows samples at 1); >= 0
+    best_of: int = 0                # sample this many, show the --n that --rm scores highest;
+                                    # [0, 100_000]
+    temperature: float = 1.0        # 0 is greedy, else at least 0.01 ([IG] F: 1); >= 0
     top_k: int = 0                  # keep the k likeliest tokens, 0 for all; >= 0
     top_p: float = 1.0              # keep the likeliest tokens of this probability together; (0, 1]
     max_new: int = 32               # longest response, tokens; >= 1
@@ -44,7 +46,8 @@ PRESETS = {"sandbox": {}}
 def respond(model, rm, enc, prompt_ids, cfg, seed=0):
     """Sample max(n, best_of) responses to one prompt.
 
-    Returns [(response text, score or None), ...], best first if a reward model scores them.
+    Returns [(response text, score or None), ...], best first if a reward model scores them. Raises
+    ValueError if a score is not finite.
     """
     samples = generate.sample(
         model, [prompt_ids], cfg.max_new, enc.eot_token, n=max(cfg.n, cfg.best_of),
@@ -59,13 +62,20 @@ def respond(model, rm, enc, prompt_ids, cfg, seed=0):
     if rm is None:
         return [(text, None) for text in texts]
     with torch.no_grad():
-        scores = rm.score(samples.ids, samples.length).tolist()
-    ranked = sorted(zip(texts, scores), key=lambda scored: -scored[1])
+        scores = rm.score(samples.ids, samples.length)
+    if not scores.isfinite().all():
+        raise ValueError("the reward model gives scores that are not finite numbers: train it "
+                         "again, or name another with --rm")
+    ranked = sorted(zip(texts, scores.tolist()), key=lambda scored: -scored[1])
     return ranked[:cfg.n] if cfg.best_of else ranked
 
 
-def chat(model, rm, enc, cfg, room):
-    """Read lines, answer them, remember what was said; what no longer fits is forgotten first."""
+def chat(model, enc, cfg, room):
+    """Read lines, answer them, remember what was said; what no longer fits is forgotten first.
+
+    Raises ValueError if nothing can be read."""
+    if sys.stdin is None:
+        raise ValueError("--chat reads what you type, and standard input is closed: leave it open")
     messages = []
     while True:
         try:
@@ -78,7 +88,7 @@ def chat(model, rm, enc, cfg, room):
             return
         messages.append({"role": "user", "content": said})
         [ids] = interop.encode_prompts([data.Prompt(messages)], enc, room, Counter())
-        reply, _ = respond(model, rm, enc, ids, cfg, seed=cfg.seed + len(messages))[0]
+        reply, _ = respond(model, None, enc, ids, cfg, seed=cfg.seed + len(messages))[0]
         print(f"Assistant: {reply}")
         messages.append({"role": "assistant", "content": reply})
 
@@ -95,7 +105,8 @@ def show(model, rm, enc, cfg, room, prompt):
         print(text if score is None else f"{score:+.2f}  {text}")
 
 
-def main(cfg):
+def check(cfg):
+    """Raise ValueError for settings that do not go together: none is accepted and ignored."""
     if len(cfg.model) != 1:
         raise ValueError("name one model to talk to, e.g. `python sample.py ppo.pt --chat`; "
                          "`make` trains one")
@@ -104,16 +115,30 @@ def main(cfg):
                          "is best")
     if cfg.raw and (cfg.chat or not cfg.prompt):
         raise ValueError("--raw needs a --prompt to continue, and no --chat")
+    if cfg.chat and (cfg.prompt or cfg.n > 1 or cfg.best_of or cfg.rm):
+        raise ValueError("--chat gives one answer to each line that you type: leave out --prompt, "
+                         "--n, --best-of and --rm")
+    if 0 < cfg.best_of < cfg.n:
+        raise ValueError(f"--n {cfg.n} is more than --best-of {cfg.best_of} samples")
+    if 0 < cfg.temperature < 0.01:
+        raise ValueError(f"--temperature {cfg.temperature} is too small to divide by: use 0, which "
+                         f"is greedy, or at least 0.01")
+    if cfg.temperature == 0 and (cfg.top_k, cfg.top_p) != (Config.top_k, Config.top_p):
+        raise ValueError("--temperature 0 takes the likeliest token: leave out --top-k and --top-p")
+
+
+def main(cfg):
+    check(cfg)
     device = get_device(cfg)
     model, checkpoint = interop.load_model(cfg.model[0], GPT, device=device)
     enc = interop.tokenizer_of(checkpoint)
     context = model.cfg.block_size
+    if cfg.chat:
+        return chat(model, enc, cfg, context - cfg.max_new)
     rm = None
     if cfg.rm:
         rm, _ = interop.load_model(cfg.rm, Scorer, checkpoint["tokenizer"], device, context=context)
         rm.eval()
-    if cfg.chat:
-        return chat(model, rm, enc, cfg, context - cfg.max_new)
     if cfg.prompt:
         prompts = [data.Prompt([{"role": "user", "content": cfg.prompt}])]
     else:

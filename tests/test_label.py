@@ -248,6 +248,7 @@ def test_prompts_of_a_file_are_labelled_by_their_meta(config, tmp_path):
     [
         ({"k_min": 6}, "--k-min 6 is more than --k-max 5"),
         ({"init": ()}, "--init"),
+        ({"temperatures": (1.0, 0.009)}, "--temperatures 0.009 is too small"),
         ({"max_new": 128}, "--max-new"),
         ({"init": ("none.pt",)}, "none.pt does not exist"),
         ({"out": "/no/such/folder/c.jsonl"}, "not a writable folder"),

@@ -162,6 +162,22 @@ def test_chat_ends_at_the_end_of_input_and_forgets_what_no_longer_fits(folder, m
     assert shown.count("Assistant: ") == 30
 
 
+def test_a_chat_without_standard_input_is_a_sentence(folder, monkeypatch):
+    """As `python sample.py ppo.pt --chat <&-` starts it."""
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="standard input is closed"):
+        sample.main(sample.Config((str(folder / "ppo.pt"),), chat=True))
+
+
+def test_scores_that_are_not_finite_choose_nothing():
+    model, rm = tiny(0), tiny(1, Scorer)
+    with torch.no_grad():
+        rm.trunk.ln_f.weight.fill_(3e38)
+    ids = data.encode_prompt(ENC, [{"role": "user", "content": ASKED}])
+    with pytest.raises(ValueError, match="scores that are not finite"):
+        sample.respond(model, rm, ENC, ids, sample.Config(best_of=3, max_new=4))
+
+
 # -------------------------------------------------------------------------------------------------
 
 
@@ -176,6 +192,14 @@ def test_chat_ends_at_the_end_of_input_and_forgets_what_no_longer_fits(folder, m
         ({"raw": True, "prompt": ""}, "--prompt"),
         ({"raw": True, "chat": True}, "--chat"),
         ({"rm": "none.pt"}, "does not exist"),
+        ({"chat": True}, "leave out --prompt"),
+        ({"chat": True, "prompt": "", "n": 2}, "leave out .*--n"),
+        ({"chat": True, "prompt": "", "rm": "rm.pt"}, "leave out .*--rm"),
+        ({"chat": True, "prompt": "", "rm": "rm.pt", "best_of": 2}, "leave out .*--best-of"),
+        ({"rm": "rm.pt", "best_of": 2, "n": 4}, "--n 4 is more than --best-of 2"),
+        ({"temperature": 0.009}, "--temperature 0.009 is too small"),
+        ({"temperature": 0.0, "top_k": 5}, "leave out --top-k"),
+        ({"temperature": 0.0, "top_p": 0.5}, "leave out --top-k and --top-p"),
     ],
 )
 def test_refusals_say_what_to_do(config, change, message):
@@ -204,7 +228,9 @@ def test_a_reward_model_with_a_shorter_context_is_refused(config, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--n", "0"], "--n must be >= 1"),
+        (["--n", "0"], "--n must lie in"),
+        (["--n", "100001"], "--n must lie in"),
+        (["--best-of", "100001"], "--best-of must lie in"),
         (["--max-new", "0"], "--max-new must be >= 1"),
         (["--temperature", "-1"], "--temperature must be >= 0"),
         (["--temperature", "nan"], "--temperature must be a finite number"),
