@@ -22,6 +22,7 @@ from interop.records import read_file
 # The only turn marks of HH: "Human:" within a line is text.
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 REPLY = "\n\nAssistant:"
+LONGEST_THREAD = 100            # messages of OASST: people write a dozen
 # What commands write: no data, though --out may lie in a folder of data.
 RESULTS = (".pt", ".part", ".lock", ".log.jsonl", ".made.json", ".tmp")
 MOST_NESTED = 250               # levels of a JSON value
@@ -154,7 +155,7 @@ def _last_replies(prompt, better, worse):
     replies = better["role"] == worse["role"] == "assistant"
     if before != before_worse or not replies:
         raise Skip("pairs skipped: the two sides differ in more than the last reply")
-    heard = [m["content"].strip() for m in before]
+    heard = {m["content"].strip() for m in before}
     repeated = all(m["content"].strip() in heard for m in prompt)
     prompt = before if repeated else prompt + before
     return pair(prompt, better["content"], worse["content"])
@@ -231,6 +232,8 @@ def oasst_tree(r):
 def _oasst_thread(message, path, usable):
     """The rankings of the replies to `message` and of all below. path: the messages above;
     usable: whether none of those was deleted or spam."""
+    if len(path) >= LONGEST_THREAD:
+        raise ValueError(f"a thread has more than {LONGEST_THREAD} messages: cut it")
     usable = usable and _is_good(message)
     if not usable:
         yield Skip("messages left out: deleted or spam, or an answer to one")
@@ -261,7 +264,13 @@ def oasst_messages(records, counts):
         if "message_id" not in m:
             raise ValueError(f"{where}: is not a message of OASST, as those before it: "
                              f'"message_id" is missing')
-        messages[m["message_id"]] = m | {"replies": []}
+        name, parent = m["message_id"], m.get("parent_id")
+        named = isinstance(name, (str, int)) and isinstance(parent, (str, int, type(None)))
+        if not named:
+            raise ValueError(f'{where}: "message_id" and "parent_id" must be strings')
+        if name in messages:
+            raise ValueError(f'{where}: "message_id" {name} is in the file twice')
+        messages[name] = m | {"replies": []}
     counts["OASST messages"] += len(messages)
     trees = []
     for (where, _), m in zip(records, messages.values()):
@@ -383,7 +392,7 @@ def _read_record(where, r, counts):
                 yield where, x
     except Skip as e:
         counts[str(e)] += 1
-    except (KeyError, TypeError, AttributeError, IndexError) as e:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
         raise ValueError(f"{where}: has the fields of {name} but not their form "
                          f"({type(e).__name__}: {e})") from e
 
@@ -416,9 +425,6 @@ def _named(r, renamed, where):
     """A row as a dict, its fields renamed. Raises ValueError."""
     if type(r) is not dict:
         raise ValueError(f"{where}: a record is a JSON object, got a {type(r).__name__}")
-    if None in r:                                # where the reader of CSV puts what is too much
-        raise ValueError(f"{where}: has more fields than the first line: put a field with a comma "
-                         f"in quotation marks")
     missing = renamed.keys() - r.keys()
     if missing:
         raise ValueError(f"{where}: --columns names a field {min(missing)}; "
@@ -445,12 +451,29 @@ def read_rows(path, renamed):
 def _csv_lines(path, text):
     """The dicts of a table whose first line has the names."""
     csv.field_size_limit(1 << 30)
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    names, begins = [], 1                        # the line in which a row begins
     try:
         for row in reader:
-            yield f"{path}, line {reader.line_num}", row
+            where = f"{path}, line {reader.line_num}"
+            if not names:
+                names = _header(where, row)
+            elif row:
+                if len(row) != len(names):
+                    raise ValueError(f"{where}: has {len(row):,} fields and the first line "
+                                     f"{len(names):,}: put a field with a comma in quotation marks")
+                yield where, dict(zip(names, row))
+            begins = reader.line_num + 1
     except csv.Error as e:
-        raise ValueError(f"{path}, line {reader.line_num}: not CSV ({e})") from e
+        raise ValueError(f"{path}, line {begins}: not CSV ({e}): see to its quotation marks") from e
+
+
+def _header(where, names):
+    """The names of a table. Raises ValueError if two are one; those that are empty may be."""
+    twice = [name for name, n in Counter(names).items() if name and n > 1]
+    if twice:
+        raise ValueError(f"{where}: two columns are named {twice[0]}: rename one")
+    return names
 
 
 def _json_lines(path, text):

@@ -601,6 +601,7 @@ def test_a_file_cut_short_or_broken_in_a_line_is_named_by_that_line(real, put):
     (records.rankings, PAIRS["Reddit summaries"][0] | {"choice": None},
      "has the fields of summarize-from-feedback but not"),
     (records.prompts, {"turns": []}, "has the fields of turns but not their form"),
+    (records.prompts, {"prompt": "a", "history": [["b"]]}, "has the fields of prompts but not"),
     (records.prompts, {"frage": "a", "antwort": "b"},
      "no format has the fields frage, antwort; say which .*--columns prompt="),
     (records.prompts, {}, r"no format has the fields \(none\)"),
@@ -777,11 +778,58 @@ def test_a_csv_row_with_too_many_fields(put):
         load(records.demonstrations, put("prompt\na,b\n"))
 
 
+def test_a_csv_row_with_too_few_fields(put):
+    """Not filled: columns times rows may be many. An empty line is no row."""
+    good = "prompt,response\na,b\n\nc,d\n"
+    assert len(load(records.demonstrations, put(good))[0]) == 2
+    with pytest.raises(ValueError, match="x, line 5: has 1 fields and the first line 2"):
+        load(records.demonstrations, put(good + "e\n"))
+
+
+@pytest.mark.parametrize("row", ['"a,b\nc,d\n', 'a,"b\nc,d\n'])
+def test_a_quotation_mark_that_is_not_closed_does_not_swallow_the_rest(put, row):
+    with pytest.raises(ValueError, match=r"x, line 3: not CSV \(.*: see to its quotation marks"):
+        load(records.demonstrations, put("prompt,response\nx,y\n" + row))
+
+
+def test_two_columns_of_one_name(put):
+    with pytest.raises(ValueError, match="x, line 1: two columns are named response: rename one"):
+        load(records.demonstrations, put("prompt,response,response\na,b,c\n"))
+    nameless = "prompt,response,,\na,b,,\n"
+    assert messages_of(records.demonstrations, put(nameless)) == [said("a", "b")]
+
+
+def oasst_chain(n):
+    """Each message the only answer to the one before."""
+    return [{"message_id": str(i), "parent_id": str(i - 1) if i else None, "text": "a",
+             "role": ("prompter", "assistant")[i % 2]} for i in range(n)]
+
+
+@pytest.mark.parametrize(("rows", "says"), [
+    (oasst_chain(1200), "line 1: .*a thread has more than 100 messages: cut it"),
+    ([oasst_chain(1)[0] | {"message_id": ["0"]}], 'line 1: "message_id" and "parent_id" must be'),
+    ([oasst_chain(1)[0] | {"parent_id": {}}], 'line 1: "message_id" and "parent_id" must be'),
+    (oasst_chain(2) + oasst_chain(1), 'line 3: "message_id" 0 is in the file twice'),
+])
+def test_oasst_threads_that_are_none(put, rows, says):
+    with pytest.raises(ValueError, match=f"x, {says}"):
+        load(records.rankings, put(rows))
+
+
+def test_an_oasst_thread_of_100_messages_is_read(put):
+    _, counts = load(records.rankings, put([*oasst_chain(100), *ranked_replies()]))
+    assert counts["OASST messages"] == 103 and counts["comparisons"] == 1
+
+
+def ranked_replies():
+    """A thread with two ranked replies."""
+    asked = {"message_id": "q", "text": "a", "role": "prompter"}
+    return [asked] + [{"message_id": x, "parent_id": "q", "text": x, "role": "assistant", "rank": i}
+                      for i, x in enumerate("rs")]
+
+
 def test_oasst_without_nulls(put):
-    rows = [{"message_id": "1", "text": "a", "role": "prompter"}] + [
-        {"message_id": x, "parent_id": "1", "text": x, "role": "assistant", "rank": i}
-        for i, x in enumerate("23")]
-    assert len(load(records.rankings, put("\n".join(map(json.dumps, rows))))[0]) == 1
+    assert len(load(records.rankings, put(ranked_replies()))[0]) == 1
 
 
 def test_oasst_with_a_broken_message(put):
