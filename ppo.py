@@ -146,9 +146,9 @@ def kl_estimates(logp, ref_logp, mask):
 
 
 def adapt_kl(kl_coef, kl, target, episodes, horizon):
-    """beta (1 + clip(kl / target - 1, -0.2, 0.2) episodes / horizon). [Z19] 2.2"""
+    """beta (1 + clip(kl / target - 1, -0.2, 0.2) min(1, episodes / horizon)). [Z19] 2.2"""
     error = min(max(kl / target - 1, -0.2), 0.2)
-    return kl_coef * (1 + error * episodes / horizon)
+    return kl_coef * (1 + error * min(1, episodes / horizon))
 
 
 def explained_variance(values, returns, mask):
@@ -332,7 +332,7 @@ def ppo_ptx_losses(models, minibatch, cfg, device):
 def expect(what, got, want, slack, otherwise):
     """Print a number that must be `want` at the start. Raises ValueError if it is not."""
     print(f"at the start: {what} {got:+.5f}")
-    if abs(got - want) > slack:
+    if not abs(got - want) <= slack:                         # NaN is not within any bounds
         raise ValueError(f"{what} is {got:.4g} before the first update and must be {want}: "
                          f"{otherwise}")
 

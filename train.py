@@ -210,7 +210,7 @@ def train(run, networks, batches, losses, steps, tokenizer, evaluate=None, finis
     cfg, metrics = run.cfg, {}
     state = {} if state is None else state
     t = set_up(run, networks, tokenizer, state)
-    start, best = files.resume(t)
+    start, best = files.resume(t, steps)
     for n in networks:
         processes.prepare_blocks(n.module, cfg)
     source, autocast = batches(start), processes.autocast(cfg)

@@ -29,11 +29,19 @@ from plumbing import ranges
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose errors are a sentence too."""
+
+    def error(self, message):
+        say(f"error: {visible(message)}; --help lists the flags")
+        sys.exit(2)
+
+
 def parse(Config, presets, doc, argv=None, positional=None):
     """Command line -> Config. `positional` names the one field that takes bare arguments.
 
     Exits with 2 on bad flags. Raises ValueError for a value outside its range."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     first = next(iter(presets))
     if len(presets) > 1:

@@ -217,21 +217,41 @@ def read_part(run):
 @torch.no_grad()
 def restore(saved, modules, optimizers, average):
     """Put weights, optimizer states and the average of `read_part` back in their places."""
-    for module, optimizer, its in zip(modules, optimizers, saved["resume"]["networks"]):
+    networks = saved["resume"]["networks"]
+    for module, optimizer, its in zip(modules, optimizers, networks, strict=True):
         for name, p in module.named_parameters():
             put(p, its["weights"][name])
             state = its["optimizer"][name]
+            for key, x in state.items():
+                check_fits(x, p if key != "step" else x.new_zeros(()))
             optimizer.state[p] = {k: processes.like(p, v) for k, v in state.items()}
     if average is not None:
         for name, p in average.named_parameters():
             put(p, saved["weights"][name])
 
 
+def check_fits(x, p):
+    """Raise ValueError unless the tensor x has p's shape, and finite numbers."""
+    if not is_plain(x) or x.shape != p.shape or not x.isfinite().all():
+        raise ValueError("what is saved does not fit this model")
+
+
 def put(p, x):
     """Copy the whole tensor x into the parameter p, or this process's part of it."""
-    if x.shape != p.shape:
-        raise ValueError(f"{tuple(x.shape)} is not {tuple(p.shape)}")
+    check_fits(x, p)
     processes.local(p).copy_(processes.local(processes.like(p, x)))
+
+
+def check_best(best, weights):
+    """Raise ValueError unless `best` is what `better` returns, of a model with these weights."""
+    if best is None:
+        return
+    numbers = {**best["metrics"], "select": best["select"], "step": best["step"]}
+    results.check_finite("the best evaluation", {k: float(x) for k, x in numbers.items()})
+    if best["weights"].keys() != weights.keys():
+        raise ValueError("the best weights are those of another model")
+    for name, x in best["weights"].items():
+        check_fits(x, weights[name])
 
 
 def progress(modules, optimizers):
@@ -261,19 +281,20 @@ class Training(NamedTuple):
         return [n.module for n in self.networks]
 
 
-def resume(t: Training):
-    """Go on from cfg.out.part if it is there -> (the step to start with, the best result yet)."""
+def resume(t: Training, steps):
+    """Go on from cfg.out.part if it is there -> (the step of `steps` to start with, the best result
+    yet). Raises ValueError if it holds anything else."""
     start, best = 0, None
     saved = read_part(t.run)
     if saved is not None:
         try:
+            start, best, state = (saved["resume"][key] for key in ("step", "best", "state"))
+            if start not in range(steps):
+                raise ValueError(f"there is no step {start}")
             restore(saved, t.modules, t.optimizers, t.average)
-            start, best = int(saved["resume"]["step"]), saved["resume"]["best"]
-            t.state.update(saved["resume"]["state"])
-            if best is not None:
-                results.check_finite("the best evaluation", best["metrics"])
-                if shapes(best["weights"]) != shapes(saved["weights"]):
-                    raise ValueError("the best weights are those of another model")
+            check_best(best, saved["weights"])
+            results.check_finite("the state", {k: float(x) for k, x in state.items()})
+            t.state.update(state)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
             raise ValueError(f"{t.run.cfg.out}.part does not hold what this run has saved: move "
                              f"it away to start again") from e
@@ -282,11 +303,6 @@ def resume(t: Training):
     if processes.rank() == 0:
         truncate_log(t.run, start)
     return start, best
-
-
-def shapes(weights):
-    """{name: shape} of weights."""
-    return {name: tuple(w.shape) for name, w in weights.items()}
 
 
 def better(best, metrics, step, module):

@@ -40,7 +40,7 @@ def run(folder, script, *options):
 
 def wait_for(step, log, process):
     """Wait until the log has a step, or the process has ended."""
-    sought = f'{{"step": {step},'
+    sought = f'"step": {step},'
     while process.poll() is None and not (os.path.exists(log) and sought in log.read_text()):
         time.sleep(0.005)
 

@@ -122,7 +122,7 @@ def log_of(path):
 
 def kill_at(process, log, step):
     """Wait until the log has the line of that step, kill -> whether the process still ran."""
-    sought = f'{{"step": {step},'
+    sought = f'"step": {step},'
     while process.is_alive() and not (log.exists() and sought in log.read_text()):
         time.sleep(0.002)
     running = process.is_alive()

@@ -395,8 +395,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch, kill):
         fit(cfg, 8, dropout=0.2, batch_at=killed_at(kill), **evaluate)
     assert not os.path.exists("toy.pt")
     assert read_checkpoint("toy.pt.part")["resume"]["step"] == kill // 2 * 2
-    with open("toy.pt.log.jsonl", "a") as log:
-        log.write('{"step": 7, "lo')  # the line that the kill cut short
+    with open("toy.pt.log.jsonl", "r+") as log:
+        cut = log.readline()[:40]  # the line that the kill cut short
+        log.seek(0, os.SEEK_END)
+        log.write(cut)
     fit(cfg, 8, dropout=0.2, **evaluate)
     assert contents("toy.pt") == straight and not os.path.exists("toy.pt.part")
     for line in (again := log_lines()) + straight_log:
@@ -479,13 +481,31 @@ def test_a_save_that_does_not_hold_what_the_run_needs_is_a_sentence(folder):
         good["resume"] | {"networks": [network | {"weights": dict.fromkeys(network["weights"])}]},
         good["resume"]
         | {"networks": [network | {"weights": dict.fromkeys(network["weights"], torch.ones(1))}]},
-        good["resume"] | {"step": "two"},
-        good["resume"] | {"state": 3},
+        *(good["resume"] | {"step": step} for step in ("two", -1, 0.5, 8, 10**6)),
+        *(good["resume"] | {"state": state} for state in (3, {"kl_coef": math.nan})),
+        *(good["resume"] | {"best": best} for best in bests(good["weights"])),
+        good["resume"] | {"networks": []},
+        good["resume"] | {"networks": [network | {"optimizer": moments_of(network)}]},
         3,
     ):
         torch.save(good | {"resume": bad}, "toy.pt.part")
         with pytest.raises(ValueError, match="toy.pt.part does not hold what .*: move it away"):
             fit(cfg, 8)
+
+
+def bests(weights):
+    """What cannot be the best evaluation so far of a run with these weights."""
+    good = {"select": 1.0, "step": 1, "metrics": {"select": 1.0}, "weights": weights}
+    yield from (1, {}, good | {"select": "x"}, good | {"metrics": {"loss": math.nan}})
+    yield from (good | {"weights": {"foo": torch.ones(3)}}, good | {"weights": 3})
+
+
+def moments_of(network):
+    """Adam's, of another size."""
+    return {
+        name: state | {"exp_avg_sq": torch.zeros(3)}
+        for name, state in network["optimizer"].items()
+    }
 
 
 def test_a_finished_run_is_not_repeated(folder):
