@@ -78,7 +78,8 @@ def check(cfg):
 
 def main(cfg):
     check(cfg)
-    run = files.begin(cfg, "pretrain", data=interop.files_in(cfg.data))
+    run = files.begin(cfg, "pretrain", data=interop.files_in(cfg.data),
+                      tokenizer=interop.tokenizer_files_of(cfg.tokenizer))
     if run.metrics is not None:
         return run.metrics      # this very command has finished already
     enc, counts = interop.get_tokenizer(cfg.tokenizer), Counter()

@@ -41,8 +41,7 @@ class Config(TrainConfig):
     lr: float = 5e-4                # peak; [IG] C.2: 9e-6 at 6B; > 0
     warmup: int = 20                # steps; not in [IG]; >= 0
     held_out: float = 0.1           # share of the prompts kept for validation; (0, 1)
-    held_out_labelers: tuple[str, ...] = ()   # who are never trained on ([IG] 4.1); none: the
-                                    # sandbox's fifth
+    held_out_labelers: tuple[str, ...] = ()   # never trained on ([IG] 4.1); none: sandbox's fifth
 
 
 PRESETS = {
