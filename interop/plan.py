@@ -84,7 +84,7 @@ def memory(size, gpus=1, shard=False, bf16=True, recompute=False, microbatch=1, 
 
 def parse():
     """The command line -> argparse's namespace."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command")
     plan = commands.add_parser("plan", help="the memory that each stage needs on each GPU")

@@ -73,7 +73,7 @@ def show_responses(ranking):
 
 def main():
     """`python data.py FILE ...`. A bad file ends in one sentence and exit code 2."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--columns", default="", metavar="KNOWN=YOURS",

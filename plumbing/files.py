@@ -79,6 +79,9 @@ def read_checkpoint(path, mmap=False):
 def check_archive(path):
     """The size of a file, bytes. Raises ValueError unless it is an archive that does not unpack to
     more, as those that torch.save writes."""
+    with open(path, "rb") as f:
+        if f.read(4) != b"PK\3\4":                          # what PyTorch takes for its archives
+            raise ValueError("it is no archive")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     size = os.path.getsize(path)

@@ -3,7 +3,6 @@
     python -m sandbox
     python -m sandbox --ranks FILE.tiktoken     # write the sandbox's tokenizer instead
 """
-import argparse
 
 import sandbox
 from plumbing import cli, results
@@ -22,7 +21,7 @@ def show():
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m sandbox", description=__doc__.split("\n")[0])
+    parser = cli.Parser(prog="python -m sandbox", description=__doc__.split("\n")[0])
     parser.add_argument("--ranks", metavar="FILE", help="write the sandbox's tokenizer instead")
     args = parser.parse_args()
     with cli.told():
