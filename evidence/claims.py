@@ -465,6 +465,7 @@ def main(cfg):
         seeds = ", ".join(map(str, cfg.seeds))
         raise ValueError(f"{path} has no claim with all seeds {seeds}: run `python -m "
                          f"evidence.claims` first")
+    check(cfg)                  # again: somebody else's page may lie there by now
     write_pages(findings, cfg)
     print("\n".join(f"{f.number:4} {f.verdict:10} {f.claim.sentence}" for f in findings))
     return {f.number: f.verdict for f in findings}

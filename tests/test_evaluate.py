@@ -205,7 +205,7 @@ def test_prompts_and_text_of_files(config, prompts, tmp_path):
         ({"systems": ("none.pt",)}, "does not exist"),
         ({"systems": ("bon4:none.pt",)}, "does not exist"),
         ({"systems": ("bon4:none.pt",), "rm": ""}, "--rm"),
-        ({"seeds": ("one.json",), "systems": ()}, "at least two"),
+        ({"seeds": ("one.json",), "systems": ()}, "leave out --rm"),
         ({"seeds": ("one.json",)}, "name no systems"),
         ({"demos": (__file__,)}, "prompted: systems read"),
         ({"prompts": ("none.jsonl",)}, "--prompts none.jsonl does not exist"),

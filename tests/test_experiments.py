@@ -122,6 +122,15 @@ def test_what_is_printed_goes_into_no_file_of_somebody_else(tmp_path):
     assert (tmp_path / "mine").read_text() == "mine" and not os.path.exists(tmp_path / "ran")
 
 
+def test_a_page_that_appeared_while_claims_were_measured_is_kept(tmp_path, monkeypatch):
+    page = tmp_path / "docs" / "RESULTS.md"
+    monkeypatch.setattr(claims, "measure_missing", lambda *_: page.write_text("mine"))
+    monkeypatch.setattr(claims, "findings_of", lambda *_: ["a finding"])
+    with pytest.raises(ValueError, match=r"RESULTS\.md is there already"):
+        claims.main(claims.Config(docs=str(tmp_path / "docs"), readme=""))
+    assert page.read_text() == "mine"
+
+
 def test_the_first_comparisons_are_a_file_of_their_own(tmp_path, monkeypatch):
     world, whole = World(9, str(tmp_path)), tmp_path / "comparisons.jsonl"
     write_jsonl(whole, [{"n": i} for i in range(20)])
