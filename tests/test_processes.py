@@ -233,6 +233,7 @@ def assert_same(a, b):
     logs = log_of(a), log_of(b)
     assert [line["step"] for line in logs[0]] == list(range(len(logs[0])))
     for one, two in zip(*logs, strict=True):
+        assert one.pop("run") == two.pop("run")  # the command that wrote it
         assert two == pytest.approx(one, rel=1e-5, abs=1e-5), one["step"]
     a, b = read_checkpoint(a), read_checkpoint(b)
     assert {type(w) for w in b["weights"].values()} == {torch.Tensor}
