@@ -33,7 +33,20 @@ def save_checkpoint(path, model, tokenizer, meta, weights=None, **more):
                          f"finite")
     checkpoint = dict(kind=model.kind, config=asdict(model.cfg), tokenizer=tokenizer, meta=meta,
                       weights={k: v.detach().cpu() for k, v in weights.items()}, **more)
+    checkpoint = same_strings(checkpoint)
     results.replace_file(path, lambda f: torch.save(checkpoint, f), mode="wb")
+
+
+def same_strings(x):
+    """Nested dicts, lists and tuples, in which equal strings are one object: else the bytes of a
+    pickle depend on where each string came from, a file or the code."""
+    if isinstance(x, str):
+        return sys.intern(x)
+    if isinstance(x, dict):
+        return {same_strings(k): same_strings(v) for k, v in x.items()}
+    if isinstance(x, list | tuple):
+        return type(x)(same_strings(v) for v in x)
+    return x
 
 
 def not_finite(tensors):
@@ -347,8 +360,7 @@ def save_result(t: Training, best, metrics):
     else:
         weights = best["weights"]
         metrics |= best["metrics"] | {"selected_step": best["step"]}
-    # Interned: a name that a checkpoint brought back is pickled as it is without an interruption.
-    metrics = {sys.intern(k): v for k, v in metrics.items() if not k.endswith("_per_second")}
+    metrics = {k: v for k, v in metrics.items() if not k.endswith("_per_second")}
     out = t.run.cfg.out
     if processes.rank() == 0:
         results.check_unchanged(out)

@@ -17,6 +17,7 @@ import socket
 import stat
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 
 HELD = {}                   # of this process: lock file -> its descriptor
@@ -236,6 +237,9 @@ def hold(out):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            for _ in range(100) if not holder else ():
+                time.sleep(0.01)                             # until it has said who it is
+                holder = holder or os.pread(descriptor, 1000, 0).decode(errors="replace")
             os.close(descriptor)
             raise ValueError(f"--out {out} is being written by {holder or 'another process'}: wait "
                              f"until it ends, or choose another name") from None
