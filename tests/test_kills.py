@@ -91,7 +91,7 @@ def test_workers_end_with_torchrun_and_the_next_go_on_to_the_same_bytes(tmp_path
     assert not any(map(is_running, workers))
     saved = read_checkpoint(killed / "base.pt.part")["resume"]["step"]
     again = torchrun(killed)
-    assert again.wait(timeout=120) == 0
+    assert again.wait(timeout=120) == 0, (killed / "output.txt").read_text()
     assert f"going on from step {saved} of base.pt.part" in (killed / "output.txt").read_text()
     assert (killed / "base.pt").read_bytes() == (whole / "base.pt").read_bytes()
 
