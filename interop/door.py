@@ -61,6 +61,8 @@ def load(kind, files, counts, *, flag, enc=None, columns="", n=0, seed=0):
         if reader is records.prompts:
             found = _with_checked_keys(found)
         return reader(found, counts)
+    if columns:
+        raise ValueError(f"--columns {columns} names fields of files: pass them with {flag}")
     if kind not in OWN:
         raise ValueError(f"{flag} is missing: the sandbox has no {kind} of its own")
     if enc is not None and not _is_sandbox(enc):
@@ -118,8 +120,13 @@ def hold_out_labelers(rankings, named, enc):
     """(in_group, outsiders): outsiders are the rankings by the labelers `named` ([IG] 4.1).
 
     If none are named, it is sandbox.HELD_OUT_LABELER for the sandbox's rankings: those with its
-    tokenizer, all by its labelers. Of anyone else's nothing is held out unasked.
+    tokenizer, all by its labelers. Of anyone else's nothing is held out unasked. Raises ValueError.
     """
+    labelers = {r.labeler for r in rankings}
+    for name in named:
+        if name not in labelers:
+            raise ValueError(f"--held-out-labelers {name}: no ranking is by them; the labelers are "
+                             f"{', '.join(shown(x) for x in sorted(labelers)[:10])}")
     of_sandbox = _is_sandbox(enc) and all(r.labeler in sandbox.LABELERS for r in rankings)
     if of_sandbox and not named:
         named = (sandbox.HELD_OUT_LABELER,)

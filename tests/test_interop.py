@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+import interop
 import sandbox
 from data import Demonstration, Prompt, Ranking, encode_response
 from interop import (
@@ -393,3 +394,14 @@ def test_importing_interop_imports_nothing_optional_and_no_model(root, saved):
     first, then = (set(json.loads(line)) for line in done.stdout.splitlines())
     assert not first & {"transformers", "safetensors", "matplotlib", "model", "train"}
     assert "model" in then and "torch._dynamo" not in then
+
+
+def test_settings_that_change_nothing_are_refused():
+    """Names of fields without a file, and labelers who labelled nothing."""
+    enc = get_tokenizer("sandbox")
+    with pytest.raises(ValueError, match="--columns prompt=x names fields .* with --data"):
+        interop.load("prompts", (), Counter(), flag="--data", columns="prompt=x")
+    rankings = [Ranking([], ["a", "b"], [(0, 1)], labeler) for labeler in ("Ida", "Ben")]
+    with pytest.raises(ValueError, match="--held-out-labelers Eve: .* the labelers are Ben, Ida"):
+        interop.hold_out_labelers(rankings, ("Ida", "Eve"), enc)
+    assert interop.hold_out_labelers(rankings, ("Ida",), enc) == (rankings[1:], rankings[:1])
