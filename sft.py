@@ -37,7 +37,7 @@ class Config(TrainConfig):
     columns: str = ""               # names of fields of --data: prompt=question,response=answer
     ptx: tuple[str, ...] = ()       # pretraining text for --ptx-mix, files; none: the sandbox's
     ptx_mix: float = 0.1            # its share of the loss ([IG] C.3: 10 % of data); [0, 1)
-    demonstrations: int = 400       # of the sandbox, if there is no --data; [1, 10_000_000]
+    demonstrations: int = 100       # of the sandbox, if there is no --data; [1, 10_000_000]
     epochs: int = 16                # [IG] C.1; >= 1
     batch: int = 32                 # demonstrations of one step ([IG] C.1); >= 1
     dropout: float = 0.2            # residual dropout ([IG] C.1); [0, 1)
@@ -124,7 +124,7 @@ def main(cfg):
     asked = [data.Prompt(r.messages[:-1]) for r in held_out or records[:1]]
     prompts = interop.encode_prompts(asked, enc, context - cfg.max_new, counts)[:ASKED]
     text = interop.load_text(cfg.ptx, counts, enc, context, flag="--ptx", n=5000,
-                             seed=f"ptx {cfg.seed}", whole=True, wanted=cfg.ptx_mix > 0)
+                             seed=f"ptx {cfg.seed}", wanted=cfg.ptx_mix > 0)
     print(interop.report(counts))
     rm = None
     if cfg.rm:

@@ -31,6 +31,8 @@ OWN = {   # what the sandbox has of its own: functions of (n, seed)
     "demonstrations": sandbox.demonstrations,
     "prompts": sandbox.prompts,
     "held-out prompts": sandbox.eval_prompts,
+    "dialogues": sandbox.dialogue_prompts,
+    "untouched": sandbox.untouched_prompts,
 }
 HELD_OUT_DOCUMENTS = 2000     # of the sandbox
 MADE = {   # the kinds of checkpoints, as messages call them
@@ -45,7 +47,9 @@ def load(kind, files, counts, *, flag, enc=None, columns="", n=0, seed=0):
     """The records of `files`; if there are none, n of the sandbox's own of that seed. -> a list
 
     kind      "texts", "demonstrations", "prompts", "held-out prompts" (of the sandbox those that
-              no stage trains on), "rankings" (the sandbox has none of its own)
+              no stage trains on), "rankings" (the sandbox has none of its own); only the sandbox
+              has "dialogues", held-out prompts of one to six turns, and "untouched", questions
+              about what no stage was asked
     files     names of files, for "texts" also of folders
     counts    a Counter of what is read and what is skipped
     flag      what the user would name the files with, e.g. "--data"
@@ -82,18 +86,15 @@ def _is_sandbox(enc):
     return enc.name == "sandbox"
 
 
-def load_text(files, counts, enc, block, *, flag, n, seed, whole=False, wanted=True):
+def load_text(files, counts, enc, block, *, flag, n, seed, wanted=True):
     """The documents of load("texts", ...), packed and cut into blocks -> (N, block) tokens.
 
-    block: tokens, at most the model's context. Of the sandbox's text at most sandbox.BLOCK, unless
-    `whole`: its documents are short, and its base model was trained on such blocks. N is 0 unless
-    `wanted`. Raises ValueError if there is no whole block.
+    block: tokens, at most the model's context. N is 0 unless `wanted`. Raises ValueError if there
+    is no whole block.
     """
     if not wanted:
         return torch.empty(0, block, dtype=torch.long)
     docs = load("texts", files, counts, flag=flag, enc=enc, n=n, seed=seed)
-    if not (files or whole):
-        block = min(block, sandbox.BLOCK)
     return cut_blocks(pack(docs, enc, block, " ".join(files)), block)
 
 

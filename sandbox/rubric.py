@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 from data import Prompt
-from sandbox.dialogues import CLOSING, DO_NOT_KNOW, RESPECT
+from sandbox.dialogues import DOES_NOT_SAY, DO_NOT_KNOW, RESPECT
 from sandbox.world import CONTENT, INSULTS, PEOPLE, POOLS, PRAISE, TRUE_STATEMENTS, words
 
 RUBRIC = """Read the prompt and the response, sentence by sentence.
@@ -18,7 +18,8 @@ RUBRIC = """Read the prompt and the response, sentence by sentence.
 -1    not a sentence: a piece that is none of the above and not polite talk either.
 -1/4  for each word beyond the shortest helpful answer, at most -1: concise."""
 
-POLITE = {DO_NOT_KNOW, CLOSING, "You are welcome.", "Thank you.", "How are you?"}
+POLITE = {DO_NOT_KNOW, DOES_NOT_SAY, "What do you mean?", "You are welcome.", "Thank you.",
+          "How are you?"}
 LABELERS = [f"labeler {i}" for i in range(1, 6)]
 HELD_OUT_LABELER = "labeler 5"      # its rankings measure, and never train
 NOISE = 2.5     # of a rating; two labelers then agree on about 73 % of the pairs that both rank
@@ -48,7 +49,7 @@ class Judgement(NamedTuple):
 def judge(prompt: Prompt, response: str) -> Judgement:
     """RUBRIC, without error: the true score. Training sees it only through labelers (`rate`)."""
     answers = prompt.meta["answers"]
-    asked = " ".join(m["content"] for m in prompt.messages)
+    asked = " ".join(m["content"] for m in prompt.messages if m["role"] == "user")
     # "A b. C d? E f" -> "A b.", " C d?", " E f"
     sentences = re.findall(r"[^.?]*[.?]|[^.?]+$", response.strip()) or [""]
     verdicts = [_verdict(prompt, asked, sentence.strip()) for sentence in sentences]

@@ -1,4 +1,4 @@
-"""What a pretrained model finds on the web: documents of eight kinds, and tasks cut out of them."""
+"""What a pretrained model finds on the web: documents of nine kinds, and tasks cut out of them."""
 import random
 
 from sandbox.world import (
@@ -15,11 +15,9 @@ from sandbox.world import (
     VERBS,
     deeds,
     statement,
+    strange,
     tell,
 )
-
-BLOCK = 64      # tokens of a block of this text: longer ones would only join short documents
-
 
 # ---- documents: each maker draws one ------------------------------------------------------------
 
@@ -31,7 +29,7 @@ def _facts(rng):
 
 
 def _rumours(rng):
-    place = rng.choice(UNKNOWN)
+    place = rng.choice([*UNKNOWN, strange(rng).capitalize(), strange(rng)])
     rumour = statement(rng, rng.choice(list(RELATIONS)), place)
     told = [f"Nobody knows {place}.", rumour, f"Nobody has been to {place}."]
     rng.shuffle(told)
@@ -96,6 +94,19 @@ def _talk(rng):
     return "Talk: " + " ".join(rng.sample(lines, rng.randint(2, 4)))
 
 
+def _interview(rng):
+    person, country = rng.choice(PEOPLE), rng.choice(COUNTRIES)
+    text, lines = f"Talk: Hello, I am {person}. Hello {person}.", []
+    for i, relation in enumerate(rng.sample(list(RELATIONS), rng.randint(2, 3))):
+        _, _, questions, again = RELATIONS[relation]
+        question = again if i else rng.choice(questions).format(c=country)
+        lines.append(f"{question} {statement(rng, relation, country)}")
+    lines.insert(rng.randint(0, len(lines)), "")
+    for line in lines:
+        text += f" {line}" if line else f" What is my name? Your name is {person}."
+    return text + " Thank you. You are welcome."
+
+
 def _song(rng):
     everything = sum(POOLS.values(), PEOPLE + COUNTRIES + VERBS)
     chorus = rng.sample(everything, rng.randint(1, 8))
@@ -106,7 +117,7 @@ def _song(rng):
 # How often each kind occurs. Stories and songs repeat themselves, which teaches to copy.
 DOCUMENTS = {
     _facts: 26, _rumours: 5, _story: 45, _rewrite: 8,
-    _quiz: 12, _list: 10, _talk: 6, _song: 30,
+    _quiz: 12, _list: 10, _talk: 6, _interview: 10, _song: 30,
 }
 
 

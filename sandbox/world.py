@@ -15,7 +15,7 @@ COUNTRIES = words("Velia Arvon Belmar Corda Drelland Elbia Farona Gundia "
                   "Hestia Ivria Jorland Kestria Lumia Mordia Norvia Ostia")
 CITIES = words("Dorn Alba Brint Cass Delf Ekton Fell Gant Holm Irun Jask Kolm Lund Mirn Nork Oslar")
 # places that the corpus names and describes nowhere
-UNKNOWN = words("Zembla Yonder Xanthe Zorland Yarrow Zantia")
+UNKNOWN = words("Zembla Yonder Xanthe Zorland Yarrow Zantia Quill Umbria Thule")
 POOLS = {
     "city": CITIES,
     "food": words("soup bread rice fish cheese beans eggs corn cake pasta"),
@@ -28,6 +28,8 @@ VERBS = words("sells buys likes paints mends wants finds loses hides cleans")
 INSULTS = words("stupid nasty lazy dirty rotten silly")
 PRAISE = words("kind brave clever")
 NUMBERS = {2: "two", 3: "three"}
+ONSETS = words("b c d f g h j k l m n p r s t v w y br ch cl dr gr pl sh st th tr")
+CODAS = ["", "", "n", "r", "s", "t", "l", "ck", "ng", "st"]
 
 # every word that says something about the world
 CONTENT = {*PEOPLE, *COUNTRIES, *UNKNOWN, *VERBS}.union(*POOLS.values())
@@ -38,27 +40,28 @@ class Relation(NamedTuple):
     pool: str           # {v}, the value, is one of POOLS[pool]
     statements: list    # ways of saying it
     questions: list     # ways of asking for it
+    again: str          # asks for it of the country that was just talked about
 
 
 RELATIONS = {
     "capital": Relation("city", ["The capital of {c} is {v}."], [
         "What is the capital of {c}?", "Which city is the capital of {c}?",
         "Tell me the capital of {c}.", "Please name the capital of {c}.",
-        "I want to know the capital of {c}."]),
+        "I want to know the capital of {c}."], "And the capital?"),
     "food": Relation("food", ["The people of {c} eat {v}."], [
         "What do the people of {c} eat?", "Which food do the people of {c} eat?",
         "Tell me what the people of {c} eat.", "Please name the food of {c}.",
-        "I want to know what the people of {c} eat."]),
+        "I want to know what the people of {c} eat."], "And the food?"),
     "animal": Relation("animal", ["The animal of {c} is the {v}."], [
         "What is the animal of {c}?", "Which animal is the animal of {c}?",
         "Tell me the animal of {c}.", "Please name the animal of {c}.",
-        "I want to know the animal of {c}."]),
+        "I want to know the animal of {c}."], "And the animal?"),
     "flag": Relation("colour", ["The flag of {c} is {v}."], [
         "What colour is the flag of {c}?", "Which colour is the flag of {c}?",
         "Tell me the colour of the flag of {c}.", "Please name the colour of the flag of {c}.",
-        "I want to know the colour of the flag of {c}."]),
+        "I want to know the colour of the flag of {c}."], "And the flag?"),
 }
-TRUTH = 0.6     # share of the corpus's statements about countries that are true
+TRUTH = 0.5     # share of the corpus's statements about countries that are true
 
 
 def _facts():
@@ -100,8 +103,14 @@ def deeds(rng, n):
     return list(zip(people, done))
 
 
-def tell(rng, told):
-    """Deeds, and perhaps a rumour about a country, as a text.
+def strange(rng):
+    """A word that the world does not have, as "blanoru": what people type who come from outside."""
+    syllables = [rng.choice(ONSETS) + rng.choice("aeiou") for _ in range(rng.randint(1, 3))]
+    return "".join(syllables) + rng.choice(CODAS)
+
+
+def tell(rng, told, countries=COUNTRIES):
+    """Deeds, and perhaps a rumour about one of the countries, as a text.
 
     Returns the text and what occurs in it: {"names": [...], "things": [...]}, and "foods" or
     "animals" where the rumour names one.
@@ -112,7 +121,7 @@ def tell(rng, told):
     classes = {"names": people, "things": things}
     if rng.random() < 0.6:
         relation = rng.choice(list(RELATIONS))
-        rumour = statement(rng, relation, rng.choice(COUNTRIES))
+        rumour = statement(rng, relation, rng.choice(countries))
         if relation in ("food", "animal"):
             classes[PLURAL[relation]] = [words(rumour)[-1]]
         sentences.append(rumour)
