@@ -1,4 +1,5 @@
-"""interop/encode.py: what is cut, dropped and kept so that it fits a context, and the report."""
+"""interop/encode.py: what is forgotten, cut, dropped and kept so that it fits a context, and the
+report."""
 
 import random
 from collections import Counter
@@ -6,7 +7,14 @@ from collections import Counter
 import pytest
 
 from data import Demonstration, Prompt, Ranking, encode_dialogue, encode_prompt, encode_response
-from interop import EOS, encode_demonstrations, encode_prompts, encode_rankings, report
+from interop import (
+    EOS,
+    encode_demonstrations,
+    encode_prompts,
+    encode_rankings,
+    get_tokenizer,
+    report,
+)
 
 WORDS = ["Anna", "sells", "red", "lamps", "and", "what", "does", "Ben", "do", "in", "Velia", "?"]
 
@@ -21,13 +29,6 @@ def some_words(rng, most):
     return " ".join(rng.choices(WORDS, k=rng.randint(1, most)))
 
 
-def some_demonstrations(n):
-    rng = random.Random(1)
-    for _ in range(n):
-        turns = [some_words(rng, 12) for _ in range(2 * rng.randint(1, 3))]
-        yield Demonstration(said(*turns))
-
-
 def one_by_one(encode, records, enc, block):
     """{number of a record: its encoding} of those that fit, and what was counted."""
     counts, found = Counter(), {}
@@ -39,27 +40,105 @@ def one_by_one(encode, records, enc, block):
     return found, counts
 
 
-def test_the_last_response_is_never_cut(enc):
-    """At any length of the context; a prompt keeps its end; a response over half of a context that
-    the whole exceeds is dropped, and counted."""
-    records = list(some_demonstrations(80))
-    for block in (4, 8, 16, 30, 60, 120):
-        kept, counts = one_by_one(encode_demonstrations, records, enc, block)
-        cut = 0
-        for i, r in enumerate(records):
-            whole, marks = encode_dialogue(enc, r.messages)
-            response = encode_response(enc, r.messages[-1]["content"])
-            assert (i in kept) == (len(whole) <= block or len(response) <= block // 2)
-            if i in kept:
-                ids, trained = kept[i]
-                assert len(ids) == min(block, len(whole))
-                assert ids == whole[-len(ids) :] and trained == marks[-len(ids) :]
+def some_dialogues(n, seed=0):
+    """Of every shape that files have: with a system message or without, a user who speaks twice, an
+    assistant who begins; the last message is a user's or a system's."""
+    rng = random.Random(seed)
+    for _ in range(n):
+        roles = rng.choices(("user", "assistant", "assistant", "system"), k=rng.randint(0, 7))
+        roles = ["system"] * (rng.random() < 0.4) + roles + [rng.choice(("user", "system"))]
+        yield [{"role": role, "content": some_words(rng, 9)} for role in roles]
+
+
+def what_may_be_kept(messages):
+    """What a long dialogue may become, the most first: a turn ends before each message that is not
+    the assistant's; a system message in front goes last."""
+    system = messages[:1] if messages[0]["role"] == "system" else []
+    starts = [i for i, m in enumerate(messages) if m["role"] != "assistant" and i >= len(system)]
+    starts = starts or [len(messages) - 1]
+    return [messages, *[system + messages[i:] for i in starts], messages[starts[-1] :]]
+
+
+def test_prompts_lose_whole_turns_and_only_a_last_message_too_long_is_cut():
+    """At every length, the longest of what may be kept, encoded as if there were nothing else."""
+    enc, seen = get_tokenizer("sandbox"), Counter()
+    for messages in some_dialogues(150):
+        texts = [encode_prompt(enc, kept) for kept in what_may_be_kept(messages)]
+        for room in range(1, len(texts[0]) + 2):
+            counts = Counter()
+            [ids] = encode_prompts([Prompt(messages)], enc, room, counts)
+            fitting = [text for text in texts if len(text) <= room]
+            how = "" if fitting[:1] == texts[:1] else "shortened by whole turns"
+            if not fitting:
+                how = "cut from the left"
+            assert ids == (fitting[0] if fitting else texts[-1][-room:])
+            assert +counts == Counter(["prompts"] + [f"prompts {how}"] * bool(how))
+            seen[how] += 1
+    assert len(seen) == 3 and min(seen.values()) >= 300
+
+
+def test_demonstrations_lose_whole_turns_and_keep_the_last_response(enc):
+    """At every length; where the last question would be cut, and the response has over half of the
+    context, both are dropped, and counted."""
+    seen = Counter()
+    for i, messages in enumerate(some_dialogues(60, seed=1)):
+        messages = [*messages, *said("", some_words(random.Random(i), 12))[1:]]
+        texts = [encode_dialogue(enc, kept) for kept in what_may_be_kept(messages)]
+        response = encode_response(enc, messages[-1]["content"])
+        for block in range(1, len(texts[0][0]) + 2):
+            found, counts = one_by_one(encode_demonstrations, [Demonstration(messages)], enc, block)
+            fitting = [text for text in texts if len(text[0]) <= block]
+            if fitting:
+                assert found[0] == fitting[0]
+                how = "" if fitting[0] == texts[0] else "demonstrations shortened by whole turns"
+            elif len(response) <= block // 2:
+                assert found[0] == tuple(part[-block:] for part in texts[-1])
+                how = "demonstrations cut from the left"
+            else:
+                how = "demonstrations dropped: the response is too long"
+            assert +counts == Counter(["demonstrations"] * bool(found) + [how] * bool(how))
+            if found:
+                ids, trained = found[0]
                 assert ids[-len(response) :] == response and all(trained[-len(response) :])
-                cut += len(whole) > block
-        dropped = counts["demonstrations dropped: the response is too long"]
-        assert dropped == 80 - len(kept) == 80 - counts["demonstrations"]
-        assert counts["demonstrations cut from the left"] == cut
-        assert dropped > 0 or block > 20
+            seen[how] += 1
+    assert len(seen) == 4 and min(seen.values()) > 100
+
+
+def test_what_is_kept_of_a_dialogue_by_hand(enc):
+    """No line break in front, the system message with the last turn for as long as they fit."""
+    system = {"role": "system", "content": "Be kind."}
+    messages = [system, *said("Hello.", "Hello.", "Who is Ben?", "Anna.", "And who is Anna?")]
+    turns = {
+        42: "System: Be kind.\n\nUser: Who is Ben?\n\nAssistant: Anna.<|endoftext|>\n\n"
+        "User: And who is Anna?\n\nAssistant:",
+        31: "System: Be kind.\n\nUser: And who is Anna?\n\nAssistant:",
+        18: "User: And who is Anna?\n\nAssistant:",
+        6: " is Anna?\n\nAssistant:",
+    }
+    for room, kept in turns.items():
+        [ids] = encode_prompts([Prompt(messages)], enc, room, Counter())
+        assert enc.decode(ids) == kept
+
+
+class Counting:
+    """A tokenizer that counts the letters it reads."""
+
+    def __init__(self, enc):
+        self.enc, self.eot_token, self.letters = enc, enc.eot_token, 0
+
+    def encode_ordinary(self, text):
+        self.letters += len(text)
+        return self.enc.encode_ordinary(text)
+
+
+def test_a_long_dialogue_is_not_read_once_a_turn(enc):
+    messages = said(*["Anna sells red lamps."] * 1001)
+    long, read = sum(len(m["content"]) for m in messages), Counting(enc)
+    encode_prompts([Prompt(messages)], read, 100, Counter())
+    assert read.letters < 5 * long
+    read = Counting(enc)
+    encode_prompts([Prompt(messages)], read, 100_000, Counter())
+    assert read.letters < 2 * long
 
 
 def test_no_demonstration_left_is_an_error(enc):
@@ -86,7 +165,8 @@ def some_rankings(n):
         K = rng.randint(2, 5)
         pairs = [(i, j) for i in range(K) for j in range(i + 1, K) if rng.random() < 0.7]
         responses = [some_words(rng, 20) for _ in range(K)]
-        yield Ranking(said(some_words(rng, 40)), responses, pairs or [(0, 1)], use_case="chat")
+        asked = said(*[some_words(rng, 14) for _ in range(rng.choice((1, 3, 5)))])
+        yield Ranking(asked, responses, pairs or [(0, 1)], use_case="chat")
 
 
 def test_responses_of_rankings_are_whole_or_dropped(enc):
@@ -94,6 +174,7 @@ def test_responses_of_rankings_are_whole_or_dropped(enc):
     records = list(some_rankings(60))
     for block in (16, 24, 40, 400):
         found, counts = one_by_one(encode_rankings, records, enc, block)
+        fitted = Counter()
         for i, r in enumerate(records):
             fits = [len(enc.encode_ordinary(f" {x}")) + 1 <= block // 2 for x in r.responses]
             pairs = {(r.responses[a], r.responses[b]) for a, b in r.pairs if fits[a] and fits[b]}
@@ -102,11 +183,12 @@ def test_responses_of_rankings_are_whole_or_dropped(enc):
                 text = [enc.decode(x).removesuffix(EOS).strip() for x in found[i].responses]
                 assert {(text[a], text[b]) for a, b in found[i].pairs} == pairs
                 assert {k for p in found[i].pairs for k in p} == set(range(len(text)))
-                prompt, longest = encode_prompt(enc, r.messages), max(map(len, found[i].responses))
-                assert prompt[-len(found[i].prompt) :] == found[i].prompt
-                assert len(found[i].prompt) == min(len(prompt), block - longest)
-                assert found[i].use_case == "chat"
-        assert counts["rankings"] == len(found)
+                room = block - max(map(len, found[i].responses))
+                [prompt] = encode_prompts([r], enc, room, fitted)
+                assert found[i].prompt == prompt and found[i].use_case == "chat"
+        assert counts["rankings"] == fitted["prompts"] == len(found)
+        for how in ("prompts shortened by whole turns", "prompts cut from the left"):
+            assert counts[how] == fitted[how] and (fitted[how] > 0) == (block < 400)
         assert counts["prompts skipped: no two responses fit"] == 60 - len(found)
         assert (counts["responses dropped: too long"] > 0) == (block < 40 or len(found) < 60)
 
