@@ -83,7 +83,7 @@ def _extraction(rng, places):
     name, items = rng.choice(list(classes.items()))
     answer = f"The {name} are {', '.join(items)}."
     if rng.random() < 0.2:
-        name = rng.choice([name for name in PLURAL.values() if name not in classes])
+        name = rng.choice([name for name in ("foods", "animals") if name not in classes])
         answer = DOES_NOT_SAY
     return f"Text: {text} List the {name}.", {"answers": [answer]}
 
@@ -302,8 +302,13 @@ def dialogue_prompts(n, seed=0):
 def untouched_prompts(n, seed=0):
     """n questions about places that no demonstration, comparison or prompt of PPO is about: of the
     countries the corpus tells, of the others nobody knows anything."""
-    return draw_prompts(n, f"untouched {seed}", True, UNTOUCHED, cases=("open qa", "unanswerable"),
-                        turns=1)
+    rng = random.Random(f"untouched {seed}")
+    found = []
+    for i in range(n):
+        use_case = ("open qa", "unanswerable")[i % 2]
+        messages, key = _draw(rng, use_case, 1, UNTOUCHED, flawless=True)
+        found.append(Prompt(messages, use_case, key))
+    return found
 
 
 def demonstrations(n=100, seed=0):
