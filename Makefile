@@ -1,7 +1,7 @@
 # The table of contents: every artefact is a target.
 #   base.pt -> sft.pt -> comparisons.jsonl -> rm.pt -> ppo.pt -> report/
-#                     -> ratings.jsonl -> feedme.pt
-#   make | make -j2 | make rounds | make claims | make test | make clean
+# Each says first what it is and how long it takes on two cores.
+#   make | make -j2 | make compare | make seeds | make rounds | make claims | make test | make clean
 # SEED=1 OUT=runs/1 make   runs the pipeline with another seed in another folder.
 
 PYTHON ?= python3
@@ -13,7 +13,11 @@ override OUT := $(patsubst ~/%,$(HOME)/%,$(OUT))
 AT     := $(subst $() ,\ ,$(OUT))
 
 all: $(AT)/report/report.md
-	@echo "made: $(OUT)/report/report.md"
+	@$(PY) -m evidence.report "$(OUT)/report"
+
+# every system beside one another: the prompted base, FeedME, plain PPO, a perfect reward model
+compare: $(AT)/report/compare/report.md
+	@$(PY) -m evidence.report "$(OUT)/report/compare"
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys, ensurepip, venv; assert sys.version_info >= (3, 11)' 2> /dev/null \
@@ -33,35 +37,62 @@ $(AT)/make.seed: ALWAYS | .venv/ready
 	    "choose another OUT, or remove with make clean what was made in this one" >&2; exit 2; }
 
 $(AT)/base.pt: $(AT)/make.seed
+	@echo "1/6 base: a GPT reads the corpus, about 75 s"
 	$(PY) pretrain.py --seed $(SEED) --out "$@"
 
 $(AT)/sft.pt: $(AT)/base.pt
+	@echo "2/6 SFT: it learns 100 demonstrations, about 8 s"
 	$(PY) sft.py --seed $(SEED) --init "$<" --out "$@"
 
 $(AT)/comparisons.jsonl: $(AT)/sft.pt
+	@echo "3/6 comparisons: labelers rank what SFT answers, about 25 s"
 	$(PY) label.py --seed $(SEED) --init "$<" --out "$@"
 
 $(AT)/rm.pt: $(AT)/sft.pt $(AT)/comparisons.jsonl
+	@echo "4/6 reward model: it learns what labelers prefer, about 40 s"
 	$(PY) reward.py --seed $(SEED) --init "$<" --data "$(OUT)/comparisons.jsonl" --out "$@"
 
 $(AT)/ppo.pt: $(AT)/sft.pt $(AT)/rm.pt
+	@echo "5/6 PPO-ptx: SFT learns from the reward model, about 60 s"
 	$(PY) ppo.py --seed $(SEED) --init "$<" --rm "$(OUT)/rm.pt" --out "$@"
 
-# plain PPO, without pretraining gradients: what the mix is for
-$(AT)/ppo-plain.pt: $(AT)/sft.pt $(AT)/rm.pt
-	$(PY) ppo.py --seed $(SEED) --init "$<" --rm "$(OUT)/rm.pt" --ptx-coef 0 --out "$@"
+$(AT)/report/report.md: $(foreach x,base sft ppo rm,$(AT)/$(x).pt)
+	@echo "6/6 report: all answer the same held-out prompts, about 25 s"
+	$(PY) evaluate.py "$(OUT)/base.pt" "$(OUT)/sft.pt" "bon16:$(OUT)/sft.pt" "$(OUT)/ppo.pt" \
+	  --rm "$(OUT)/rm.pt" --seed $(SEED) --out "$(OUT)/report"
 
 # FeedME: demonstrations and the samples that labelers rated 7 of 7
 $(AT)/ratings.jsonl: $(AT)/sft.pt
+	@echo "compare 1/5 ratings: labelers rate what SFT answers, about 10 s"
 	$(PY) label.py --seed $(SEED) --init "$<" --rate --swap 0 --n 1000 --out "$@"
 
 $(AT)/feedme.pt: $(AT)/base.pt $(AT)/ratings.jsonl
+	@echo "compare 2/5 FeedME: SFT on demonstrations and the best answers, about 40 s"
 	$(PY) sft.py --seed $(SEED) --init "$<" --rated "$(OUT)/ratings.jsonl" --epochs 4 --out "$@"
 
-$(AT)/report/report.md: $(foreach x,base sft feedme ppo-plain ppo rm,$(AT)/$(x).pt)
-	$(PY) evaluate.py "$(OUT)/base.pt" "prompted:$(OUT)/base.pt" "$(OUT)/sft.pt" "$(OUT)/feedme.pt" \
-	  "bon16:$(OUT)/sft.pt" "$(OUT)/ppo-plain.pt" "$(OUT)/ppo.pt" --rm "$(OUT)/rm.pt" \
-	  --out "$(OUT)/report"
+# plain PPO, without pretraining gradients: what the mix is for
+$(AT)/ppo-plain.pt: $(AT)/sft.pt $(AT)/rm.pt
+	@echo "compare 3/5 PPO without pretraining gradients, about 50 s"
+	$(PY) ppo.py --seed $(SEED) --init "$<" --rm "$(OUT)/rm.pt" --ptx-coef 0 --out "$@"
+
+$(AT)/ceiling.pt: $(AT)/sft.pt $(AT)/rm.pt
+	@echo "compare 4/5 ceiling: PPO-ptx with the true score as reward, about 60 s"
+	$(PY) -m evidence.ceiling --seed $(SEED) --init "$<" --rm "$(OUT)/rm.pt" --out "$@"
+
+$(AT)/report/compare/report.md: $(foreach x,base sft feedme ppo-plain ppo ceiling rm,$(AT)/$(x).pt)
+	@echo "compare 5/5 report: all answer the same held-out prompts, about 60 s"
+	$(PY) evaluate.py "$(OUT)/base.pt" "prompted:$(OUT)/base.pt" "$(OUT)/sft.pt" \
+	  "$(OUT)/feedme.pt" "bon16:$(OUT)/sft.pt" "$(OUT)/ppo-plain.pt" "$(OUT)/ppo.pt" \
+	  "$(OUT)/ceiling.pt" --rm "$(OUT)/rm.pt" --seed $(SEED) --out "$(OUT)/report/compare"
+
+# `make compare` with several seeds -> the table and the picture of README.md, docs/WORLD.md
+SEEDS ?= 201 202 203 204 205
+seeds: .venv/ready
+	@set -e; for seed in $(SEEDS); do \
+	  $(MAKE) -o .venv/ready compare SEED=$$seed OUT=runs/$$seed; \
+	done
+	$(PY) -m pip install --quiet matplotlib
+	$(PY) -m evidence.seeds $(SEEDS:%=runs/%/report/compare/report.json)
 
 # [IG] 3.1, ROUNDS times: comparisons of the policy's outputs -> reward model -> PPO from SFT.
 # KEEP=1 trains each reward model on the comparisons of all rounds so far, KEEP=0 on the new only.
@@ -82,7 +113,7 @@ rounds: $(AT)/sft.pt
 	$(PY) evaluate.py "$<" $(foreach r,$(shell seq $(ROUNDS)),"$(OUT)/round-$(r).pt") \
 	  --rm "$$at-rm.pt" --out "$(OUT)/report/rounds-$(ROUNDS)"
 
-# the papers' claims, tested over five seeds -> docs/RESULTS.md and the tables of README.md;
+# the papers' claims, tested over five seeds -> docs/RESULTS.md and the verdicts of README.md;
 # about an hour and a half on 2 cores
 claims: .venv/ready
 	$(PY) -m pip install --quiet matplotlib
@@ -91,13 +122,14 @@ claims: .venv/ready
 test: .venv/ready
 	$(PY) -m pytest -q
 
-# what the targets above made in $(OUT) and what a kill left beside it, no other file; the models of
-# `make claims` stay in runs/. Where make.seed is, each stage has refused to replace what it had not
-# made, so names tell what is ours; without it nothing is. It goes last: a clean may fail midway.
+# what the targets above made in $(OUT) and what a kill left beside it, no other file; what `make
+# seeds` and `make claims` made stays in runs/. Where make.seed is, each stage has refused to replace
+# what it had not made, so names tell what is ours; without it nothing is. It goes last: a clean may
+# fail midway.
 ROUND   := round-[1-9] round-[1-9][0-9]
-MODELS  := $(addsuffix .pt,base sft rm ppo ppo-plain feedme $(ROUND) $(ROUND:=-rm))
+MODELS  := $(addsuffix .pt,base sft rm ppo ppo-plain feedme ceiling $(ROUND) $(ROUND:=-rm))
 RECORDS := $(addsuffix .jsonl,comparisons ratings $(ROUND))
-REPORTS := report/rounds-[1-9] report/rounds-[1-9][0-9] report
+REPORTS := report/compare report/rounds-[1-9] report/rounds-[1-9][0-9] report
 PAGES   := report.json report.md systems.png matrix.png use_cases.png made.json
 BESIDE  := .part .log.jsonl .made.json .lock
 RESULTS := $(foreach x,$(MODELS) $(RECORDS),$(x) $(addprefix $(x),$(BESIDE)))
@@ -130,5 +162,5 @@ clean:
 	rm -f make.seed
 
 # What is written is whole: an interrupted make is not to delete it.
-.PRECIOUS: $(foreach x,$(MODELS) $(RECORDS) report/report.md,$(AT)/$(x))
-.PHONY: all rounds claims test clean ALWAYS
+.PRECIOUS: $(foreach x,$(MODELS) $(RECORDS) report/report.md report/compare/report.md,$(AT)/$(x))
+.PHONY: all compare seeds rounds claims test clean ALWAYS

@@ -6,6 +6,7 @@ writes what --out names. The commands themselves run in test_kills.py.
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import sys
 import time
 
 import pytest
+
+from evidence import report
 
 STANDIN = """
 import json, os, sys, time
@@ -31,7 +34,7 @@ elif words[0] == "-c":
 elif words[:2] == ["-m", "venv"]:
     os.makedirs(words[2] + "/bin")
     os.symlink({path!r}, words[2] + "/bin/python")
-elif words[0] != "-m":
+elif "--out" in words:
     out = words[words.index("--out") + 1]
     for word in words[1:]:
         path = word.split(":")[-1]
@@ -96,30 +99,60 @@ def make(root, *args, **env):
 
 def results(calls):
     """Names of what the commands wrote, sorted."""
-    return sorted(os.path.basename(words[words.index("--out") + 1]) for words in calls)
+    written = [words[words.index("--out") + 1] for words in calls if "--out" in words]
+    return sorted(os.path.basename(path) for path in written)
 
 
 # ---- what is made, and from what ---------------------------------------------------------------
 
-ARTEFACTS = ["base.pt", "comparisons.jsonl", "feedme.pt", "ppo-plain.pt", "ppo.pt"]
-ARTEFACTS += ["ratings.jsonl", "report", "rm.pt", "sft.pt"]
+ARTEFACTS = ["base.pt", "comparisons.jsonl", "ppo.pt", "report", "rm.pt", "sft.pt"]
+COMPARED = ["base.pt", "ceiling.pt", "compare", "comparisons.jsonl", "feedme.pt", "ppo-plain.pt"]
+COMPARED += ["ppo.pt", "ratings.jsonl", "rm.pt", "sft.pt"]
+GOALS = {"all": (ARTEFACTS, "report"), "compare": (COMPARED, "report/compare")}
 
 
+@pytest.mark.parametrize("goal", GOALS)
 @pytest.mark.parametrize("jobs", ("-j1", "-j2", "-j8"))
-def test_every_artefact_is_made_once_after_what_it_is_made_from(root, standin, out, jobs):
-    code, said = make(root, jobs, f"OUT={out}", f"PY={standin.path}")
+def test_every_artefact_is_made_once_after_what_it_is_made_from(root, standin, out, jobs, goal):
+    """And the last command says what the report says, each time."""
+    artefacts, folder = GOALS[goal]
+    show = ["-m", "evidence.report", f"{out}/{folder}"]
+    code, said = make(root, jobs, goal, f"OUT={out}", f"PY={standin.path}")
     assert code == 0, said
-    assert results(standin.calls()) == ARTEFACTS
-    assert make(root, jobs, f"OUT={out}", f"PY={standin.path}")[0] == 0
-    assert standin.calls() == []
+    calls = standin.calls()
+    assert results(calls) == artefacts and calls[-1] == show
+    assert make(root, jobs, goal, f"OUT={out}", f"PY={standin.path}")[0] == 0
+    assert standin.calls() == [show]
 
 
 def test_what_is_missing_is_made_again_with_what_follows_from_it(root, standin, out):
-    make(root, f"OUT={out}", f"PY={standin.path}")
+    given = ["all", "compare", f"OUT={out}", f"PY={standin.path}"]
+    make(root, *given)
     standin.calls()
     os.remove(f"{out}/rm.pt")
-    assert make(root, f"OUT={out}", f"PY={standin.path}")[0] == 0
-    assert results(standin.calls()) == ["ppo-plain.pt", "ppo.pt", "report", "rm.pt"]
+    assert make(root, *given)[0] == 0
+    again = ["ceiling.pt", "compare", "ppo-plain.pt", "ppo.pt", "report", "rm.pt"]
+    assert results(standin.calls()) == again
+
+
+def test_the_report_of_a_seed_has_its_systems_and_its_prompts(root, standin, out):
+    make(root, "all", "compare", f"OUT={out}", f"PY={standin.path}", SEED="7")
+    whole, small = (words for words in reversed(standin.calls()) if words[0] == "evaluate.py")
+    names = ["base.pt", "sft.pt", "bon16:sft.pt", "ppo.pt"]
+    more = ["base.pt", "prompted:base.pt", "sft.pt", "feedme.pt", "bon16:sft.pt", "ppo-plain.pt"]
+    for words, systems in ((small, names), (whole, [*more, "ppo.pt", "ceiling.pt"])):
+        assert [word.replace(f"{out}/", "") for word in words[1 : words.index("--rm")]] == systems
+        assert words[words.index("--seed") + 1] == "7"
+
+
+def test_each_stage_says_what_it_is_and_how_long_it_takes(root, standin, out):
+    given = [f"OUT={out}", f"PY={standin.path}"]
+    begins = re.compile(r"^((?:compare )?\d/\d) .*, about \d+ s$", re.MULTILINE)
+    said = make(root, *given)[1]
+    assert begins.findall(said) == [f"{i}/6" for i in range(1, 7)]
+    said = make(root, *given, "compare")[1]
+    assert begins.findall(said) == [f"compare {i}/5" for i in range(1, 6)]
+    assert begins.findall(make(root, *given, "all", "compare")[1]) == []
 
 
 def test_each_command_sees_what_was_made_by_hand_before(root, standin, out):
@@ -135,7 +168,9 @@ def test_each_command_sees_what_was_made_by_hand_before(root, standin, out):
 def test_the_home_folder_is_what_the_shell_would_make_of_it(root, standin, tmp_path):
     code, said = make(root, "OUT=~/of mine", f"PY={standin.path}", HOME=str(tmp_path))
     assert code == 0, said
-    assert results(standin.calls()) == ARTEFACTS
+    calls = standin.calls()
+    assert results(calls) == ARTEFACTS
+    assert calls[-1] == ["-m", "evidence.report", f"{tmp_path}/of mine/report"]
     assert (tmp_path / "of mine" / "make.seed").read_text() == "0\n"
 
 
@@ -168,7 +203,7 @@ def test_rounds_hand_on_comparisons_policies_and_seeds(root, standin, out):
     assert len(calls) == 10 and data_of(calls) == [[name] for name in names]
 
 
-@pytest.mark.parametrize("goal", ("all", "rounds", "rm.pt"))
+@pytest.mark.parametrize("goal", ("all", "compare", "rounds", "rm.pt"))
 def test_another_seed_is_refused_before_anything_is_made_with_it(root, standin, out, goal):
     goal = f"{out}/{goal}" if "." in goal else goal
     given = [f"OUT={out}", f"PY={standin.path}"]
@@ -181,7 +216,7 @@ def test_another_seed_is_refused_before_anything_is_made_with_it(root, standin, 
         assert code == 2 and standin.calls() == []
         assert f"error: {out}/make.seed says that OUT was begun with SEED=3, not SEED=4" in said
     assert make(root, *given, "clean", SEED="4")[0] == 0
-    assert make(root, *given, SEED="4")[0] == 0 and len(standin.calls()) == len(ARTEFACTS)
+    assert make(root, *given, SEED="4")[0] == 0 and results(standin.calls()) == ARTEFACTS
 
 
 def test_a_command_that_fails_ends_make(root, out):
@@ -231,7 +266,26 @@ def test_the_environment_is_installed_once_and_first(checkout, standin):
     assert [words[0] for words in calls[:4]] == ["-c", "-m", "-m", "pretrain.py"]
     assert results(calls[3:]) == ARTEFACTS
     subprocess.run(argv, check=True, capture_output=True, timeout=60)
-    assert standin.calls() == []
+    assert [words[:2] for words in standin.calls()] == [["-m", "evidence.report"]]
+
+
+def test_seeds_have_a_folder_each_and_come_together_in_their_order(checkout, standin):
+    """Whatever OUT is: those that were made already are not made again."""
+    argv = ["make", "-C", checkout, f"PYTHON={standin.path}", "OUT=elsewhere", "SEEDS=12 3"]
+    subprocess.run([*argv, "seeds"], check=True, capture_output=True, timeout=60)
+    calls = standin.calls()
+    assert calls[-1] == ["-m", "evidence.seeds"] + [
+        f"runs/{seed}/report/compare/report.json" for seed in (12, 3)
+    ]
+    assert results(calls) == sorted([*COMPARED, *COMPARED])
+    for seed in ("12", "3"):
+        own = [words for words in calls if f"runs/{seed}/" in " ".join(words)]
+        seeds = [words[words.index("--seed") + 1] for words in own if "--seed" in words]
+        assert seeds == [seed] * len(COMPARED)
+        assert (checkout / "runs" / seed / "make.seed").read_text() == f"{seed}\n"
+    assert not (checkout / "elsewhere").exists()
+    subprocess.run([*argv, "seeds"], check=True, capture_output=True, timeout=60)
+    assert results(standin.calls()) == []
 
 
 @pytest.mark.parametrize(
@@ -264,21 +318,21 @@ def files_below(folder):
 def test_clean_removes_what_was_made_and_no_other_file(root, standin, tmp_path):
     out = tmp_path / "a folder"
     given = [f"OUT={out}", f"PY={standin.path}"]
-    assert make(root, *given, "all", "rounds", "ROUNDS=10")[0] == 0
+    assert make(root, *given, "all", "compare", "rounds", "ROUNDS=10")[0] == 0
     made = [name for name in files_below(out) if name.endswith((".pt", ".jsonl"))]
-    assert len(made) == 8 + 3 * 10
-    pages = ["report/report.md", "report/rounds-10/report.md"]
-    left = [f"{folder}.lock" for folder in ("report", "report/rounds-10")]
+    assert len(made) == 9 + 3 * 10
+    folders = ["report", "report/compare", "report/rounds-10"]
+    left = [f"{folder}.lock" for folder in folders]
     for name in made:
         left += [f"{name}.lock", f"{name}.part", f"{name}.log.jsonl", f"{name}.made.json"]
         left += [f".{name}.a_b0cdef.tmp", f".{name}.part.abcdefgh.tmp"]
         left += [f".{name}.log.jsonl.abcdefgh.tmp", f".{name}.made.json.abcdefgh.tmp"]
-    for page in pages:
-        folder = os.path.dirname(page)
-        left += [f"{folder}/report.json", f"{folder}/systems.png", f"{folder}/made.json"]
-        left += [f"{folder}/.report.md.abcdefgh.tmp", f"{folder}/.matrix.png.abcdefgh.tmp"]
+    for folder in folders:
+        for name in (*report.FILES, "made.json"):
+            left += [f"{folder}/{name}", f"{folder}/.{name}.abcdefgh.tmp"]
     own = ["mine.pt", "ppo-2.pt", "data.jsonl", "my.log.jsonl", "report.md", "my.lock", ".x.tmp"]
     own += ["report/notes.md", "report/rounds-mine/report.md", "round-1-notes.jsonl", "seed"]
+    own += ["report/compare/notes.md"]
     own += [".base.pt-backup.20240101.tmp", ".sft.pt.mine.20240101.tmp", ".report.md.abcdefgh.tmp"]
     (out / "report" / "rounds-mine").mkdir()
     for name in left + own:
@@ -342,7 +396,7 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("name", ("sft.pt", "round-12-rm.pt", "report", "report/rounds-2"))
+@pytest.mark.parametrize("name", ("sft.pt", "round-12-rm.pt", "report", "report/compare"))
 def test_clean_waits_for_a_run_that_is_on_and_not_for_one_that_was_killed(root, out, name):
     os.makedirs(f"{out}/report")
     for file in ("make.seed", "base.pt"):
