@@ -7,6 +7,7 @@
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 """
+import itertools
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -43,15 +44,20 @@ class Config:
 PRESETS = {"sandbox": {}}
 
 
+def draw(model, enc, prompt_ids, cfg, seed):
+    """Sample max(n, best_of) responses to one prompt -> generate.Samples"""
+    return generate.sample(
+        model, [prompt_ids], cfg.max_new, enc.eot_token, n=max(cfg.n, cfg.best_of),
+        temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p, seed=seed)
+
+
 def respond(model, rm, enc, prompt_ids, cfg, seed=0):
     """Sample max(n, best_of) responses to one prompt.
 
     Returns [(response text, score or None), ...], best first if a reward model scores them. Raises
     ValueError if a score is not finite.
     """
-    samples = generate.sample(
-        model, [prompt_ids], cfg.max_new, enc.eot_token, n=max(cfg.n, cfg.best_of),
-        temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p, seed=seed)
+    samples = draw(model, enc, prompt_ids, cfg, seed)
     texts = []
     for response in samples.responses:
         if cfg.raw:     # the space that the text goes on with belongs to it
@@ -70,27 +76,40 @@ def respond(model, rm, enc, prompt_ids, cfg, seed=0):
     return ranked[:cfg.n] if cfg.best_of else ranked
 
 
-def chat(model, enc, cfg, room):
-    """Read lines, answer them, remember what was said; what no longer fits is forgotten first.
+def listen():
+    """What somebody types next, "" at the end of the input. Raises ValueError if it is no text."""
+    try:
+        return input("You: ").strip()
+    except EOFError:
+        return ""
+    except UnicodeDecodeError as e:
+        raise ValueError(f"what was typed is not UTF-8 ({e.reason})") from e
 
-    Raises ValueError if nothing can be read."""
+
+def chat(model, enc, cfg, room):
+    """Read lines, answer them and remember both; what no longer fits is forgotten by whole turns.
+
+    An answer ends where the model ends it, and may hold empty lines: those of real data do. One
+    that has not ended after max_new tokens is forgotten with its question: in a small model noise
+    begets noise. Raises ValueError if nothing can be read.
+    """
     if sys.stdin is None:
         raise ValueError("--chat reads what you type, and standard input is closed: leave it open")
     messages = []
-    while True:
-        try:
-            said = input("You: ").strip()
-        except EOFError:
-            said = ""
-        except UnicodeDecodeError as e:
-            raise ValueError(f"what was typed is not UTF-8 ({e.reason})") from e
+    for turn in itertools.count():
+        said = listen()
         if not said:
             return
-        messages.append({"role": "user", "content": said})
-        [ids] = interop.encode_prompts([data.Prompt(messages)], enc, room, Counter())
-        reply, _ = respond(model, None, enc, ids, cfg, seed=cfg.seed + len(messages))[0]
-        print(f"Assistant: {reply}")
-        messages.append({"role": "assistant", "content": reply})
+        asked = [*messages, {"role": "user", "content": said}]
+        [ids] = interop.encode_prompts([data.Prompt(asked)], enc, room, Counter())
+        [response] = draw(model, enc, ids, cfg, cfg.seed + turn).responses
+        reply = data.decode_response(enc, response)
+        if response[-1] == enc.eot_token:
+            print(f"Assistant: {reply}")
+            messages = [*asked, {"role": "assistant", "content": reply}]
+        else:
+            print(f"Assistant: {reply} ... (not ended after --max-new {cfg.max_new} tokens: this "
+                  f"turn is forgotten)")
 
 
 def show(model, rm, enc, cfg, room, prompt):

@@ -125,41 +125,85 @@ def test_without_a_prompt_every_use_case_is_shown(config, printed):
     assert all(" | ".join(m["content"] for m in p.messages) in shown for p in asked.values())
 
 
-def greedy_reply(model, messages, max_new):
-    [ids] = interop.encode_prompts(
-        [data.Prompt(messages)], ENC, model.cfg.block_size - max_new, Counter()
-    )
-    return sample.respond(model, None, ENC, ids, sample.Config(temperature=0.0, max_new=max_new))[
-        0
-    ][0]
-
-
-def chat(folder, lines, monkeypatch, capsys, **more):
-    """What a chat prints when these lines are typed."""
+def chat(path, lines, monkeypatch, capsys, **more):
+    """The answers that a chat prints when these lines are typed."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
     capsys.readouterr()
-    sample.main(sample.Config((str(folder / "ppo.pt"),), chat=True, **more))
-    return capsys.readouterr().out
+    sample.main(sample.Config((str(path),), chat=True, **more))
+    return re.findall(r"Assistant: (.*?)\n(?=You: )", capsys.readouterr().out, re.DOTALL)
 
 
-def test_chat_reads_lines_and_remembers_what_was_said(folder, monkeypatch, capsys):
-    """An empty line ends it; what follows that is not read."""
-    said = ["Hello, I am Anna.", "What is my name?"]
-    lines = [*said, "", "Hello?"]
-    shown = chat(folder, lines, monkeypatch, capsys, temperature=0.0, max_new=5)
+@pytest.fixture
+def asked(monkeypatch):
+    """The messages that a chat makes prompts of, one list a turn."""
+    seen, encode = [], interop.encode_prompts
+
+    def record(records, *rest):
+        seen.append([(m["role"], m["content"]) for r in records for m in r.messages])
+        return encode(records, *rest)
+
+    monkeypatch.setattr(interop, "encode_prompts", record)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def brief(folder):
+    """A model that ends some of its answers within eight tokens."""
     model = tiny(0)
-    messages = [{"role": "user", "content": said[0]}]
-    first = greedy_reply(model, messages, 5)
-    messages += [{"role": "assistant", "content": first}, {"role": "user", "content": said[1]}]
-    second = greedy_reply(model, messages, 5)
-    assert second != greedy_reply(model, messages[-1:], 5)
-    assert shown.count("Assistant: ") == 2
-    assert f"Assistant: {first}\n" in shown and f"Assistant: {second}\n" in shown
+    with torch.no_grad():
+        model.wte.weight[ENC.eot_token] += 0.25 * model.ln_f.weight
+        model.ln_f.bias += 0.25
+    save_checkpoint(str(folder / "brief.pt"), model, interop.tokenizer_id(ENC), {"stage": "ppo"})
+    return folder / "brief.pt"
 
 
-def test_chat_ends_at_the_end_of_input_and_forgets_what_no_longer_fits(folder, monkeypatch, capsys):
-    shown = chat(folder, [ASKED] * 30, monkeypatch, capsys, max_new=8)
-    assert shown.count("Assistant: ") == 30
+CUT = " ... (not ended after --max-new 8 tokens: this turn is forgotten)"
+
+
+def test_chat_remembers_the_turns_whose_answer_ended_and_forgets_the_others(
+    brief, asked, monkeypatch, capsys
+):
+    """An empty line ends it; what follows that is not read."""
+    lines = [f"Question {i}?" for i in range(100)]
+    answers = chat(brief, [*lines, "", "Hello?"], monkeypatch, capsys, max_new=8)
+    history = []
+    for line, answer, messages in zip(lines, answers, asked, strict=True):
+        assert messages == [*history, ("user", line)]
+        if not answer.endswith(CUT):
+            history = [*messages, ("assistant", answer)]
+    assert 10 < len(history) < 150
+
+
+def test_chat_answers_what_the_model_says_to_what_is_remembered(brief, monkeypatch, capsys):
+    """Greedy: the same as the model says to those messages, and another than without them."""
+    lines = ["Hello, I am Anna.", *[f"Question {i}?" for i in range(20)]]
+    answers = chat(brief, lines, monkeypatch, capsys, temperature=0.0, max_new=8)
+    model, _ = interop.load_model(str(brief), GPT)
+    cfg, history, changed = sample.Config(temperature=0.0, max_new=8), [], 0
+    for line, answer in zip(lines, answers, strict=True):
+        said = {"role": "user", "content": line}
+        replies = []
+        for messages in ([*history, said], [said]):
+            [ids] = interop.encode_prompts([data.Prompt(messages)], ENC, 120, Counter())
+            replies += [text for text, _ in sample.respond(model, None, ENC, ids, cfg)]
+        assert answer.removesuffix(CUT) == replies[0]
+        changed += replies[0] != replies[1]
+        if not answer.endswith(CUT):
+            history += [said, {"role": "assistant", "content": replies[0]}]
+    assert changed > 5
+
+
+def test_the_same_question_twice_draws_two_answers_though_the_first_is_forgotten(
+    folder, asked, monkeypatch, capsys
+):
+    answers = chat(folder / "ppo.pt", [ASKED, ASKED], monkeypatch, capsys, max_new=8)
+    assert asked == [[("user", ASKED)]] * 2 and answers[0] != answers[1]
+
+
+def test_chat_ends_at_the_end_of_input_and_goes_on_when_the_context_is_full(
+    brief, monkeypatch, capsys
+):
+    assert len(chat(brief, [ASKED] * 60, monkeypatch, capsys, max_new=8)) == 60
 
 
 def test_a_chat_without_standard_input_is_a_sentence(folder, monkeypatch):
