@@ -1,8 +1,8 @@
 """Does it hold? Claims of InstructGPT and of the papers around it, tested in the sandbox.
 
-    python -m evidence.claims            # all -> docs/claims.jsonl, RESULTS.md, plots; README.md
+    python -m evidence.claims            # all -> docs/claims.jsonl, RESULTS.md, a plot; README.md
     python -m evidence.claims 7 10       # some
-    python -m evidence.claims --page     # only the pages and plots, from docs/claims.jsonl
+    python -m evidence.claims --page     # only the pages and the plot, from docs/claims.jsonl
 
 A claim is a sentence of a paper and some *quantities*, each of which must be above zero if the
 sentence is true. A quantity is measured once a seed. The claim **holds** if the 95 % interval of
@@ -21,7 +21,6 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,10 +41,10 @@ class Config:
     seeds: tuple[int, ...] = (101, 102, 103, 104, 105)  # of corpus, weights, prompts and labelers;
                                     # >= 0
     runs: str = "runs/claims"       # the folder where models are made and kept
-    docs: str = "docs"              # the folder of claims.jsonl, RESULTS.md and the plots
-    readme: str = "README.md"       # the page whose tables are written again, empty for none
+    docs: str = "docs"              # the folder of claims.jsonl, RESULTS.md and the plot
+    readme: str = "README.md"       # the page whose verdicts are written again, empty for none
     workers: int = 2                # processes of one thread each; >= 1
-    page: bool = False              # measure nothing, only write the pages and the plots again
+    page: bool = False              # measure nothing, only write the pages and the plot again
 
 
 PRESETS = {"sandbox": {}}
@@ -348,10 +347,7 @@ def measured(task):
 def measure_missing(numbers, lines, path, cfg):
     """Measure what the claims called `numbers` lack in `lines`, those of the file `path`; each
     experiment with each seed is added to both as soon as it is done. Raises ValueError."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True,
-                         cwd=here, check=False)
-    commit = git.stdout.strip() or "unknown"
+    commit = page.commit()
     done = {(line["experiment"], line["seed"]) for line in lines}
     if done:
         print(f"{path} has {len(done)} lines, which are kept: delete them and {cfg.runs} to "
@@ -421,32 +417,20 @@ def check(cfg):
     os.makedirs(cfg.docs, exist_ok=True)
     results.check_out(os.path.join(cfg.docs, "claims.jsonl"))
     for name, begins in page.BEGINS.items():
-        check_ours(os.path.join(cfg.docs, name), begins)
+        page.check_ours(os.path.join(cfg.docs, name), begins)
     if cfg.readme:
         results.check_out(cfg.readme)
-        page.readme(interop.read_file(cfg.readme), [], {"preference": []})
-
-
-def check_ours(path, begins):
-    """Raise ValueError if there is a file at `path` without the words near its beginning that ours
-    have."""
-    results.check_out(path)
-    if not os.path.exists(path):
-        return
-    with open(path, "rb") as f:
-        if begins.encode() not in f.read(1000):
-            raise ValueError(f"{path} is there already, and this command did not make it: move it "
-                             f"away, or choose another --docs")
+        page.readme(interop.read_file(cfg.readme), [])
 
 
 def write_pages(findings, cfg):
-    """RESULTS.md, the plots, and the tables of README.md."""
+    """RESULTS.md, the plot, and the verdicts of README.md."""
     figures = {f.claim.measure.__name__: [line["figures"] for line in f.lines] for f in findings}
     remarks = read_remarks(os.path.join(cfg.docs, "remarks.md"))
     text = page.results(findings, remarks)
     results.replace_file(os.path.join(cfg.docs, "RESULTS.md"), lambda f: f.write(text))
     if cfg.readme:
-        readme = page.readme(interop.read_file(cfg.readme), findings, figures)
+        readme = page.readme(interop.read_file(cfg.readme), findings)
         results.replace_file(cfg.readme, lambda f: f.write(readme))
     page.plot(figures, cfg.docs)
 

@@ -1,4 +1,4 @@
-"""What claims.py writes: docs/RESULTS.md with its tables and plots, and two tables of README.md.
+"""What claims.py writes: docs/RESULTS.md with its tables and plot, and the verdicts of README.md.
 
 `by_seed` is a list of the figures of one experiment, a dictionary for each seed (experiments.py
 says what is in them); `figures` is {experiment: by_seed}; `findings` are claims.Finding.
@@ -6,6 +6,7 @@ says what is in them); `figures` is {experiment: by_seed}; `findings` are claims
 import functools
 import os
 import re
+import subprocess
 from collections import defaultdict
 
 import numpy as np
@@ -14,7 +15,7 @@ from evidence import curves
 from evidence.experiments import CHANGED, EPOCHS, ITERATIONS, NS
 from evidence.report import table
 from evidence.statistics import interval
-from plumbing.results import replace_file
+from plumbing.results import check_out, replace_file
 
 SYSTEMS = {"base": "base", "prompted": "prompted base", "sft": "SFT", "feedme": "FeedME",
            "bo16": "SFT, best of 16", "ppo": "PPO", "ptx": "PPO-ptx"}
@@ -123,9 +124,28 @@ def details_table(by_seed):
     return ["", about, *table(["changed", "reward", "true score", "KL"], lines)]
 
 
-# what stands near the beginning of the files that are ours, in the plots as their source
-BEGINS = {"RESULTS.md": "# Does it hold?", "systems.png": "python -m evidence.claims",
-          "overoptimisation.png": "python -m evidence.claims"}
+# what stands near the beginning of the files that are ours, in the plot as its source
+BEGINS = {"RESULTS.md": "# Does it hold?", "overoptimisation.png": "python -m evidence.claims"}
+
+
+def check_ours(path, begins):
+    """Raise ValueError if there is a file at `path` without the words near its beginning that ours
+    have."""
+    check_out(path)
+    if not os.path.exists(path):
+        return
+    with open(path, "rb") as f:
+        if begins.encode() not in f.read(1000):
+            raise ValueError(f"{path} is there already, and this command did not make it: move it "
+                             f"away, or choose another --docs")
+
+
+def commit():
+    """The commit that the code is at, with "-dirty" if it was changed since."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True,
+                         cwd=here, check=False)
+    return git.stdout.strip() or "unknown"
 
 
 # ---- docs/RESULTS.md --------------------------------------------------------------------------
@@ -137,6 +157,8 @@ here, not whether a paper is right. Made by `python -m evidence.claims`, seeds {
 **holds** if the interval of each of its quantities lies above zero, it **fails** if one lies \
 below, else it is **undecided**; the quantities were written down before their figures were seen. \
 [claims.jsonl](claims.jsonl) has every figure of every seed. Experiments by commit: {commits}."""
+# commits whose sandbox had no dialogues yet, but polite closings and 400 demonstrations
+FORMER = ("b58494b", "ca48d28", "f78e787")
 
 
 def results(findings, remarks):
@@ -146,7 +168,7 @@ def results(findings, remarks):
         figures = [line["figures"] for line in f.lines]
         source = f"{f.claim.source}: {f.claim.paper}"
         rows.append([f.number, f.claim.sentence, source, filled(f.claim.ours, figures), tally(f)])
-    lines = [BEGINS["RESULTS.md"], "", about(findings)]
+    lines = [BEGINS["RESULTS.md"], "", about(findings), *former(findings)]
     lines += table(["", "claim", "source and its figure", "here", ""], rows)
     for f in findings:
         lines += section(f, remarks.get(f.number, ""))
@@ -182,6 +204,18 @@ def about(findings):
     return ABOUT.format(seeds=", ".join(map(str, seeds)), hours=hours, commits="; ".join(made))
 
 
+def former(findings):
+    """A paragraph that names the claims which were measured in another world than today's, lines;
+    none if there are none."""
+    old = [f.number for f in findings if any(line["commit"] in FORMER for line in f.lines)]
+    if not old:
+        return []
+    which = "All claims" if len(old) == len(findings) else f"The claims {', '.join(old)}"
+    said = (f"{which} were measured in the former world, before the sandbox had dialogues (commits "
+            f"{', '.join(FORMER)}), and will be measured again.")
+    return ["", said]
+
+
 def section(finding, remark):
     """What RESULTS.md says of one claim, lines."""
     claim = finding.claim
@@ -200,26 +234,14 @@ def section(finding, remark):
 
 # ---- README.md --------------------------------------------------------------------------------
 
-def readme(text, findings, figures):
-    """The text of README.md with the tables of the verdicts and of the systems written again."""
+def readme(text, findings):
+    """The text of README.md with the table of the verdicts written again."""
     rows = []
     for f in findings:
         above = f"{signs(f).count('above')} of {len(f.intervals)}"
         rows.append([f.number, f.claim.sentence, f"**{f.verdict}**", above])
-    text = between_markers(text, "verdicts", table(["", "claim", "verdict", "above zero"], rows))
-    if "preference" in figures:
-        text = between_markers(text, "systems", readme_systems(figures))
-    return text
-
-
-def readme_systems(figures):
-    """The systems of `preference`, with the pretraining loss of those that `alignment_tax` has."""
-    by_seed = figures["preference"]
-    columns = {"wins": "preferred to SFT", "elo": "Elo", **JUDGED, "kl": "KL"}
-    if "alignment_tax" in figures:
-        by_seed = [tax | own for tax, own in zip(figures["alignment_tax"], by_seed)]
-        columns["loss"] = "pretraining loss"
-    return figures_table(by_seed, SYSTEMS, columns, {"elo": 0, "kl": 1})
+    verdicts = table(["", "claim", "verdict", "above zero"], rows)
+    return between_markers(text, "verdicts", [*former(findings), *verdicts])
 
 
 def between_markers(text, name, lines):
@@ -232,46 +254,35 @@ def between_markers(text, name, lines):
     return "\n".join([before + opened, *lines, "", closed + after])
 
 
-# ---- plots ------------------------------------------------------------------------------------
+# ---- the plot ----------------------------------------------------------------------------------
 
-def plot(figures, folder):
-    """systems.png and overoptimisation.png, of what was measured. Says so without matplotlib."""
+STYLE = {"axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
+         "figure.constrained_layout.use": True}
+
+
+def save_plot(draw, path, source):
+    """Write the figure that draw(pyplot) returns, and in it `source`, the command that drew it.
+    Says so without matplotlib."""
     try:
         import matplotlib
         matplotlib.use("Agg")
         from matplotlib import pyplot as plt
     except ImportError:
-        print("no plots: `pip install matplotlib`, then `python -m evidence.claims --page` draws "
-              "them")
+        print(f"{path} is not drawn: `pip install matplotlib`, then the same command again")
         return
-    style = {"axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
-             "figure.constrained_layout.use": True}
-    for experiment, draw, name in (("preference", draw_systems, "systems.png"),
-                                   ("over_optimisation", draw_curves, "overoptimisation.png")):
-        if experiment in figures:
-            with plt.rc_context(style):
-                fig = draw(plt, figures[experiment])
-                save = functools.partial(fig.savefig, format="png", dpi=130,
-                                         metadata={"Source": BEGINS[name]})
-                replace_file(os.path.join(folder, name), save, "wb")
-                plt.close(fig)
+    with plt.rc_context(STYLE):
+        fig = draw(plt)
+        save = functools.partial(fig.savefig, format="png", dpi=130, metadata={"Source": source})
+        replace_file(path, save, "wb")
+        plt.close(fig)
 
 
-def draw_systems(plt, by_seed):
-    """How often each system is preferred to SFT, as bars. -> figure"""
-    fig, ax = plt.subplots(figsize=(7, 3.2))
-    wins = [[f[f"{name} wins"] for name in SYSTEMS] for f in by_seed]
-    means, halves = interval(wins)
-    colours = ["#0072b2" if name in ("ppo", "ptx") else "#9ecae1" for name in SYSTEMS]
-    ax.barh(list(SYSTEMS.values()), means, xerr=halves, color=colours, capsize=3)
-    for i, (mean, half) in enumerate(zip(means, halves)):
-        ax.text(mean + half + 0.02, i, f"{mean:.0%}", va="center",
-                bbox={"facecolor": "white", "lw": 0, "pad": 0.5})
-    ax.axvline(0.5, color="black", lw=1, ls="--", zorder=0)
-    ax.invert_yaxis()
-    ax.set(xlim=(0, 1), xlabel="preferred to SFT's answer to the same prompt", title="Who wins")
-    ax.xaxis.set_major_formatter("{x:.0%}")
-    return fig
+def plot(figures, folder):
+    """overoptimisation.png, if that was measured."""
+    name, by_seed = "overoptimisation.png", figures.get("over_optimisation")
+    if by_seed:
+        draw = functools.partial(draw_curves, by_seed=by_seed)
+        save_plot(draw, os.path.join(folder, name), BEGINS[name])
 
 
 def draw_curves(plt, by_seed):

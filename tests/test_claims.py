@@ -232,14 +232,36 @@ def test_no_worker_outlives_the_command():
     assert not outlives(wait_for_work)
 
 
-def test_plots_say_whose_they_are(config):
-    """Or they would be refused the next time."""
+def test_a_plot_says_whose_it_is(config, monkeypatch):
+    """Or it would be refused the next time."""
     pytest.importorskip("matplotlib")
-    figures = {"preference": [{f"{name} wins": 0.5 for name in claims.page.SYSTEMS}] * 2}
+    monkeypatch.setattr(claims.page, "draw_curves", lambda plt, by_seed: plt.figure())
     os.makedirs(config.docs)
     for _ in range(2):
-        claims.page.plot(figures, config.docs)
+        claims.page.plot({"over_optimisation": [{}] * 2}, config.docs)
         claims.check(config)
+    assert os.listdir(config.docs) == ["overoptimisation.png"]
+
+
+def test_claims_of_another_world_are_named_until_they_are_measured_again(config):
+    claims.main(config)
+    path, readme = f"{config.docs}/claims.jsonl", os.path.dirname(config.docs)
+    lines = claims.read_lines(path)
+    old = claims.page.FORMER[0]
+    says = "were measured in the former world"
+
+    def pages(commits):
+        changed = [line | {"commit": commits.get(line["experiment"], "new")} for line in lines]
+        claims.results.write_jsonl(path, changed)
+        claims.main(replace(config, page=True))
+        return read(config.docs, "RESULTS.md"), read(readme, "README.md")
+
+    for text in pages({}):
+        assert says not in text
+    for text in pages({"tall": old}):
+        assert f"The claims 1, 3 {says}" in text
+    for text in pages({"tall": old, "wide": old}):
+        assert f"All claims {says}" in text
 
 
 # -------------------------------------------------------------------------------------------------
@@ -323,7 +345,7 @@ def test_what_stops_an_experiment_is_a_sentence_and_a_bug_is_not(config, monkeyp
             claims.main(config)
 
 
-@pytest.mark.parametrize("name", ["RESULTS.md", "systems.png", "overoptimisation.png"])
+@pytest.mark.parametrize("name", ["RESULTS.md", "overoptimisation.png"])
 def test_a_file_of_somebody_else_is_not_replaced(config, name, tmp_path):
     os.makedirs(config.docs)
     path = os.path.join(config.docs, name)

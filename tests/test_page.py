@@ -1,4 +1,4 @@
-"""evidence/page.py: tables and plots of the committed figures, and the pages that are committed."""
+"""evidence/page.py: tables and the plot of the committed figures, and the pages as committed."""
 
 import os
 
@@ -26,12 +26,12 @@ def text(root, findings):
     return page.results(findings, claims.read_remarks(os.path.join(root, "docs", "remarks.md")))
 
 
-def test_the_committed_pages_are_those_that_the_command_writes(root, text, findings, figures):
+def test_the_committed_pages_are_those_that_the_command_writes(root, text, findings):
     with open(os.path.join(root, "docs", "RESULTS.md")) as f:
         assert f.read() == text
     with open(os.path.join(root, "README.md")) as f:
         readme = f.read()
-    assert page.readme(readme, findings, figures) == readme, "run python -m evidence.claims --page"
+    assert page.readme(readme, findings) == readme, "run python -m evidence.claims --page"
 
 
 def test_every_claim_is_on_the_page_with_its_numbers(text, findings, figures):
@@ -62,32 +62,34 @@ def test_a_figure_that_was_not_measured_leaves_its_cell_empty():
     assert bound[-1] == "| best | ≤ 1.0 ± 0.0 |"
 
 
-def test_the_readme_is_left_as_it_is_but_for_its_tables(findings, figures):
-    own = "# A\n<!-- systems -->\nstale\n<!-- /systems -->\nB\n"
-    own += "<!-- verdicts -->\n<!-- /verdicts -->\nC\n"
-    filled = page.readme(own, findings, figures)
-    assert page.readme(filled, findings, figures) == filled and "stale" not in filled
-    rest = [line for line in filled.splitlines() if line and not line.startswith("|")]
-    assert rest == [line for line in own.splitlines() if line != "stale"]
+def test_the_readme_is_left_as_it_is_but_for_its_verdicts(findings):
+    own = "# A\n<!-- systems -->\nB\n<!-- /systems -->\n"
+    own += "<!-- verdicts -->\nstale\n<!-- /verdicts -->\nC\n"
+    filled = page.readme(own, findings)
+    assert page.readme(filled, findings) == filled and "stale" not in filled
+    ours = [line for line in filled.splitlines() if line and not line.startswith("|")]
+    said = "".join(page.former(findings))
+    assert ours == [line for line in own.replace("stale", said).splitlines() if line]
+
+
+def test_the_table_of_verdicts_is_narrow(findings):
+    filled = page.readme("<!-- verdicts -->\n<!-- /verdicts -->", findings)
     rows = [line for line in filled.splitlines() if line.startswith("| ")]
-    assert sum(line.startswith("| PPO-ptx | 0.7") for line in rows) == 1
     assert sum("**fails**" in line for line in rows) == 1
     widest = max(len(row.split("|")) for row in rows if "**" in row)
-    assert widest - 2 == 4, "the table of verdicts is narrow"
-    assert "stale" in page.readme(own, findings, {}), "systems that were not measured stay"
+    assert widest - 2 == 4
 
 
-@pytest.mark.parametrize("missing", ["<!-- verdicts -->", "<!-- /systems -->"])
-def test_a_readme_without_a_marker_is_refused(missing, findings, figures):
-    own = "<!-- systems -->\n<!-- /systems -->\n<!-- verdicts -->\n<!-- /verdicts -->\n"
+@pytest.mark.parametrize("missing", ["<!-- verdicts -->", "<!-- /verdicts -->"])
+def test_a_readme_without_a_marker_is_refused(missing, findings):
+    own = "<!-- verdicts -->\n<!-- /verdicts -->\n"
     with pytest.raises(ValueError, match=f"no place for .*{missing}"):
-        page.readme(own.replace(missing, ""), findings, figures)
+        page.readme(own.replace(missing, ""), findings)
 
 
-def test_plots_are_drawn_of_what_was_measured(figures, tmp_path):
+def test_the_plot_is_drawn_if_it_was_measured(figures, tmp_path):
     pytest.importorskip("matplotlib")
-    page.plot({name: figures[name] for name in ("preference", "sft_epochs")}, str(tmp_path))
-    assert os.listdir(tmp_path) == ["systems.png"]
+    page.plot({"preference": figures["preference"]}, str(tmp_path))
+    assert os.listdir(tmp_path) == []
     page.plot(figures, str(tmp_path))
-    for name in ("systems.png", "overoptimisation.png"):
-        assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "overoptimisation.png").read_bytes()[:4] == b"\x89PNG"
