@@ -1,4 +1,4 @@
-"""Print a page of the corpus, and one prompt of each use case with its answer.
+"""Print a page of the corpus, one prompt of each use case with its answer, and a dialogue.
 
     python -m sandbox
     python -m sandbox --ranks FILE.tiktoken     # write the sandbox's tokenizer instead
@@ -10,7 +10,7 @@ from sandbox.tokens import make_ranks
 
 
 def show():
-    """Print a page of the corpus, and one prompt of each use case with its answer."""
+    """Print a page of the corpus, one prompt of each use case with its answer, and a dialogue."""
     print("\n".join(sandbox.corpus(10)), end="\n\n")
     shown = set()
     for prompt in sandbox.prompts(300):
@@ -18,6 +18,10 @@ def show():
             shown.add(prompt.use_case)
             asked = " | ".join(m["content"] for m in prompt.messages)
             print(f"{prompt.use_case:14} {asked}  ->  {prompt.meta['answers'][0]}")
+    print()
+    longer = [d.messages for d in sandbox.demonstrations(300) if len(d.messages) >= 6]
+    for message in longer[0]:
+        print(f"{message['role'].capitalize()}: {message['content']}")
 
 
 def main():
