@@ -13,14 +13,14 @@ def show():
     """Print a page of the corpus, one prompt of each use case with its answer, and a dialogue."""
     print("\n".join(sandbox.corpus(10)), end="\n\n")
     shown = set()
-    for prompt in sandbox.prompts(300):
+    for prompt in sorted(sandbox.prompts(300), key=lambda prompt: len(prompt.messages)):
         if prompt.use_case not in shown:
             shown.add(prompt.use_case)
             asked = " | ".join(m["content"] for m in prompt.messages)
             print(f"{prompt.use_case:14} {asked}  ->  {prompt.meta['answers'][0]}")
     print()
-    longer = [d.messages for d in sandbox.demonstrations(300) if len(d.messages) >= 6]
-    for message in longer[0]:
+    dialogues = [d.messages for d in sandbox.demonstrations(300) if d.use_case == "follow-up"]
+    for message in max(dialogues, key=len):
         print(f"{message['role'].capitalize()}: {message['content']}")
 
 

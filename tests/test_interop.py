@@ -49,6 +49,8 @@ OWN = {
     "prompts": sandbox.prompts,
     "held-out prompts": sandbox.eval_prompts,
     "texts": sandbox.corpus,
+    "dialogues": sandbox.dialogue_prompts,
+    "untouched": sandbox.untouched_prompts,
 }
 
 
@@ -96,6 +98,13 @@ def test_without_files_they_are_the_sandboxs_own(enc, other, kind):
         load(kind, (), counts, flag="--x", enc=other, n=7, seed=3)
 
 
+@pytest.mark.parametrize("kind", ["dialogues", "untouched"])
+def test_what_only_the_sandbox_has_can_be_judged(enc, kind):
+    """Each has an answer key that the judge reads."""
+    found = load(kind, (), Counter(), flag="--prompts", enc=enc, n=30, seed=1)
+    assert all(sandbox.judge(p, p.meta["answers"][0]).score == 2 for p in found)
+
+
 def test_the_sandbox_has_no_rankings(enc):
     with pytest.raises(ValueError, match="--data is missing: the sandbox has no rankings"):
         load("rankings", (), Counter(), flag="--data", enc=enc)
@@ -128,12 +137,12 @@ def test_an_answer_key_is_one_that_the_judge_can_read(put, meta):
 
 
 def test_blocks_of_text(put, enc, other):
-    """The sandbox's are no longer than those that its base model was trained on."""
+    """The sandbox's and a file's, of any length; none where they are not wanted."""
     keywords = {"flag": "--ptx", "n": 50, "seed": "ptx 0"}
     own = load_text((), Counter(), enc, 128, **keywords)
-    assert own.shape[1] == sandbox.BLOCK == 64
+    assert own.shape[1] == 128
     assert load_text((), Counter(), enc, 16, **keywords).shape[1] == 16
-    assert load_text((), Counter(), enc, 128, whole=True, **keywords).shape[1] == 128
+    assert load_text((), Counter(), enc, 16, wanted=False, **keywords).shape == (0, 16)
     document = enc.decode(own[:4].flatten().tolist()).partition("<|endoftext|>")[0]
     assert document == sandbox.corpus(50, "ptx 0")[0]
     path = put({"text": "Ho. " * 100})
@@ -266,7 +275,7 @@ GONE = object()
     ({"config": {"n_layer": 5000}}, NO_FIT + "its n_layer is 5,000, and there are 16 weights"),
     ({"config": {"vocab_size": 10**8}}, NO_FIT + "its vocab_size is 100000000"),
     ({"config": {"n_embd": 10**400}}, NO_FIT + "its n_embd is 10000000000000000000, and"),
-    ({"config": {"n_embd": 32}}, NO_FIT + r"wte.weight is \(469, 16\), and should be \(469, 32\)"),
+    ({"config": {"n_embd": 32}}, NO_FIT + r"wte.weight is \((\d+), 16\), and should be \(\1, 32\)"),
     ({"config": {"n_head": 3}}, NO_FIT + "its sizes do not fit together"),
     ({"config": {"n_head": GONE}}, NO_FIT + "it has no n_head"),
     ({"config": {"n_head": 2.0}}, NO_FIT + "its n_head is no int"),
@@ -365,7 +374,7 @@ def test_a_fork_with_a_config_of_its_own_comes_back(enc, tmp_path):
 def test_loading_draws_what_building_a_model_draws(saved):
     """The shapes alone, which are compared first, draw nothing."""
     torch.manual_seed(0)
-    GPT(GPTConfig(469, 32, 1, 2, 16))
+    GPT(saved[1].cfg)
     expected = torch.rand(1)
     torch.manual_seed(0)
     load_model(saved[0]["gpt"], GPT)
