@@ -20,7 +20,14 @@ import pretrain
 import reward
 import sft
 from data import cut_blocks, pack, text_batch
-from interop import get_tokenizer, load_model, read_records, tokenizer_id
+from interop import (
+    encode_rankings,
+    get_tokenizer,
+    load,
+    load_model,
+    read_records,
+    tokenizer_id,
+)
 from model import GPT, GPTConfig, Scorer, scorer_from
 from plumbing import cli
 from plumbing.files import save_checkpoint
@@ -140,6 +147,17 @@ def test_every_published_file_goes_through_its_stage(
         numbers = [x for line in log for name, x in line.items() if name != "run"]
         assert numbers and all(map(math.isfinite, numbers))
         assert (tmp_path / "out").is_file()
+
+
+def test_published_dialogues_lose_whole_turns(real, enc):
+    """Over a third of HH do not fit a context of 200 tokens: what is left begins with a turn."""
+    counts = Counter()
+    path = real("comparisons/hh-rlhf/helpful-base.test.jsonl.gz")
+    records = load("rankings", (path,), counts, flag="--data")
+    encoded = encode_rankings(records, enc, 200, counts)
+    whole = [enc.decode(r.prompt).startswith("User:") for r in encoded]
+    assert counts["prompts shortened by whole turns"] > 100
+    assert whole.count(False) == counts["prompts cut from the left"] < len(whole) / 20
 
 
 # ------------------------------------------------------------------------------------------------
