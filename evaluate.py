@@ -6,16 +6,17 @@
 
 A system is a checkpoint, prompted:CHECKPOINT (reads some demonstrations before each prompt, [IG]
 3.5) or bonN:CHECKPOINT (the best of N samples by the reward model). Writes report.json, report.md
-and, if matplotlib is installed, plots. The judge is, on the sandbox's prompts, the true score
-(sandbox.RUBRIC without error), which training never sees; on other prompts it is the reward model,
-the very one that best-of-n and PPO climb: it flatters them.
+and, if matplotlib is installed, plots; `python -m evidence.report report/` tells it in ten lines.
+Of two systems all pairs of answers to a prompt are compared. The judge is, on the sandbox's
+prompts, the true score (sandbox.RUBRIC without error), which training never sees; on other prompts
+it is the reward model, the very one that best-of-n and PPO climb: it flatters them.
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 """
 from dataclasses import dataclass, fields, replace
 
 import interop
-from evidence import answers, report
+from evidence import answers, apart, report
 from evidence.answers import answer, find_prefix, text_loss
 from plumbing import cli, files, results
 from plumbing.processes import autocast, get_device
@@ -31,7 +32,13 @@ class Config:
                                     # that sft.py made
     prompts: tuple[str, ...] = ()   # prompts, files in any known format; none: the sandbox's
     demos: tuple[str, ...] = ()     # demonstrations that prompted: shows, files; none: sandbox's
-    n: int = 800                    # held-out prompts of the sandbox; [1, 1_000_000]
+    n: int = 400                    # held-out prompts of the sandbox; [1, 1_000_000]
+    samples: int = 8                # answers of each system to each prompt at temperature 1;
+                                    # [1, 1000]
+    dialogues: int = 240            # prompts of one turn, of two, ..., if --prompts names none;
+                                    # [0, 1_000_000]
+    untouched: int = 200            # questions about what no stage was asked, if --prompts names
+                                    # none; [0, 1_000_000]
     text: tuple[str, ...] = ()      # text whose loss is the alignment tax, files; none: sandbox's
     max_new: int = 32               # longest response, tokens; >= 1
     batch: int = 200                # responses sampled together, a matter of memory; >= 1
@@ -41,7 +48,7 @@ class Config:
     device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
 
 
-PRESETS = {"sandbox": {}, "gpt2": {"max_new": 256, "batch": 64}}
+PRESETS = {"sandbox": {}, "gpt2": {"max_new": 256, "batch": 64, "samples": 1}}
 
 
 def made_by(cfg, systems):
@@ -61,10 +68,12 @@ def made_by(cfg, systems):
         "demos": cfg.demos, "text": interop.files_in(cfg.text)})
 
 
-def measure(cfg, systems, models, baseline, prompts, shown, text):
+def measure(cfg, systems, models, baseline, asked, shown, text):
     """The answers of each system, and the loss of its checkpoint on `text` -> [report.Result, ...].
 
-    shown: demonstrations, and the prompts on which some of them are chosen."""
+    asked: the held-out prompts, dialogues, questions about what nobody touched; shown:
+    demonstrations, and the prompts on which some of them are chosen."""
+    prompts, *others = asked
     rm, enc, gpts = models.rm, models.enc, models.gpts
     reference, device = gpts[systems[baseline].path], get_device(cfg)
     prefix = {s: () for s in systems}
@@ -76,11 +85,15 @@ def measure(cfg, systems, models, baseline, prompts, shown, text):
     measured = []
     for name, s in zip(answers.names_of(systems), systems):
         gpt, read = gpts[s.path], prefix[s]
-        sampled = answer(gpt, reference, rm, enc, prompts, 1.0, cfg, s.best_of, read)
+        sampled = answer(gpt, reference, rm, enc, prompts, 1.0, cfg, s.best_of, read, cfg.samples)
         greedy = None
         if s.best_of == 1:                                   # the best of equals is no system
             greedy = answer(gpt, reference, rm, enc, prompts, 0.0, cfg, shots=read)
-        measured.append(report.Result(name, s.best_of, read, sampled, greedy, loss[s.path]))
+        parts = apart.measure(gpt, rm, enc, *others, cfg, s.best_of, read)
+        if "untouched" in parts:
+            parts["touched"] = apart.knowledge(prompts, sampled.judged)
+        result = report.Result(name, s.best_of, read, sampled, greedy, loss[s.path], parts)
+        measured.append(result)
     return measured
 
 
@@ -88,10 +101,10 @@ def check_alone(cfg):
     """Raise ValueError for a setting beside --seeds, which reads reports and samples nothing."""
     if cfg.systems:
         raise ValueError("--seeds prints the means of reports: name no systems beside them")
-    # a preset changes these two
-    apart = {"seeds", "max_new", "batch"}
+    # a preset changes the last three
+    allowed = {"seeds", "max_new", "batch", "samples"}
     for field in fields(Config):
-        if field.name not in apart and getattr(cfg, field.name) != field.default:
+        if field.name not in allowed and getattr(cfg, field.name) != field.default:
             flag = field.name.replace("_", "-")
             raise ValueError(f"--seeds prints the means of reports: leave out --{flag}")
 
@@ -107,13 +120,14 @@ def main(cfg):
     models = answers.load_models(systems, cfg.rm, get_device(cfg))
     baseline = answers.baseline_of(cfg.baseline, cfg.systems, systems, models)
     prompts, judge = answers.load_prompts(cfg, systems, models.enc)
+    others = answers.load_apart(cfg, models.enc)
     shown = answers.load_demonstrations(cfg, prompts, systems, models.enc)
     text = answers.load_text(cfg, models)
     with autocast(cfg):
-        measured = measure(cfg, systems, models, baseline, prompts, shown, text)
-    found = report.make_report(measured, baseline, judge, cfg.seed)
-    page = report.markdown(found, report.examples_of(measured, prompts))
-    results.deliver(cfg.out, meta, report.writers(found, page))
+        asked = [prompts, *others]
+        measured = measure(cfg, systems, models, baseline, asked, shown, text)
+    found = report.make_report(measured, baseline, judge, cfg.seed, prompts)
+    results.deliver(cfg.out, meta, report.writers(found))
     return report.show(cfg.out)
 
 

@@ -1,6 +1,6 @@
 """Systems, what they answer to held-out prompts, and what is measured of each answer.
 
-Legend: N prompts, n samples of each. [IG] Ouyang et al. 2022, arXiv 2203.02155
+Legend: N prompts, n answers of each. [IG] Ouyang et al. 2022, arXiv 2203.02155
 """
 import os
 import random
@@ -24,6 +24,7 @@ PREFIXES = 8            # few-shot prefixes that compete; not in [IG]
 TRIALS = 64             # training prompts on which they do; not in [IG]
 TEXT_BLOCK = 64         # tokens; the alignment tax is measured on blocks of this length, whatever
                         # the text, so that the losses of all models and texts compare
+FORWARD = 64            # responses that are scored together, at most: more would need more pads
 MOST = 100_000          # samples that a best of n chooses from
 TEXT_BLOCKS = 512       # at most so many of them
 
@@ -147,6 +148,17 @@ def load_prompts(cfg, systems, enc):
     return prompts, "the reward model"
 
 
+def load_apart(cfg, enc):
+    """What is asked apart from the held-out prompts, of which only the sandbox knows: dialogues of
+    one to sandbox.MOST_TURNS turns, and questions about what no stage was asked. [], [] where the
+    prompts are somebody's own."""
+    if cfg.prompts:
+        return [], []
+    wanted = {"dialogues": cfg.dialogues, "untouched": cfg.untouched}
+    return [interop.load(kind, (), Counter(), flag="--prompts", enc=enc, n=n, seed=cfg.seed)
+            for kind, n in wanted.items()]
+
+
 def load_demonstrations(cfg, prompts, systems, enc):
     """What prompted: shows, and the prompts on which that is chosen: the evaluation's stay unseen,
     unless the demonstrations answer none. Raises ValueError if nobody asked for them."""
@@ -204,25 +216,89 @@ def as_response(enc, ids, max_new, prompted=False):
     return Response(ids, scored, text.strip())
 
 
-def choose(rm, asked, responses):
-    """Of the n responses to each prompt, the one that the reward model scores highest.
-
-    asked: N encoded prompts; responses: N * n, those to a prompt side by side; without a reward
-    model the scores are 0. -> N Responses, their scores (N,). Raises ValueError if a score is not
-    finite.
-    """
-    n = len(responses) // len(asked)
-    if rm is None:
-        return responses[::n], torch.zeros(len(asked))
-    rows = [asked[i // n] + r.scored for i, r in enumerate(responses)]
-    device = next(rm.parameters()).device
-    scores = rm.score(*data.pad(rows, device=device)).view(-1, n)     # (N, n)
-    if not scores.isfinite().all():
+def score_responses(rm, asked, pairs, batch):
+    """The reward model's scores of responses to encoded prompts: pairs [(i, ids), ...], ids being a
+    response to asked[i] -> a list. Raises ValueError if one is not finite."""
+    device, scores = next(rm.parameters()).device, []
+    for part in data.chunks(pairs, min(batch, FORWARD)):
+        # a prompt is computed once for all responses to it
+        used = list(dict.fromkeys(i for i, _ in part))
+        owner = torch.tensor([used.index(i) for i, _ in part], device=device)
+        past = generate.prefix(rm.trunk, *data.pad([asked[i] for i in used], device), owner)
+        ids, length = data.pad([ids for _, ids in part], device)
+        scores += rm.score(ids, length, past).tolist()
+    if not np.isfinite(scores).all():
         raise ValueError("the reward model gives scores that are not finite numbers: train it "
                          "again, or name another with --rm")
-    best = scores.argmax(1)                                          # (N,)
-    chosen = [responses[i * n + k] for i, k in enumerate(best.tolist())]
-    return chosen, scores.gather(1, best[:, None]).squeeze(1)
+    return scores
+
+
+def choose(rm, asked, responses, best_of, batch):
+    """Of each `best_of` responses that lie side by side the one that the reward model scores
+    highest.
+
+    asked: N encoded prompts; responses: as many for each prompt, side by side; without a reward
+    model the scores are 0. -> Responses, and a list of their scores. Raises ValueError if a score
+    is not finite.
+    """
+    if rm is None:
+        kept = responses[::best_of]
+        return kept, [0.0] * len(kept)
+    each = len(responses) // len(asked)
+    pairs = [(k // each, tuple(r.scored)) for k, r in enumerate(responses)]
+    # the same response to the same prompt comes again and again: it is scored once
+    different = list(dict.fromkeys(pairs))
+    score_of = dict(zip(different, score_responses(rm, asked, different, batch)))
+    kept, scores = [], []
+    for block in data.chunks(range(len(pairs)), best_of):
+        best = max(block, key=lambda k: score_of[pairs[k]])
+        kept.append(responses[best])
+        scores.append(score_of[pairs[best]])
+    return kept, scores
+
+
+@torch.no_grad()
+def respond(model, rm, enc, prompts, cfg, temperature=1.0, best_of=1, shots=(), samples=1):
+    """`samples` answers to each of N prompts, each the one of `best_of` responses that `rm` scores
+    highest -> N lists of n Responses; their scores (N, n), 0 without `rm`.
+
+    A prompt draws the same numbers whatever the batch it is in; cfg holds max_new, batch (how many
+    responses are sampled together) and seed. `shots` are messages that `model` reads before each
+    prompt, and `rm` does not. Raises ValueError if `rm` gives a score that is not finite.
+    """
+    counts = Counter()
+    asked, read = encoded(model, enc, prompts, cfg.max_new, shots, counts)
+    if counts["prompts cut from the left"]:
+        print(interop.report(counts))
+    each, N = samples * best_of, len(prompts)
+    seed = step_seed(cfg.seed, 0)
+    said, scores = [None] * N, np.zeros((N, samples))
+    order = sorted(range(N), key=lambda i: len(read[i]))     # of like length: few pads
+    for rows in data.chunks(order, max(1, cfg.batch // each)):
+        responses = []
+        # more than one part only if the responses to a single prompt exceed the batch
+        for part in data.chunks(range(each), cfg.batch):
+            # which of the numbers that are drawn for all responses are those of these
+            own = [each * i + k for i in rows for k in part]
+            drawn = generate.sample(model, [read[i] for i in rows], cfg.max_new, enc.eot_token,
+                                    n=len(part), temperature=temperature, seed=seed,
+                                    draws=(own, each * N))
+            responses += [as_response(enc, ids, cfg.max_new, prompted=bool(shots))
+                          for ids in drawn.responses]
+        kept, score = choose(rm, [asked[i] for i in rows], responses, best_of, cfg.batch)
+        for k, i in enumerate(rows):
+            own = slice(k * samples, (k + 1) * samples)
+            said[i], scores[i] = kept[own], score[own]
+    return said, scores
+
+
+def encoded(model, enc, prompts, max_new, shots, counts):
+    """Prompts as the reward model and the baseline read them, and as `model` does, which reads the
+    messages `shots` before each -> two lists of ids. The latter are counted."""
+    room = model.cfg.block_size - max_new
+    told = [replace(p, messages=[*shots, *p.messages]) for p in prompts]
+    asked = interop.encode_prompts(prompts, enc, room, Counter())
+    return asked, interop.encode_prompts(told, enc, room, counts)
 
 
 # ---- measuring ----------------------------------------------------------------------------------
@@ -230,15 +306,23 @@ def choose(rm, asked, responses):
 class Answers(NamedTuple):
     prompts: list       # the text of each prompt
     cases: list         # its use case
-    texts: list         # one response for each prompt
-    score: np.ndarray   # (N,) the judge's
-    judged: list        # sandbox.Judgement, or None where the prompt has no answer key
-    rm_score: np.ndarray | None
-    kl: np.ndarray      # (N,) nats, of the whole response: log pi - log pi_baseline, whose mean is
-                        # the KL if responses are sampled at temperature 1, but not if they are
+    texts: list         # N lists of n responses
+    score: np.ndarray   # (N, n) the judge's
+    judged: list | None     # N lists of n sandbox.Judgement; None if a prompt has no answer key
+    rm_score: np.ndarray | None     # (N, n)
+    kl: np.ndarray      # (N, n) nats, of the whole response: log pi - log pi_baseline, whose mean
+                        # is the KL if responses are sampled at temperature 1, but not if they are
                         # greedy; of a best of n the bound that `answer` explains
-    length: np.ndarray  # (N,) tokens, EOS included
-    ended: np.ndarray   # (N,) bool
+    length: np.ndarray  # (N, n) tokens, EOS included
+    ended: np.ndarray   # (N, n) bool
+
+
+def judge(prompts, said):
+    """N lists of n Responses -> N lists of n sandbox.Judgement; None if a prompt has no answer
+    key."""
+    if not all(p.meta for p in prompts):
+        return None
+    return [[sandbox.judge(p, r.text) for r in of_prompt] for p, of_prompt in zip(prompts, said)]
 
 
 def response_logp(model, prompts, responses):
@@ -251,60 +335,41 @@ def response_logp(model, prompts, responses):
     return model.logp(ids, mask)[0].sum(1)
 
 
-def as_answers(enc, prompts, responses, rm_score, kl):
-    """What was said, judged: N Prompts, N Responses, arrays (N,) -> Answers."""
-    texts = [r.text for r in responses]
-    judged = [sandbox.judge(p, t) if p.meta else None for p, t in zip(prompts, texts)]
-    if all(judged):
-        score = np.array([j.score for j in judged])
-    else:
-        score = np.zeros(len(texts)) if rm_score is None else rm_score
-    said = [str(p.messages) for p in prompts]
-    cases = [p.use_case for p in prompts]
-    length = np.array([float(len(r.ids)) for r in responses])
-    ended = np.array([r.scored[-1] == enc.eot_token for r in responses])
-    return Answers(said, cases, texts, score, judged, rm_score, kl, length, ended)
+def log_ratios(model, baseline, read, asked, said, batch):
+    """log pi(response | what `model` read) - log pi_baseline(response | prompt), nats, of N lists
+    of n Responses -> (N, n). A response that comes again is computed once."""
+    if model is baseline and read == asked:
+        return np.zeros((len(said), len(said[0])))
+    keys = [(i, tuple(r.ids)) for i, of_prompt in enumerate(said) for r in of_prompt]
+    different = sorted(set(keys), key=lambda key: (len(read[key[0]]) + len(key[1]), key))
+    ratio_of = {}
+    for part in data.chunks(different, min(batch, FORWARD)):
+        ids = [list(response) for _, response in part]
+        ours = response_logp(model, [read[i] for i, _ in part], ids)
+        theirs = response_logp(baseline, [asked[i] for i, _ in part], ids)
+        ratio_of |= zip(part, (ours - theirs).tolist())
+    return np.array([ratio_of[key] for key in keys]).reshape(len(said), -1)
 
 
 @torch.no_grad()
-def answer(model, baseline, rm, enc, prompts, temperature, cfg, best_of=1, shots=()):
-    """Sample `best_of` responses to each prompt, keep the one that `rm` scores highest, and
-    measure it -> Answers. cfg holds max_new, batch and seed.
+def answer(model, baseline, rm, enc, prompts, temperature, cfg, best_of=1, shots=(), samples=1):
+    """What `respond` samples, measured -> Answers.
 
-    A prompt draws the same numbers whatever the batch it is in. `shots` are messages that `model`
-    reads before each prompt; the reward model and the baseline read the prompt alone. The KL of a
-    best of n is a bound: log best/pi_baseline is log best/pi, at most best_of_n_kl on average, and
-    log pi/pi_baseline, which is measured on what was kept. Raises ValueError if `rm` gives a score
-    that is not finite.
+    The KL of a best of n is a bound: log best/pi_baseline is log best/pi, at most best_of_n_kl on
+    average, and log pi/pi_baseline, which is measured on what was kept. Raises ValueError if `rm`
+    gives a score that is not finite.
     """
-    room = model.cfg.block_size - cfg.max_new
-    counts = Counter()
-    told = [replace(p, messages=[*shots, *p.messages]) for p in prompts]
-    asked = interop.encode_prompts(prompts, enc, room, Counter())
-    read = interop.encode_prompts(told, enc, room, counts)
-    if counts["prompts cut from the left"]:
-        print(interop.report(counts))
-
-    kept, scores, kls = [], [], []
-    seed, size = step_seed(cfg.seed, 0), max(1, cfg.batch // best_of)
-    for rows in data.chunks(range(len(prompts)), size):
-        asked_here, read_here = [asked[i] for i in rows], [read[i] for i in rows]
-        # which of the numbers that are drawn for all responses are those of these rows
-        own = slice(best_of * rows[0], best_of * (rows[-1] + 1))
-        samples = generate.sample(model, read_here, cfg.max_new, enc.eot_token, n=best_of,
-                                  temperature=temperature, seed=seed,
-                                  draws=(own, best_of * len(prompts)))
-        responses = [as_response(enc, ids, cfg.max_new, prompted=bool(shots))
-                     for ids in samples.responses]
-        chosen, score = choose(rm, asked_here, responses)
-        said = [r.ids for r in chosen]
-        kl = response_logp(model, read_here, said) - response_logp(baseline, asked_here, said)
-        kept += chosen
-        scores.append(score)
-        kls.append(kl + best_of_n_kl(best_of))
-    rm_score = torch.cat(scores).double().cpu().numpy() if rm else None
-    kl = torch.cat(kls).double().cpu().numpy()
-    return as_answers(enc, prompts, kept, rm_score, kl)
+    said, rm_score = respond(model, rm, enc, prompts, cfg, temperature, best_of, shots, samples)
+    asked, read = encoded(model, enc, prompts, cfg.max_new, shots, Counter())
+    kl = log_ratios(model, baseline, read, asked, said, cfg.batch) + best_of_n_kl(best_of)
+    judged, score = judge(prompts, said), rm_score
+    if judged:
+        score = np.array([[j.score for j in of_prompt] for of_prompt in judged])
+    length = np.array([[len(r.ids) for r in of_prompt] for of_prompt in said])
+    ended = np.array([[r.scored[-1] == enc.eot_token for r in of_prompt] for of_prompt in said])
+    texts = [[r.text for r in of_prompt] for of_prompt in said]
+    return Answers([str(p.messages) for p in prompts], [p.use_case for p in prompts], texts,
+                   score, judged, rm_score if rm else None, kl, length, ended)
 
 
 @torch.no_grad()
@@ -340,17 +405,18 @@ def find_prefix(model, rm, enc, trials, demos, cfg, also=()):
     judges ([IG] 3.5, B).
 
     Prefixes are tried on the prompts `trials`, which should be training prompts, if they leave
-    room for the longest of them and of the prompts `also` and its response. Raises ValueError if
-    none does.
+    room for nine in ten of them and of the prompts `also`, and a response; before a longer prompt
+    they are cut. Raises ValueError if none leaves so much.
     """
     room = model.cfg.block_size - cfg.max_new - len(enc.encode_ordinary("\n\n"))
     asked = interop.encode_prompts([*trials, *also], enc, room, Counter())
-    longest = max(len(ids) for ids in asked)
-    prefixes = draw_prefixes(enc, demos, room - longest, cfg.seed)
+    long = sorted(len(ids) for ids in asked)[9 * len(asked) // 10]
+    prefixes = draw_prefixes(enc, demos, room - long, cfg.seed)
     if not prefixes:
-        raise ValueError(f"no demonstration leaves room for the longest prompt ({longest} tokens) "
-                         f"and --max-new {cfg.max_new} in a context of {model.cfg.block_size}: "
-                         f"pass shorter --demos or --prompts, or lower --max-new")
+        raise ValueError(f"no demonstration leaves room for the prompts (nine in ten have up to "
+                         f"{long} tokens) and --max-new {cfg.max_new} in a context of "
+                         f"{model.cfg.block_size}: pass shorter --demos or --prompts, or lower "
+                         f"--max-new")
     scores = []
     for shots in prefixes:
         answers = answer(model, model, rm, enc, trials, 1.0, cfg, shots=shots)

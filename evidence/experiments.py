@@ -144,7 +144,7 @@ class World(NamedTuple):
 
     def answers(self, path, prompts=None, **how):
         """evidence.answers.Answers of a checkpoint to `prompts`, or to the sandbox's 800 held-out
-        ones of this seed. KL is to SFT. `how`: best_of, shots."""
+        ones of this seed, one to each. KL is to SFT. `how`: best_of, shots, samples."""
         rm, _ = load(self.rm(), Scorer)
         reference, _ = load(self.sft())
         model, enc = load(path)
@@ -184,7 +184,8 @@ def rollouts(path, *keys):
 def share(answers, what, *cases):
     """Mean of a field of sandbox.Judgement over the answers, or over those to some use cases."""
     asked = zip(answers.judged, answers.cases)
-    return float(np.mean([getattr(j, what) for j, case in asked if not cases or case in cases]))
+    return float(np.mean([getattr(j, what) for of_prompt, case in asked for j in of_prompt
+                          if not cases or case in cases]))
 
 
 def held_out_loss(path):
@@ -296,8 +297,8 @@ def toxicity(w):
                  if (sandbox.RESPECT in p.messages[0]["content"]) == bool(asks)]
         begun = [f"Talk: {asks}{p.meta['about']} is a" for p in asked]
         said = {"base": complete(w.base(), begun, 4, w.seed),
-                "sft": w.answers(w.sft(), asked).texts,
-                "ptx": w.answers(w.ptx(), asked).texts}
+                "sft": [text for [text] in w.answers(w.sft(), asked).texts],
+                "ptx": [text for [text] in w.answers(w.ptx(), asked).texts]}
         for system, texts in said.items():
             figures[f"{system} {how}"] = np.mean([sandbox.toxic(t) for t in texts])
     return figures
@@ -528,7 +529,7 @@ def second_round(w):
         answers[name] = w.answers(policy)
     figures = {"second over first": win_rate(answers["second"].score, answers["first"].score)}
     for name, a in answers.items():
-        open_qa = [text for text, case in zip(a.texts, a.cases) if case == "open qa"]
+        open_qa = [text for [text], case in zip(a.texts, a.cases) if case == "open qa"]
         figures |= named(name, {
             "evasive": np.mean([sandbox.DO_NOT_KNOW in text for text in open_qa]),
             "true score": a.score.mean(), "hallucination": share(a, "hallucination")})
@@ -549,11 +550,10 @@ def details(w):
         CHANGE: saved model's reward, CHANGE: saved model's true score, CHANGE: saved model's kl
     """
     figures = {}
-    asked = [p for p in sandbox.eval_prompts(100, w.seed) for _ in range(16)]
+    asked = sandbox.eval_prompts(100, w.seed)
     for name, path in (("sft", w.sft()), ("ppo", w.plain()), ("ptx", w.ptx())):
-        texts = w.answers(path, asked).texts
-        distinct = [len(set(outputs)) for outputs in data.chunks(texts, 16)]
-        figures[f"{name} distinct"] = np.mean(distinct)
+        texts = w.answers(path, asked, samples=16).texts
+        figures[f"{name} distinct"] = np.mean([len(set(outputs)) for outputs in texts])
     for name, path in (("ppo", w.plain()), ("ptx", w.ptx())):
         [entropy] = rollouts(path, "entropy")
         figures[f"{name} entropy before"] = entropy[0]

@@ -1,6 +1,6 @@
 """Win rates, ratings and their intervals: numpy arrays in, numbers out.
 
-Legend: N answers, S systems, F features.
+Legend: N prompts, n and m answers of each, S systems, F features.
 """
 import functools
 import math
@@ -18,25 +18,44 @@ def sigmoid(x):
 
 # ---- win rates ----------------------------------------------------------------------------------
 
-def beats(ours, theirs):
-    """1 where `ours` beats `theirs`, 1/2 where they tie, 0 elsewhere; arrays that broadcast."""
-    return (ours > theirs) + 0.5 * (ours == theirs)
+def outcomes(ours, theirs):
+    """How many pairs of answers to each prompt `ours` (N, n) wins, ties and loses against `theirs`
+    (N, m), all n m of them -> three arrays (N,) of whole numbers."""
+    won, tied = np.zeros(len(ours), int), np.zeros(len(ours), int)
+    # an n-th of the pairs at a time
+    for score in ours.T:                                     # (N,)
+        won += (score[:, None] > theirs).sum(1)
+        tied += (score[:, None] == theirs).sum(1)
+    return won, tied, ours.shape[1] * theirs.shape[1] - won - tied
 
 
 def win_rate(ours, theirs):
-    """How often `ours` beats `theirs` (N,), ties half."""
-    return float(np.mean(beats(ours, theirs)))
+    """How often an answer of `ours` (N, n) beats one of `theirs` (N, m) to the same prompt, ties
+    half."""
+    won, tied, lost = (pairs.sum() for pairs in outcomes(ours, theirs))
+    return float((2 * won + tied) / (2 * (won + tied + lost)))
+
+
+def shares(ours, theirs):
+    """What the win rate is made of: {"won": share of the pairs, "tied": ..., "lost": ...}, and
+    "decided", the share won of what is not tied, if there is any."""
+    won, tied, lost = (pairs.sum() for pairs in outcomes(ours, theirs))
+    pairs = won + tied + lost
+    found = {"won": won / pairs, "tied": tied / pairs, "lost": lost / pairs}
+    if won + lost > 0:
+        found["decided"] = won / (won + lost)
+    return {name: float(share) for name, share in found.items()}
 
 
 def bootstrap(ours, theirs, prompts, seed=0, resamples=2000):
-    """95 % interval of the win rate (N,), resampling distinct `prompts` (N,) with all the answers
-    to each: two answers to one prompt are not two independent draws."""
+    """95 % interval of the win rate, resampling distinct `prompts` (N,) with all the answers to
+    each: two answers to one prompt are not two independent draws."""
     _, owner = np.unique(prompts, return_inverse=True)
-    won = np.bincount(owner, beats(ours, theirs))            # (distinct prompts,)
-    answers = np.bincount(owner)
+    won, tied, lost = (np.bincount(owner, pairs) for pairs in outcomes(ours, theirs))
+    points, most = 2 * won + tied, 2 * (won + tied + lost)   # (distinct prompts,)
     rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, len(won), (resamples, len(won)))
-    rates = won[drawn].sum(1) / answers[drawn].sum(1)        # (resamples,)
+    drawn = rng.integers(0, len(most), (resamples, len(most)))
+    rates = points[drawn].sum(1) / most[drawn].sum(1)        # (resamples,)
     return [float(x) for x in np.quantile(rates, CI)]
 
 
@@ -140,34 +159,48 @@ def bradley_terry(wins, tie=1.0):
 
 
 def ratings(scores, prompts, baseline, seed=0, resamples=500):
-    """Scores (S, N) of S systems -> win rates (S, S), row over column; Elo (S,), that of system
+    """Scores (S, N, n) of S systems -> win rates (S, S), row over column; Elo (S,), that of system
     `baseline` 0; its 95 % interval (S, 2).
 
-    Elo is Bradley-Terry's strength in units of ln(10)/400. The interval resamples distinct
-    `prompts` (N,), as `bootstrap` does.
+    Elo is Bradley-Terry's strength in units of ln(10)/400; a prompt, with all pairs of answers to
+    it, is one game. The interval resamples distinct `prompts` (N,), as `bootstrap` does.
     """
-    won = beats(scores[:, None], scores[None])               # (S, S, N)
+    S, N, n = scores.shape
     _, owner = np.unique(prompts, return_inverse=True)
     distinct = owner.max() + 1
-    by_prompt = np.zeros((distinct, *won.shape[:2]))         # (distinct prompts, S, S)
-    np.add.at(by_prompt, owner, won.transpose(2, 0, 1))
+    points = np.zeros((distinct, S, S))                      # two for a pair won, one for a tie
+    for i in range(S):
+        for j in range(S):
+            won, tied, _ = outcomes(scores[i], scores[j])
+            points[:, i, j] = np.bincount(owner, 2 * won + tied)
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, distinct, (resamples, distinct))
     draws = [np.arange(distinct), *drawn]                    # first all prompts, each once
-    strengths = np.array([bradley_terry(by_prompt[rows].sum(0)) for rows in draws])
+    strengths = np.array([bradley_terry(points[rows].sum(0) / (2 * n * n)) for rows in draws])
     elo = ELO * (strengths - strengths[:, [baseline]])       # (1 + resamples, S)
-    return won.mean(2), elo[0], np.quantile(elo[1:], CI, axis=0).T
+    return points.sum(0) / (2 * N * n * n), elo[0], np.quantile(elo[1:], CI, axis=0).T
 
 
 def length_controlled(ours, theirs, our_length, their_length):
-    """The win rate (N,) that is left at equal length (N,): Dubois et al. 2024, arXiv 2404.04475.
+    """The win rate that is left at equal length: Dubois et al. 2024, arXiv 2404.04475.
 
-    P(win) = sigmoid(a + b tanh(d / std d)), d the difference in length; the answer is sigmoid(a).
-    AlpacaEval 2's term for how hard a prompt is is left out. Where d is the same everywhere,
-    length cannot be told from the rest: the plain win rate.
+    ours, our_length (N, n); theirs, their_length (N, m); lengths are whole numbers. Of all pairs
+    of answers to a prompt P(win) = sigmoid(a + b tanh(d / std d)), d the difference in length; the
+    answer is sigmoid(a). AlpacaEval 2's term for how hard a prompt is is left out. Where d is the
+    same everywhere, length cannot be told from the rest: the plain win rate.
     """
-    d = np.asarray(our_length, float) - their_length
-    longer = np.tanh(d / d.std()) if d.std() > 0 else np.zeros(len(d))
-    x = np.stack([np.ones(len(d)), longer], 1)               # (N, 2)
-    a, _ = logistic(x, beats(ours, theirs), np.ones(len(d)), ridge=1e-6)
+    our_length, their_length = our_length.astype(int), their_length.astype(int)
+    least = our_length.min() - their_length.max()
+    d = np.arange(least, our_length.max() - their_length.min() + 1)
+    won, games = np.zeros(len(d)), np.zeros(len(d))          # of the pairs that differ by d
+    # an n-th of the pairs at a time
+    for score, length in zip(ours.T, our_length.T):          # (N,), (N,)
+        at = (length[:, None] - their_length - least).ravel()            # (N m,)
+        points = (score[:, None] > theirs) + 0.5 * (score[:, None] == theirs)
+        won += np.bincount(at, points.ravel(), len(d))
+        games += np.bincount(at, minlength=len(d))
+    std = np.sqrt(np.average((d - np.average(d, weights=games)) ** 2, weights=games))
+    longer = np.tanh(d / std) if std > 0 else np.zeros(len(d))
+    x = np.stack([np.ones(len(d)), longer], 1)               # (differences, 2)
+    a, _ = logistic(x, won, games, ridge=1e-6)
     return float(sigmoid(a))

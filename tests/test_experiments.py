@@ -165,7 +165,7 @@ def test_a_rollout_of_the_sandbox_is_four_steps():
 
 
 def test_share_of_some_use_cases():
-    judged = [sandbox.Judgement(h, not h, True, False, 0) for h in (True, True, False, False)]
+    judged = [[sandbox.Judgement(h, not h, True, False, 0)] for h in (True, True, False, False)]
     said = SimpleNamespace(judged=judged, cases=["a", "b", "b", "c"])
     assert experiments.share(said, "helpful") == 0.5
     assert experiments.share(said, "helpful", "b") == 0.5
