@@ -34,7 +34,7 @@ EXPERIMENTS = list(dict.fromkeys(claim.measure for claim in claims.CLAIMS.values
 
 def tiny(cls=GPT, seed=0):
     torch.manual_seed(seed)
-    model = cls(GPTConfig(ENC.n_vocab, 128, 1, 2, 16)).eval()
+    model = cls(GPTConfig(ENC.n_vocab, 160, 1, 2, 16)).eval()
     trunk = model if cls is GPT else model.trunk
     torch.nn.init.normal_(trunk.wpe.weight, 0.0, 1.0)
     return model
