@@ -82,8 +82,8 @@ $(AT)/ceiling.pt: $(AT)/sft.pt $(AT)/rm.pt
 $(AT)/report/compare/report.md: $(foreach x,base sft feedme ppo-plain ppo ceiling rm,$(AT)/$(x).pt)
 	@echo "compare 5/5 report: all answer the same held-out prompts, about 60 s"
 	$(PY) evaluate.py "$(OUT)/base.pt" "prompted:$(OUT)/base.pt" "$(OUT)/sft.pt" \
-	  "$(OUT)/feedme.pt" "bon16:$(OUT)/sft.pt" "$(OUT)/ppo-plain.pt" "$(OUT)/ppo.pt" \
-	  "$(OUT)/ceiling.pt" --rm "$(OUT)/rm.pt" --seed $(SEED) --out "$(OUT)/report/compare"
+	  "$(OUT)/feedme.pt" "bon16:$(OUT)/sft.pt" "$(OUT)/ppo-plain.pt" \
+	  "$(OUT)/ceiling.pt" "$(OUT)/ppo.pt" --rm "$(OUT)/rm.pt" --seed $(SEED) --out "$(OUT)/report/compare"
 
 # `make compare` with several seeds -> the table and the picture of README.md, docs/WORLD.md
 SEEDS ?= 201 202 203 204 205

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 import interop
+from evidence import apart
 from evidence.page import between_markers, check_ours, commit, save_plot, shown
 from evidence.report import table
 from evidence.statistics import interval
@@ -41,13 +42,14 @@ SYSTEMS = {"base": "base", "prompted base": "prompted base", "sft": "SFT", "feed
 CLOSED = ("closed qa", "extraction", "rewriting")               # the answer stands in the prompt
 SHARES = ("won", "tied", "lost")
 # what a line of seeds.jsonl keeps of a system, of all its answers and of those to some prompts
-FIGURES = ("win_rate", "length_controlled", *SHARES, "decided", "elo", "true_score", "helpful",
-           "hallucination", "harmless", "rm_score", "kl", "length", "pretrain_loss", "prompts")
-OF_SOME = ("win_rate", "helpful", "hallucination", "prompts")
-GROUPS = ("use_cases", "turns", "untouched")
+FIGURES = ("best_of", "prompts", "samples", "win_rate", *SHARES, "decided", "length_controlled",
+           "elo", "true_score", "helpful", "hallucination", "harmless", "rm_score", "kl", "length",
+           "pretrain_loss", "fall")
+OF_SOME = ("prompts", "win_rate", "helpful", "hallucination", "right", "neither")
+GROUPS = ("use_cases", *apart.GROUPS)
 DRAWN = (*SHARES, "length_controlled")
 # behind the point; 3 otherwise
-DIGITS = {"won": 2, "tied": 2, "lost": 2, "elo": 0, "kl": 1, "length": 1}
+DIGITS = {"won": 2, "tied": 2, "lost": 2, "elo": 0, "kl": 1, "length": 1, "fall": 1}
 
 
 # ---- the targets -------------------------------------------------------------------------------
@@ -73,12 +75,6 @@ def ratio(name, a="ppo", b="sft"):
     return lambda systems: systems[a][name] / systems[b][name]
 
 
-def fall_by_turn(systems):
-    """How much smaller the share of right answers is at the last turn than at the first."""
-    first, *_, last = systems["ppo"]["turns"].values()
-    return first["helpful"] - last["helpful"]
-
-
 def outside(systems):
     return systems["ppo"]["use_cases"]["outside"]["helpful"]
 
@@ -97,8 +93,8 @@ TARGETS = [
     Target("hallucination, FeedME minus PPO-ptx", minus("hallucination", "feedme", "ppo"), 0),
     Target("pretraining loss of PPO-ptx, as a ratio to SFT's", ratio("pretrain_loss"), high=1.02),
     Target("PPO-ptx preferred to SFT, of what is no tie", of("ppo", "decided"), 0.7),
-    Target("right answers of PPO-ptx, first turn minus last", fall_by_turn, high=0.1),
-    Target("right answers of PPO-ptx to words from outside the world", outside, 0.8),
+    Target("right answers of PPO-ptx, first turn minus last, points", of("ppo", "fall"), high=10),
+    Target("right answers of PPO-ptx, use case outside", outside, 0.8),
 ]
 
 
@@ -147,47 +143,44 @@ def helpful(line, system, case):
 
 # ---- tables ------------------------------------------------------------------------------------
 
-def names_in(lines):
-    """The systems that all seeds have, in the order of the pages."""
-    return [name for name in SYSTEMS if all(name in line["systems"] for line in lines)]
+def merged(seeds):
+    """Nested dicts of numbers, one of each seed -> one of lists of numbers, of what all have."""
+    found = {}
+    for key, x in seeds[0].items():
+        if all(key in figures for figures in seeds):
+            values = [figures[key] for figures in seeds]
+            found[key] = merged(values) if isinstance(x, dict) else values
+    return found
 
 
-def cell(lines, name, *keys):
-    """A figure of a system over the seeds as text, "0.412 ± 0.021"; keys: [group, of which,] what.
-    "" where a seed lacks it."""
-    values = []
-    for line in lines:
-        found = line["systems"][name]
-        for key in keys:
-            found = found.get(key, {})
-        if found == {}:
-            return ""
-        values.append(found)
-    return shown(values, DIGITS.get(keys[-1], 3))
+def systems_of(lines):
+    """{name of a system, as on the pages: its figures over the seeds}, in their order."""
+    systems = merged([line["systems"] for line in lines])
+    return {title: systems[name] for name, title in SYSTEMS.items() if name in systems}
 
 
-def column_cell(lines, name, column):
-    """What stands in a column of the table of the systems."""
+def cell(figures, column):
+    """A figure over the seeds as text, "0.412 ± 0.021"; empty if it was not measured."""
     if column == "shares":
-        texts = [cell(lines, name, share) for share in SHARES]
-        return " / ".join(text.split(" ± ")[0] for text in texts)
-    is_bound = (name, column) == ("sft best of 16", "kl")       # see answers.answer
-    return ("≤ " if is_bound else "") + cell(lines, name, column)
+        return " / ".join(cell(figures, share).split(" ± ")[0] for share in SHARES)
+    if column not in figures:
+        return ""
+    is_bound = column == "kl" and figures["best_of"][0] > 1     # see answers.answer
+    return ("≤ " if is_bound else "") + shown(figures[column], DIGITS.get(column, 3))
 
 
-def systems_table(lines, columns):
+def systems_table(systems, columns):
     """A row for each system; columns: {name of a figure: as on the page}."""
-    rows = [[SYSTEMS[name], *(column_cell(lines, name, column) for column in columns)]
-            for name in names_in(lines)]
+    rows = [[title, *(cell(figures, column) for column in columns)]
+            for title, figures in systems.items()]
     return table(["", *columns.values()], rows)
 
 
-def group_table(lines, group, column, head=""):
-    """A row for each use case, or number of turns; a column for each system."""
-    names = names_in(lines)
-    rows = [[key, *(cell(lines, name, group, key, column) for name in names)]
-            for key in lines[0]["systems"]["sft"][group]]
-    return table([head, *(SYSTEMS[name] for name in names)], rows)
+def use_cases_table(systems, column):
+    """A row for each use case, a column for each system."""
+    rows = [[case, *(cell(figures["use_cases"][case], column) for figures in systems.values())]
+            for case in systems["SFT"]["use_cases"]]
+    return table(["", *systems], rows)
 
 
 # ---- the pages ---------------------------------------------------------------------------------
@@ -202,9 +195,10 @@ BEGINS = {"WORLD.md": "# What the default world shows", "seeds.jsonl": '{"seed":
           "systems.png": "python -m evidence."}     # the start of whoever drew it
 ABOUT = """\
 Made by `make seeds`, seeds {seeds}, commit {commits}; [seeds.jsonl](seeds.jsonl) has the figures \
-of each. A seed has its own corpus, weights, demonstrations, labelers and held-out prompts. All \
-answers are sampled at temperature 1 and judged by the true score, which of all systems only the \
-last was trained on. Every figure is a mean over the seeds with its 95 % interval (Student's t). \
+of each. A seed has its own corpus, weights, demonstrations, labelers and held-out prompts: \
+{prompts}, with {samples} answers of each system, sampled at temperature 1 and judged by the true \
+score. Every figure is a mean over the seeds with its 95 % interval (Student's t). The last system \
+was trained on the true score itself: what PPO-ptx would be if the reward model were perfect. \
 Helpful, hallucination and harmless are shares of the answers; in the closed domain, {closed}, the \
 answer stands in the prompt. KL is to SFT, in nats an answer, length in tokens, the loss in nats a \
 token."""
@@ -214,54 +208,46 @@ it wins, ties half. At equal length: what is left of that if all answers were as
 TARGETED = """\
 Each was written down before the run, for the mean over the seeds. Where the interval reaches over \
 the bound, other seeds might decide otherwise."""
-BY_TURN = """\
-Share of right answers to dialogues of one to six turns, held out and kept apart from the prompts \
-above. A turn is a message of the user; the answer to the last one is judged."""
-UNTOUCHED = """\
-Questions about places that no demonstration, comparison or prompt of PPO was about: of the \
-countries the corpus says what is true and what is not; of the other places nobody knows anything, \
-and the right answer says so."""
 
 
 def world(lines):
     """The text of WORLD.md."""
+    systems = systems_of(lines)
+    sft = systems["SFT"]
     seeds = ", ".join(str(line["seed"]) for line in lines)
     commits = ", ".join(dict.fromkeys(line["commit"] for line in lines))
-    closed = ", ".join(CLOSED)
-    page = [BEGINS["WORLD.md"], "", ABOUT.format(seeds=seeds, commits=commits, closed=closed)]
-    page += ["", "## Targets", "", TARGETED]
+    about = ABOUT.format(seeds=seeds, commits=commits, prompts=f"{sft['prompts'][0]:.0f}",
+                         samples=f"{sft['samples'][0]:.0f}", closed=", ".join(CLOSED))
+    page = [BEGINS["WORLD.md"], "", about, "", "## Targets", "", TARGETED]
     page += table(["", "over the seeds", "target", ""], targets_rows(lines))
-    page += ["", "## Systems", "", PREFERRED, *systems_table(lines, WORLD)]
+    page += ["", "## Systems", "", PREFERRED, *systems_table(systems, WORLD)]
     for column in ("helpful", "hallucination"):
-        page += ["", f"## {column.capitalize()} by use case"]
-        page += group_table(lines, "use_cases", column)
-    page += ["", "## By turn", "", BY_TURN, *group_table(lines, "turns", "helpful", "turns")]
-    page += ["", "## What nobody was asked", "", UNTOUCHED]
-    for column in ("helpful", "hallucination"):
-        page += group_table(lines, "untouched", column, column)
+        page += ["", f"## {column.capitalize()} by use case", *use_cases_table(systems, column)]
+    for title, text, head, rows in apart.tables(systems, cell):
+        page += ["", f"## {title}", "", text, *table(head, rows)]
     return "\n".join(page) + "\n"
 
 
 def readme(text, lines):
     """The text of README.md with the table of the systems written again."""
-    return between_markers(text, "systems", systems_table(lines, README))
+    return between_markers(text, "systems", systems_table(systems_of(lines), README))
 
 
 def draw_systems(plt, lines):
     """Won, tied and lost against SFT as stacked bars, and who is preferred at equal length. ->
     figure"""
-    names = [name for name in names_in(lines) if name != "sft"]
-    rows = [SYSTEMS[name] for name in names]
-    of_all = {column: [[line["systems"][name][column] for name in names] for line in lines]
-              for column in DRAWN}
+    systems = {title: f for title, f in systems_of(lines).items() if title != "SFT"}
+    rows = list(systems)
+    drawn = {column: interval(np.transpose([f[column] for f in systems.values()]))
+             for column in DRAWN}
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True)
-    start = np.zeros(len(names))
+    start = np.zeros(len(rows))
     for share, colour in zip(SHARES, ("#56b4e9", "#dddddd", "#e69f00")):
-        mean, _ = interval(of_all[share])
+        mean, _ = drawn[share]
         bars = left.barh(rows, mean, left=start, color=colour)
         left.bar_label(bars, fmt="{:.0%}", label_type="center", size=8)
         start = start + mean
-    mean, half = interval(of_all["length_controlled"])
+    mean, half = drawn["length_controlled"]
     right.barh(rows, mean, xerr=half, color="#56b4e9", capsize=3)
     for i, (x, end) in enumerate(zip(mean, mean + half)):
         right.text(end + 0.02, i, f"{x:.0%}", va="center")
@@ -297,7 +283,8 @@ def line_of(path, code):
         for system in json.loads(interop.read_file(path))["systems"]:
             figures = kept(system, FIGURES)
             for group in GROUPS:
-                figures[group] = {key: kept(f, OF_SOME) for key, f in system[group].items()}
+                asked = system.get(group, {})
+                figures[group] = {key: kept(f, OF_SOME) for key, f in asked.items()}
             figures["closed_domain"] = closed_domain(figures["use_cases"])
             systems[system["name"]] = figures
         return checked({"seed": seed, "commit": code, "systems": systems})

@@ -136,11 +136,12 @@ def test_what_is_missing_is_made_again_with_what_follows_from_it(root, standin, 
 
 
 def test_the_report_of_a_seed_has_its_systems_and_its_prompts(root, standin, out):
+    """The last of them is the one that the ten lines are about."""
     make(root, "all", "compare", f"OUT={out}", f"PY={standin.path}", SEED="7")
     whole, small = (words for words in reversed(standin.calls()) if words[0] == "evaluate.py")
     names = ["base.pt", "sft.pt", "bon16:sft.pt", "ppo.pt"]
     more = ["base.pt", "prompted:base.pt", "sft.pt", "feedme.pt", "bon16:sft.pt", "ppo-plain.pt"]
-    for words, systems in ((small, names), (whole, [*more, "ppo.pt", "ceiling.pt"])):
+    for words, systems in ((small, names), (whole, [*more, "ceiling.pt", "ppo.pt"])):
         assert [word.replace(f"{out}/", "") for word in words[1 : words.index("--rm")]] == systems
         assert words[words.index("--seed") + 1] == "7"
 
