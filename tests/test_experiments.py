@@ -257,7 +257,7 @@ def write_model(path, stage, cfg):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A folder that all experiments share; few prompts, and a judge who likes anything."""
-    few = {"prompts": 6, "eval_prompts": 8, "tasks": 9, "demonstrations": 30, "corpus": 60}
+    few = {"prompts": 24, "eval_prompts": 8, "tasks": 9, "demonstrations": 30, "corpus": 60}
 
     def capped(real, most):
         return lambda n=most, *rest, **more: real(min(n, max(most, n // 20)), *rest, **more)
@@ -285,6 +285,7 @@ def documented(experiment):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_measures_the_figures_that_it_says(world, experiment):
     line = claims.measured((lambda _: experiment(world), 101, world.folder, "abc"))
+    assert "error" not in line
     figures = json.loads(json.dumps(line["figures"], allow_nan=False))
     patterns = documented(experiment)
     assert [name for name in figures if not any(p.fullmatch(name) for p in patterns)] == []
