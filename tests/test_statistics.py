@@ -11,30 +11,84 @@ from evidence import statistics
 # ---- win rates
 
 
+def column(*scores):
+    """One answer to each prompt (N, 1)."""
+    return np.array(scores, float)[:, None]
+
+
+def few_scores(seed, n, m, levels=3, prompts=4):
+    """Scores with many ties of `ours` (prompts, n) and `theirs` (prompts, m)."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(levels, size=(prompts, n)), rng.integers(levels, size=(prompts, m))
+
+
+def all_pairs(ours, theirs):
+    """[(prompt, score of ours, score of theirs), ...], one by one."""
+    return [(i, x, y) for i in range(len(ours)) for x in ours[i] for y in theirs[i]]
+
+
 def test_win_rate_counts_ties_half():
     win_rate = statistics.win_rate
-    assert win_rate(np.array([1, 2, 3]), np.array([1, 3, 2])) == pytest.approx(0.5)
-    assert win_rate(np.array([1, 2, 3, 4]), np.array([1, 1, 2, 3])) == pytest.approx(3.5 / 4)
-    assert win_rate(np.array([1.0, 2.0]), np.array([1.0, 2.0])) == 0.5
-    assert win_rate(np.array([0, 0]), np.array([1, 1])) == 0
+    assert win_rate(column(1, 2, 3), column(1, 3, 2)) == pytest.approx(0.5)
+    assert win_rate(column(1, 2, 3, 4), column(1, 1, 2, 3)) == pytest.approx(3.5 / 4)
+    assert win_rate(column(1, 2), column(1, 2)) == 0.5
+    assert win_rate(column(0, 0), column(1, 1)) == 0
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 3), (2, 5)])
+def test_all_pairs_of_answers_to_a_prompt_are_compared(n, m):
+    ours, theirs = few_scores(n, n, m)
+    pairs = all_pairs(ours, theirs)
+    won, tied, lost = statistics.outcomes(ours, theirs)
+    for i in range(4):
+        of_prompt = [(x, y) for at, x, y in pairs if at == i]
+        assert won[i] == sum(x > y for x, y in of_prompt)
+        assert tied[i] == sum(x == y for x, y in of_prompt)
+        assert lost[i] == sum(x < y for x, y in of_prompt)
+    rate = sum((x > y) + (x == y) / 2 for _, x, y in pairs) / len(pairs)
+    assert statistics.win_rate(ours, theirs) == pytest.approx(rate)
+    found = statistics.shares(ours, theirs)
+    more, less = sum(x > y for _, x, y in pairs), sum(x < y for _, x, y in pairs)
+    assert found["won"] == pytest.approx(more / len(pairs))
+    assert found["lost"] == pytest.approx(less / len(pairs))
+    assert found["tied"] == pytest.approx(1 - (more + less) / len(pairs))
+    assert found["decided"] == pytest.approx(more / (more + less))
+
+
+def test_a_system_ties_with_itself_whatever_it_says():
+    """Its answers to a prompt beat one another, as often as they lose."""
+    for n in (1, 3, 7):
+        ours, _ = few_scores(n, n, 1, prompts=29)
+        assert statistics.win_rate(ours, ours) == 0.5
+        assert statistics.bootstrap(ours, ours, np.arange(29), resamples=50) == [0.5, 0.5]
+        length = np.random.default_rng(0).integers(1, 9, (29, n))
+        fair = statistics.length_controlled(ours, ours, length, length)
+        assert fair == pytest.approx(0.5, abs=1e-9)
+    found = statistics.shares(ours, ours)
+    assert found["won"] == found["lost"] > 0 and found["decided"] == 0.5
+
+
+def test_nothing_is_decided_where_everything_ties():
+    assert statistics.shares(np.ones((3, 2)), np.ones((3, 2))) == {"won": 0, "tied": 1, "lost": 0}
 
 
 def test_the_bootstrap_interval_covers_the_truth_19_times_in_20():
     """Scores 0, 1, 2 at .2 .3 .5 against .5 .3 .2: wins .3*.5 + .5*.8 = .55, ties .29."""
-    rng, covered, widths = np.random.default_rng(0), 0, []
-    for draw in range(200):
-        ours = rng.choice(3, 120, p=[0.2, 0.3, 0.5])
-        theirs = rng.choice(3, 120, p=[0.5, 0.3, 0.2])
-        low, high = statistics.bootstrap(ours, theirs, np.arange(120), seed=draw, resamples=400)
-        covered += low <= 0.55 + 0.29 / 2 <= high
-        widths.append(high - low)
-    assert 0.90 <= covered / 200 <= 0.99
-    assert 0.05 < min(widths) and max(widths) < 0.25
+    for n in (1, 4):
+        rng, covered, widths = np.random.default_rng(0), 0, []
+        for draw in range(200):
+            ours = rng.choice(3, (120, n), p=[0.2, 0.3, 0.5])
+            theirs = rng.choice(3, (120, n), p=[0.5, 0.3, 0.2])
+            low, high = statistics.bootstrap(ours, theirs, np.arange(120), draw, resamples=400)
+            covered += low <= 0.55 + 0.29 / 2 <= high
+            widths.append(high - low)
+        assert 0.90 <= covered / 200 <= 0.99
+        assert 0.05 < min(widths) * n**0.5 and max(widths) * n**0.5 < 0.25
 
 
 def test_the_interval_is_a_function_of_its_seed_and_narrows_with_prompts():
     rng = np.random.default_rng(0)
-    ours, theirs = rng.normal(size=2000), rng.normal(size=2000)
+    ours, theirs = rng.normal(size=(2000, 1)), rng.normal(size=(2000, 1))
     names = np.arange(2000)
 
     def interval_of(n):
@@ -46,20 +100,22 @@ def test_the_interval_is_a_function_of_its_seed_and_narrows_with_prompts():
 
 
 def test_answers_to_the_same_prompt_again_do_not_narrow_the_interval():
+    """Neither as rows of their own, nor as answers that are all the same."""
     rng = np.random.default_rng(0)
-    ours, theirs, names = rng.normal(size=200), rng.normal(size=200), np.arange(200)
+    ours, theirs, names = rng.normal(size=(200, 1)), rng.normal(size=(200, 1)), np.arange(200)
     once = statistics.bootstrap(ours, theirs, names)
-    again = statistics.bootstrap(np.tile(ours, 9), np.tile(theirs, 9), np.tile(names, 9))
-    assert again == once
+    rows = statistics.bootstrap(np.tile(ours, (9, 1)), np.tile(theirs, (9, 1)), np.tile(names, 9))
+    answers = statistics.bootstrap(np.tile(ours, 9), np.tile(theirs, 9), names)
+    assert rows == answers == once
 
 
-def test_the_interval_covers_the_truth_if_prompts_have_several_answers():
-    """60 prompts with 1 to 5 answers; those to one prompt share a taste: they depend."""
+def test_the_interval_covers_the_truth_if_answers_to_one_prompt_depend():
+    """60 prompts, some of them twice or more; all answers to a prompt share a taste."""
     rng, covered = np.random.default_rng(1), 0
     for draw in range(300):
-        prompts = np.repeat(np.arange(60), rng.integers(1, 6, 60))
+        prompts = np.repeat(np.arange(60), rng.integers(1, 4, 60))
         p = rng.choice([0.2, 0.9], 60)[prompts]
-        ours, theirs = rng.random(len(p)) < p, np.full(len(p), 0.5)
+        ours, theirs = rng.random((len(p), 2)) < p[:, None], np.full((len(p), 2), 0.5)
         low, high = statistics.bootstrap(ours, theirs, prompts, draw, resamples=300)
         covered += low <= 0.55 <= high
     assert 0.90 <= covered / 300 <= 0.99
@@ -186,7 +242,7 @@ def test_a_system_that_wins_everything_has_a_finite_rating():
 
 def test_ratings_are_win_rates_and_elo():
     first = np.random.default_rng(0).random(300) < 10 / 11
-    scores = np.array([first, ~first, first])
+    scores = np.array([first, ~first, first])[:, :, None]
     rates, elo, ci = statistics.ratings(scores, np.arange(300), 1, resamples=80)
     assert rates[0, 1] == first.mean() and rates[0, 2] == 0.5
     assert rates == pytest.approx(1 - rates.T)
@@ -194,11 +250,28 @@ def test_ratings_are_win_rates_and_elo():
     assert ci[0, 0] <= elo[0] <= ci[0, 1]
 
 
+def test_ratings_are_those_of_all_pairs_of_answers():
+    """A prompt is one game, and the pairs share it; prompts that come twice are two."""
+    scores = np.random.default_rng(3).integers(3, size=(3, 5, 4))
+    names = np.array([0, 1, 1, 2, 3])
+    rates, elo, ci = statistics.ratings(scores, names, 2, resamples=50)
+    wins = np.zeros((3, 3))
+    for i, j in itertools.product(range(3), repeat=2):
+        for _, x, y in all_pairs(scores[i], scores[j]):
+            wins[i, j] += ((x > y) + (x == y) / 2) / 16
+    assert rates == pytest.approx(wins / 5)
+    strengths = statistics.ELO * statistics.bradley_terry(wins)
+    assert elo == pytest.approx(strengths - strengths[2])
+    answers_again = np.tile(scores, (1, 1, 3))
+    again = statistics.ratings(answers_again, names, 2, resamples=50)
+    assert again[1] == pytest.approx(elo) and again[2] == pytest.approx(ci)
+
+
 def test_the_interval_of_elo_covers_the_truth():
     """Scores of two systems are one apart, the higher one's with odds of 10 to 1: 400 Elo."""
     rng, covered = np.random.default_rng(0), 0
     for draw in range(60):
-        first = rng.random(300) < 10 / 11
+        first = rng.random((300, 1)) < 10 / 11
         _, _, ci = statistics.ratings(
             np.array([first, ~first]), np.arange(300), 1, draw, resamples=100
         )
@@ -207,9 +280,9 @@ def test_the_interval_of_elo_covers_the_truth():
 
 
 def test_the_interval_of_ratings_does_not_narrow_with_the_same_prompts_again():
-    scores, names = np.random.default_rng(0).normal(size=(3, 80)), np.arange(80)
+    scores, names = np.random.default_rng(0).normal(size=(3, 80, 1)), np.arange(80)
     once, again = (
-        statistics.ratings(np.tile(scores, (1, k)), np.tile(names, k), 0, resamples=200)[2]
+        statistics.ratings(np.tile(scores, (1, k, 1)), np.tile(names, k), 0, resamples=200)[2]
         for k in (1, 9)
     )
     assert again == pytest.approx(once, rel=0.05)  # but for the tie that is added
@@ -221,25 +294,43 @@ def test_the_interval_of_ratings_does_not_narrow_with_the_same_prompts_again():
 def test_length_controlled_is_fair_to_systems_that_differ_in_length_only():
     """The longer answer wins with a probability that grows with tanh(d / std d); ours is longer."""
     rng = np.random.default_rng(0)
-    ours, theirs = rng.integers(10, 60, 20_000), rng.integers(5, 40, 20_000)
-    d, even = ours - theirs, np.full(20_000, 0.5)
+    ours, theirs = rng.integers(10, 60, (20_000, 1)), rng.integers(5, 40, (20_000, 1))
+    d, even = ours - theirs, np.full((20_000, 1), 0.5)
     for advantage in (0.0, 1.0):
-        won = rng.random(len(d)) < 1 / (1 + np.exp(-advantage - 2 * np.tanh(d / d.std())))
+        chance = 1 / (1 + np.exp(-advantage - 2 * np.tanh(d / d.std())))
+        won = rng.random((20_000, 1)) < chance
         found = statistics.length_controlled(won, even, ours, theirs)
         assert found == pytest.approx(1 / (1 + math.exp(-advantage)), abs=0.015)
         assert statistics.win_rate(won, even) > found + 0.04
 
 
+def test_length_controlled_is_fitted_to_all_pairs_of_answers():
+    """To each of them one by one, which is what the sums by difference stand for."""
+    for n, m in ((2, 2), (1, 3), (4, 2)):
+        ours, theirs = few_scores(n, n, m, prompts=9)
+        our_length, their_length = few_scores(10 + n, n, m, levels=7, prompts=9)
+        pairs = zip(all_pairs(ours, theirs), all_pairs(our_length, their_length))
+        won, d = [], []
+        for (_, x, y), (_, longer, shorter) in pairs:
+            won.append((x > y) + (x == y) / 2)
+            d.append(longer - shorter)
+        x = np.stack([np.ones(len(d)), np.tanh(np.array(d) / np.std(d))], 1)
+        a, _ = statistics.logistic(x, np.array(won), np.ones(len(d)), ridge=1e-6)
+        found = statistics.length_controlled(ours, theirs, our_length, their_length)
+        assert found == pytest.approx(1 / (1 + math.exp(-a)), abs=1e-6)
+        assert found != pytest.approx(statistics.win_rate(ours, theirs), abs=1e-3)
+
+
 def test_length_controlled_is_the_win_rate_at_equal_lengths():
-    ours, theirs = np.random.default_rng(0).integers(3, size=(2, 50))
-    length = np.arange(50)
+    ours, theirs = np.random.default_rng(0).integers(3, size=(2, 50, 1))
+    length = np.arange(50)[:, None]
     for longer in (0, 4):
         found = statistics.length_controlled(ours, theirs, length + longer, length)
         assert found == pytest.approx(statistics.win_rate(ours, theirs), abs=1e-6)
 
 
 def test_length_controlled_is_finite_where_length_decides_everything():
-    d, zeros = np.array([-3.0, -1, 2, 5]), np.zeros(4)
-    for ours in (d, -d, np.ones(4), -np.ones(4)):
+    d, zeros = column(-3, -1, 2, 5), np.zeros((4, 1))
+    for ours in (d, -d, zeros + 1, zeros - 1):
         assert 0 <= statistics.length_controlled(ours, zeros, d, zeros) <= 1
-    assert statistics.length_controlled(np.ones(4), zeros, d, zeros) > 0.99
+    assert statistics.length_controlled(zeros + 1, zeros, d, zeros) > 0.99
