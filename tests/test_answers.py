@@ -22,7 +22,7 @@ from train import step_seed
 ENC = interop.get_tokenizer("sandbox")
 
 
-def tiny(seed, vocab=ENC.n_vocab, block=128, kind=GPT, spread=0.3):
+def tiny(seed, vocab=ENC.n_vocab, block=160, kind=GPT, spread=0.3):
     torch.manual_seed(seed)
     model = kind(GPTConfig(vocab, block, 1, 2, 32)).eval()
     trunk = model if kind is GPT else model.trunk
@@ -116,7 +116,7 @@ def test_systems_that_need_a_reward_model_or_come_twice_are_refused():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """base.pt and sft.pt of 128 tokens, short.pt of 24, rm.pt."""
+    """base.pt and sft.pt of 160 tokens, short.pt of 24, rm.pt."""
     folder = tmp_path_factory.mktemp("answers")
     made = {
         "base": (tiny(0), "pretrain"),
@@ -134,7 +134,7 @@ def test_each_checkpoint_is_loaded_once_and_all_fit_each_other(folder):
     base, sft, short, rm = (str(folder / f"{s}.pt") for s in ("base", "sft", "short", "rm"))
     systems = answers.systems_of((base, f"prompted:{base}", f"bon2:{sft}", short), rm)
     models = answers.load_models(systems, rm, "cpu")
-    assert list(models.gpts) == [base, sft, short] and models.context == 128
+    assert list(models.gpts) == [base, sft, short] and models.context == 160
     assert models.stage == {base: "pretrain", sft: "sft", short: "sft"}
     assert models.enc.name == "sandbox" and not models.rm.training
     assert not any(gpt.training for gpt in models.gpts.values())
@@ -185,54 +185,113 @@ def test_the_kl_is_that_of_an_enumeration():
     kl = sum(math.exp(p) * (p - q) for p, q in zip(logp, ref))
 
     cfg = settings(max_new=2, batch=500)
-    found = answers.answer(policy, baseline, None, enc, prompts, 1.0, cfg)
-    seen = list(zip(found.texts, found.length))
-    assert found.kl == pytest.approx([ratio[s] for s in seen], abs=1e-4)
-    assert len(set(seen)) > 3 and kl > 0.05
-    assert found.kl.mean() == pytest.approx(kl, abs=4 * found.kl.std() / len(prompts) ** 0.5)
-    assert found.ended.tolist() == [len(text) != 2 for text in found.texts]
-    assert found.rm_score is None and not found.score.any()
+    for samples in (1, 10):
+        asked = prompts[: 3000 // samples]
+        found = answers.answer(policy, baseline, None, enc, asked, 1.0, cfg, samples=samples)
+        assert found.kl.shape == found.length.shape == found.ended.shape == (len(asked), samples)
+        texts = [text for of_prompt in found.texts for text in of_prompt]
+        seen = list(zip(texts, found.length.ravel()))
+        assert found.kl.ravel() == pytest.approx([ratio[s] for s in seen], abs=1e-4)
+        assert len(set(seen)) > 3 and kl > 0.05
+        assert found.kl.mean() == pytest.approx(kl, abs=4 * found.kl.std() / 3000**0.5)
+        assert found.ended.ravel().tolist() == [len(text) != 2 for text in texts]
+        assert found.rm_score is None and not found.score.any()
 
 
-@pytest.mark.parametrize(("temperature", "best_of"), [(0.0, 1), (1.0, 1), (1.0, 3)])
-def test_an_answer_does_not_depend_on_the_batch_it_is_measured_in(models, temperature, best_of):
+@pytest.mark.parametrize(
+    ("temperature", "best_of", "samples"), [(0.0, 1, 1), (1.0, 1, 1), (1.0, 3, 1), (1.0, 2, 4)]
+)
+def test_an_answer_does_not_depend_on_the_batch_it_is_measured_in(
+    models, temperature, best_of, samples
+):
     """Nor on what others draw: --batch is a matter of memory."""
     prompts = sandbox.eval_prompts(12, 0)
     one, many = (
-        answers.answer(*models, ENC, prompts, temperature, settings(batch=batch), best_of)
+        answers.answer(
+            *models, ENC, prompts, temperature, settings(batch=batch), best_of, samples=samples
+        )
         for batch in (1, 15)
     )
-    assert one.texts == many.texts and (temperature == 0 or len(set(one.texts)) > 6)
+    different = {text for of_prompt in one.texts for text in of_prompt}
+    assert one.texts == many.texts and (temperature == 0 or len(different) > 6)
     assert one.kl == pytest.approx(many.kl, abs=1e-4)
     assert one.rm_score == pytest.approx(many.rm_score, abs=1e-4)
-    assert one.judged == [sandbox.judge(p, t) for p, t in zip(prompts, one.texts)]
-    assert one.score.tolist() == [j.score for j in one.judged]
+    judged = [[sandbox.judge(p, t) for t in texts] for p, texts in zip(prompts, one.texts)]
+    assert one.judged == judged
+    assert one.score.tolist() == [[j.score for j in of_prompt] for of_prompt in judged]
+
+
+def test_no_more_responses_are_sampled_together_than_the_batch_has(models, monkeypatch):
+    """However many a best of n chooses from; and a prompt is read once for as many as fit."""
+    seen, real = [], generate.sample
+
+    def counted(model, prompts, *rest, n, **how):
+        seen.append((len(prompts), n))
+        return real(model, prompts, *rest, n=n, **how)
+
+    monkeypatch.setattr(generate, "sample", counted)
+    prompts = sandbox.eval_prompts(5, 0)
+    for batch, parts in ((7, [(1, 7), (1, 5)] * 5), (24, [(2, 12), (2, 12), (1, 12)])):
+        seen.clear()
+        cfg = settings(max_new=3, batch=batch)
+        answers.respond(models[0], models[2], ENC, prompts, cfg, best_of=4, samples=3)
+        assert seen == parts
 
 
 def test_without_an_answer_key_the_reward_model_is_the_judge(models):
     prompts = [data.Prompt([{"role": "user", "content": "Who are you?"}])] * 4
-    found = answers.answer(*models, ENC, prompts, 1.0, settings(max_new=4))
-    assert found.judged == [None] * 4
+    found = answers.answer(*models, ENC, prompts, 1.0, settings(max_new=4), samples=2)
+    assert found.judged is None
     assert found.score.tolist() == found.rm_score.tolist() and found.score.std() > 0
 
 
-def test_best_of_keeps_the_sample_that_the_reward_model_likes(models):
-    """The same numbers are drawn for the n samples, kept or not: one by one, their best is it."""
+@pytest.mark.parametrize(("n", "samples"), [(5, 1), (3, 4), (1, 6)])
+def test_best_of_keeps_the_sample_that_the_reward_model_likes(models, n, samples):
+    """The same numbers are drawn for all samples, kept or not: of n side by side the best is an
+    answer, one by one."""
     model, baseline, rm = models
-    n, prompts, cfg = 5, sandbox.eval_prompts(7, 0), settings()
-    found = answers.answer(model, baseline, rm, ENC, prompts, 1.0, cfg, best_of=n)
+    prompts, cfg = sandbox.eval_prompts(7, 0), settings()
+    found = answers.answer(model, baseline, rm, ENC, prompts, 1.0, cfg, n, samples=samples)
     asked = [data.encode_prompt(ENC, p.messages) for p in prompts]
-    samples = generate.sample(
-        model, asked, cfg.max_new, ENC.eot_token, n=n, seed=step_seed(cfg.seed, 0)
+    sampled = generate.sample(
+        model, asked, cfg.max_new, ENC.eot_token, n=n * samples, seed=step_seed(cfg.seed, 0)
     )
-    for i, prompt in enumerate(asked):
-        responses = samples.responses[i * n : (i + 1) * n]
+    blocks = data.chunks(sampled.responses, n)
+    assert found.kl.shape == found.rm_score.shape == (7, samples)
+    for i, k in np.ndindex(7, samples):
+        responses, prompt = blocks[i * samples + k], asked[i]
         scores = [score_of(rm, prompt + r) for r in responses]
         best = responses[int(np.argmax(scores))]
-        assert found.texts[i] == data.decode_response(ENC, best)
-        assert found.rm_score[i] == pytest.approx(max(scores), abs=1e-4)
+        assert found.texts[i][k] == data.decode_response(ENC, best)
+        assert found.length[i, k] == len(best)
+        assert found.rm_score[i, k] == pytest.approx(max(scores), abs=1e-4)
         kl = response_logp(model, prompt, best) - response_logp(baseline, prompt, best)
-        assert found.kl[i] == pytest.approx(kl + math.log(n) - (n - 1) / n, abs=1e-4)
+        assert found.kl[i, k] == pytest.approx(kl + math.log(n) - (n - 1) / n, abs=1e-4)
+
+
+def test_the_same_response_to_the_same_prompt_is_measured_once(models, monkeypatch):
+    """Of greedy answers all samples are equal."""
+    scored, read = [], []
+    real_score, real_logp = Scorer.score, answers.response_logp
+
+    def score(self, ids, length, past=None):
+        scored.extend(length.tolist())
+        return real_score(self, ids, length, past)
+
+    def logp(model, prompts, responses):
+        read.extend(responses)
+        return real_logp(model, prompts, responses)
+
+    monkeypatch.setattr(Scorer, "score", score)
+    monkeypatch.setattr(answers, "response_logp", logp)
+    prompts = list({str(p.messages): p for p in sandbox.eval_prompts(9, 0)}.values())
+    found = answers.answer(*models, ENC, prompts, 0.0, settings(), best_of=2, samples=5)
+    assert len(scored) == len(prompts) and len(read) == 2 * len(prompts)
+    assert (found.rm_score == found.rm_score[:, :1]).all() and found.rm_score.std() > 0
+    read.clear()
+    model, _, rm = models
+    same = answers.answer(model, model, rm, ENC, prompts, 1.0, settings(), samples=5)
+    assert read == [] and not same.kl.any()
 
 
 @pytest.mark.parametrize("best_of", [1, 4])
@@ -292,6 +351,7 @@ def test_shots_are_read_by_the_model_alone(models):
     prompts = [p for p in sandbox.eval_prompts(400, 0) if p.use_case == "chat"][:12]
     cfg = settings()
     found = answers.answer(model, baseline, rm, ENC, prompts, 1.0, cfg, shots=SHOTS)
+    assert found.kl.shape == (len(prompts), 1)
     asked = [data.encode_prompt(ENC, p.messages) for p in prompts]
     read = [data.encode_prompt(ENC, SHOTS + p.messages) for p in prompts]
     samples = generate.sample(model, read, cfg.max_new, ENC.eot_token, seed=step_seed(cfg.seed, 0))
@@ -299,13 +359,13 @@ def test_shots_are_read_by_the_model_alone(models):
     for i, ids in enumerate(samples.responses):
         response = answers.as_response(ENC, ids, cfg.max_new, prompted=True)
         cut += response.ids != ids
-        assert found.texts[i] == response.text and found.length[i] == len(response.ids)
-        assert found.ended[i] == (response.scored[-1] == ENC.eot_token)
+        assert found.texts[i] == [response.text] and found.length[i, 0] == len(response.ids)
+        assert found.ended[i, 0] == (response.scored[-1] == ENC.eot_token)
         score = score_of(rm, asked[i] + response.scored)
-        assert found.rm_score[i] == pytest.approx(score, abs=1e-4)
+        assert found.rm_score[i, 0] == pytest.approx(score, abs=1e-4)
         kl = response_logp(model, read[i], response.ids)
         kl -= response_logp(baseline, asked[i], response.ids)
-        assert found.kl[i] == pytest.approx(kl, abs=1e-3)
+        assert found.kl[i, 0] == pytest.approx(kl, abs=1e-3)
     assert 0 < cut < len(prompts)
 
 
@@ -315,7 +375,7 @@ def test_the_prefix_with_the_highest_reward_wins(models, capsys):
     won = answers.find_prefix(model, rm, ENC, trials, demos, cfg)
     said = capsys.readouterr().out
     longest = max(len(data.encode_prompt(ENC, p.messages)) for p in trials)
-    room = 128 - cfg.max_new - len(ENC.encode_ordinary("\n\n")) - longest
+    room = 160 - cfg.max_new - len(ENC.encode_ordinary("\n\n")) - longest
     tried = answers.draw_prefixes(ENC, demos, room, cfg.seed)
     assert won in tried and len(tried) == answers.PREFIXES
     worth = []
@@ -338,15 +398,34 @@ def test_prefixes_are_demonstrations_that_leave_room():
     assert answers.draw_prefixes(ENC, [data.Demonstration(SHOTS[1:])], 80, 0) == []
 
 
-def test_every_prefix_leaves_room_for_prompt_and_response(models):
+def test_every_prefix_leaves_room_for_nine_prompts_in_ten_and_a_response(models):
+    """A tenth may be longer: before them the prefix is cut."""
     model, _, rm = models
-    long = max(sandbox.eval_prompts(500, 0), key=lambda p: len(data.encode_prompt(ENC, p.messages)))
-    trials, demos = sandbox.prompts(3, 0), sandbox.demonstrations(50)
-    cfg = settings(max_new=50)
-    won = answers.find_prefix(model, rm, ENC, trials, demos, cfg, also=[long])
-    assert len(data.encode_prompt(ENC, won + long.messages)) + 50 <= 128
+    by_length = sorted(
+        sandbox.eval_prompts(500, 0), key=lambda p: len(data.encode_prompt(ENC, p.messages))
+    )
+    short, long = by_length[:9], by_length[-1]
+    demos, cfg = sandbox.demonstrations(50), settings(max_new=50)
+    taken = len(ENC.encode_ordinary("\n\n")) + cfg.max_new
+    for also, longest in ((short, short[-1]), ([*short, by_length[250]], by_length[250])):
+        won = answers.find_prefix(model, rm, ENC, [short[0]], demos, cfg, also=[*also, long])
+        for prompt in short:
+            read = data.encode_prompt(ENC, won + prompt.messages)
+            assert len(read) + cfg.max_new <= 160
+        room = 160 - taken - len(data.encode_prompt(ENC, longest.messages))
+        assert won in answers.draw_prefixes(ENC, demos, room, cfg.seed)
+    assert len(data.encode_prompt(ENC, won + long.messages)) + cfg.max_new > 160
     with pytest.raises(ValueError, match="no demonstration leaves room"):
-        answers.find_prefix(model, rm, ENC, trials, demos, settings(max_new=100), also=[long])
+        answers.find_prefix(model, rm, ENC, short, demos, settings(max_new=135), also=[long])
+
+
+def test_what_is_asked_apart_is_the_sandboxs_alone(models):
+    cfg = SimpleNamespace(prompts=(), dialogues=7, untouched=5, seed=3)
+    dialogues, untouched = answers.load_apart(cfg, ENC)
+    assert dialogues == sandbox.dialogue_prompts(7, 3)
+    assert untouched == sandbox.untouched_prompts(5, 3)
+    cfg = SimpleNamespace(prompts=("mine.jsonl",), dialogues=7, untouched=5, seed=3)
+    assert answers.load_apart(cfg, ENC) == ([], [])
 
 
 # ---- the alignment tax
