@@ -54,8 +54,8 @@ def why(chosen, shown, last, baseline):
     """Why just these prompts are shown: nobody is to take them for typical."""
     if not chosen:
         return "The first prompts"
-    are = "These prompts are" if chosen == shown else f"{chosen} of these {shown} prompts are"
-    return f"{are} chosen because {last} is right and {baseline} is not"
+    which = "These prompts are" if chosen == shown else f"{chosen} of {shown} prompts"
+    return f"{which} chosen because {last} is right and {baseline} is not"
 
 
 def ten_lines(report, page):

@@ -245,7 +245,7 @@ def markdown(report):
     lines += ["", "## Answers", "", "The first prompt of each use case, and the first answers.", ""]
     for found in report["examples"]:
         lines += [f"**{found['prompt']}**", ""]
-        lines += [f"- {name}: {text}" for name, text in found["answers"].items()]
+        lines += [f"- {literal(name)}: {text}" for name, text in found["answers"].items()]
         lines += [""]
     # Half a character, which JSON can hold and UTF-8 cannot, is written out: \ud800
     return "\n".join(lines).encode("utf-8", "backslashreplace").decode()

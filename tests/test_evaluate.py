@@ -14,7 +14,8 @@ import torch
 
 import evaluate
 import interop
-from evidence import answers
+import sandbox
+from evidence import answers, newcomer
 from model import GPT, GPTConfig, Scorer
 from plumbing import cli
 from plumbing.files import save_checkpoint
@@ -29,7 +30,7 @@ def no_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
-def tiny(seed, block=128, kind=GPT):
+def tiny(seed, block=160, kind=GPT):
     torch.manual_seed(seed)
     model = kind(GPTConfig(ENC.n_vocab, block, 1, 2, 32)).eval()
     trunk = model if kind is GPT else model.trunk
@@ -52,12 +53,21 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(folder):
-    """base, sft and ppo on 12 prompts and a short text; out is for the test to say."""
+    """base, sft and ppo on 12 prompts, nothing apart, and a short text; out is for the test to
+    say."""
     systems = tuple(str(folder / f"{s}.pt") for s in ("base", "sft", "ppo"))
     text = folder / "text.txt"
     text.write_text("The people of Velia eat soup. " * 40)
     return evaluate.Config(
-        systems, str(folder / "rm.pt"), text=(str(text),), n=12, max_new=6, batch=25
+        systems,
+        str(folder / "rm.pt"),
+        text=(str(text),),
+        n=12,
+        samples=2,
+        dialogues=0,
+        untouched=0,
+        max_new=6,
+        batch=25,
     )
 
 
@@ -72,7 +82,8 @@ def mixed(folder, config):
     """All kinds of systems in one report."""
     base, sft, ppo = config.systems
     systems = (base, f"prompted:{base}", f"bon8:{sft}", sft, f"bon2:{ppo}", ppo)
-    cfg = replace(config, systems=systems, n=40, text=(), out=str(folder / "mixed"))
+    cfg = replace(config, systems=systems, n=40, text=(), out=str(folder / "mixed"), samples=3)
+    cfg = replace(cfg, dialogues=12, untouched=20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib", None)
         metrics = evaluate.main(cfg)
@@ -102,6 +113,33 @@ def test_all_kinds_of_systems_give_consistent_figures(mixed):
     assert all(s["prompts"] == 40 and 1 <= s["length"] <= 6 for s in systems.values())
     assert f"≤ {systems['sft best of 8']['kl']:.3f}" in report.page
     assert f"≤ {systems['sft']['kl']:.3f}" not in report.page
+    assert all(s["samples"] == 3 for s in systems.values())
+    assert all(s["greedy"]["samples"] == 1 for s in systems.values() if "greedy" in s)
+    assert systems["sft"]["won"] == systems["sft"]["lost"] > 0
+    for rival in ("base", "ppo"):
+        assert systems[rival]["decided"] == pytest.approx(
+            systems[rival]["won"] / (1 - systems[rival]["tied"])
+        )
+
+
+def test_what_is_asked_apart_is_in_the_report(mixed):
+    """Of touched facts the main prompts ask."""
+    systems = mixed.report.named
+    for name, s in systems.items():
+        assert list(s["turns"]) == ([] if "best of" in name else list("123456"))
+        assert ("fall" in s) == bool(s["turns"])
+        assert sum(f["prompts"] for f in s["untouched"].values()) == 20
+        assert all(f["prompts"] == 2 for f in s["turns"].values())
+    cases = Counter()
+    for p in sandbox.eval_prompts(40, 0):
+        cases[p.use_case] += len(p.messages) == 1
+    for case, figures in systems["ppo"]["touched"].items():
+        assert figures["prompts"] == cases[case] > 0
+    assert systems["ppo"]["touched"].keys() == {"open qa", "unanswerable"}
+    assert "## By turn" in mixed.report.page and "Facts that no" in mixed.report.page
+    lines = newcomer.ten_lines(vars(mixed.report), "report.md")
+    assert len(lines) == 10 and lines[0].startswith("Preferred to sft, ties half: ppo ")
+    assert "base | sft | ppo say:" in lines[2]
 
 
 def test_a_system_has_its_score_whoever_else_is_compared(mixed, tmp_path, capsys):
@@ -139,6 +177,7 @@ def test_a_report_over_seeds_reads_what_main_wrote(config, tmp_path):
         paths.append(str(out / "report.json"))
     table = evaluate.main(evaluate.Config(seeds=tuple(paths)))
     assert {"sft", "ppo"} <= table.keys() and table["sft"]["win_rate"] == (0.5, 0.0)
+    assert "won" in table["ppo"] and "decided" in table["ppo"]
 
 
 # ---- files
@@ -226,7 +265,7 @@ def test_a_model_of_another_tokenizer_does_not_answer_the_sandbox(config, tmp_pa
     enc = interop.get_tokenizer(str(other))
     paths = []
     for name, kind in (("gpt", GPT), ("rm", Scorer)):
-        model = kind(GPTConfig(enc.n_vocab, 128, 1, 2, 32))
+        model = kind(GPTConfig(enc.n_vocab, 160, 1, 2, 32))
         paths.append(str(tmp_path / f"{name}.pt"))
         save_checkpoint(paths[-1], model, interop.tokenizer_id(enc), {"stage": "sft"})
     prompts, text = tmp_path / "p.jsonl", tmp_path / "t.txt"
@@ -295,7 +334,8 @@ def test_no_report_is_written_of_a_model_that_is_broken(config, tmp_path, kind):
 
 @pytest.mark.parametrize(
     "flags",
-    ["--seed -1", "--n 0", "--max-new 0", "--batch 0", "--precision fp8", "--seed 1" + "0" * 30],
+    ["--seed -1", "--n 0", "--max-new 0", "--batch 0", "--precision fp8", "--seed 1" + "0" * 30,
+     "--samples 0", "--samples 1001", "--dialogues -1", "--untouched -1"],  # fmt: skip
 )
 def test_settings_without_a_sense_are_refused(flags):
     with pytest.raises(ValueError, match=flags.split()[0]):
@@ -316,7 +356,7 @@ def test_a_reward_model_with_a_shorter_context_is_refused(config, tmp_path):
 
 
 def test_a_baseline_with_a_shorter_context_is_refused_and_another_system_works(config, tmp_path):
-    """Prompts of up to 128 - 6 tokens reach every model that reads them."""
+    """Prompts of up to 160 - 6 tokens reach every model that reads them."""
     base, sft, _ = config.systems
     short = str(tmp_path / "short.pt")
     save(short, tiny(3, block=24), "sft")
@@ -330,6 +370,7 @@ def test_a_baseline_with_a_shorter_context_is_refused_and_another_system_works(c
 @pytest.mark.parametrize("change", [
     {"rm": "rm.pt"}, {"prompts": ("p.jsonl",)}, {"text": ("t.txt",)}, {"demos": ("d.jsonl",)},
     {"baseline": "sft.pt"}, {"out": "elsewhere"}, {"overwrite": True}, {"n": 3}, {"seed": 1},
+    {"dialogues": 3}, {"untouched": 0},
 ])
 def test_what_seeds_would_not_read_is_refused_by_name(change):
     [flag] = change

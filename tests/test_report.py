@@ -20,6 +20,10 @@ PROMISED = {
     "name",
     "win_rate",
     "win_rate_ci",
+    "won",
+    "tied",
+    "lost",
+    "decided",
     "elo",
     "elo_ci",
     "length_controlled",
@@ -36,33 +40,59 @@ PROMPTS = sandbox.eval_prompts(40, 0)
 PREFIX = [{"role": "user", "content": "Who is it?"}, {"role": "assistant", "content": "Zora."}]
 
 
-def said(seed, prompts=PROMPTS, kl=1.0):
+def said(seed, prompts=PROMPTS, kl=1.0, samples=2):
     """Answers that nobody gave: to prompts of the sandbox its own or one that is wrong."""
-    rng = np.random.default_rng(seed)
-    texts = [p.meta["answers"][0] if p.meta and rng.random() < 0.5 else "No." for p in prompts]
-    judged = [sandbox.judge(p, t) if p.meta else None for p, t in zip(prompts, texts)]
-    rm_score, N = rng.normal(size=len(prompts)), len(prompts)
+    rng, shape = np.random.default_rng(seed), (len(prompts), samples)
+    texts, judged = [], []
+    for p in prompts:
+        right = rng.random(samples) < 0.5
+        texts.append([p.meta["answers"][0] if p.meta and r else "No." for r in right])
+        judged.append([sandbox.judge(p, text) if p.meta else None for text in texts[-1]])
+    rm_score, known = rng.normal(size=shape), all(p.meta for p in prompts)
     return Answers(
         prompts=[str(p.messages) for p in prompts],
         cases=[p.use_case for p in prompts],
         texts=texts,
-        score=np.array([j.score for j in judged]) if all(judged) else rm_score,
-        judged=judged,
+        score=np.array([[j.score for j in of] for of in judged]) if known else rm_score,
+        judged=judged if known else None,
         rm_score=rm_score,
-        kl=np.full(N, kl),
-        length=rng.integers(1, 7, N).astype(float),
-        ended=rng.random(N) < 0.5,
+        kl=np.full(shape, kl),
+        length=rng.integers(1, 7, shape).astype(float),
+        ended=rng.random(shape) < 0.5,
     )
 
 
-def results_of(prompts):
-    """base, prompted base, sft, sft best of 8"""
-    return [
-        report.Result("base", 1, (), said(0, prompts), said(1, prompts), 2.0),
-        report.Result("prompted base", 1, PREFIX, said(2, prompts), said(3, prompts), 2.0),
-        report.Result("sft", 1, (), said(4, prompts, kl=0.0), said(5, prompts, kl=0.0), 2.5),
-        report.Result("sft best of 8", 8, (), said(6, prompts, kl=1.204), None, 2.5),
-    ]
+def figures(helpful, hallucination, right=0.1):
+    """Of one key of a group of what is asked apart."""
+    shares = {"helpful": helpful, "hallucination": hallucination, "right": right}
+    return shares | {"neither": 0.02, "prompts": 10, "different": 7}
+
+
+def parts_of(name, best_of, prompts):
+    """What is asked apart of a system; nothing where the prompts are somebody's own."""
+    if not all(p.meta for p in prompts):
+        return {}
+    turns = {"1": figures(0.9, 0.1), "2": figures(0.4, 0.2), "3": figures(0.625, 0.2)}
+    apart = {"turns": turns, "fall": 27.5} if best_of == 1 else {"turns": {}}
+    for group, share in (("touched", 0.6), ("untouched", 0.7)):
+        apart[group] = {
+            "open qa": figures(0.5, share, right=share / 2 + len(name) / 100),
+            "unanswerable": figures(0.5, share / 10),
+        }
+    return apart
+
+
+def results_of(prompts, names=("base", "prompted base", "sft", "sft best of 8")):
+    """Of a base, with and without a prefix, SFT and a best of it."""
+    made = []
+    for k, name in enumerate(names):
+        best_of, kl = (8, 1.204) if k == 3 else (1, 0.0 if k == 2 else 1.0)
+        greedy = said(k + 10, prompts, kl, samples=1) if best_of == 1 else None
+        parts, prefix = parts_of(name, best_of, prompts), PREFIX if k == 1 else ()
+        loss = 2.0 if k < 2 else 2.5
+        answers = said(k, prompts, kl)
+        made.append(report.Result(name, best_of, prefix, answers, greedy, loss, parts))
+    return made
 
 
 @dataclass
@@ -75,10 +105,8 @@ class Made:
 
 
 def made(prompts=PROMPTS, baseline=2, judge="the true score"):
-    found = results_of(prompts)
-    whole = report.make_report(found, baseline, judge, seed=0)
-    page = report.markdown(whole, report.examples_of(found, prompts))
-    return Made(whole, page, {s["name"]: s for s in whole["systems"]})
+    whole = report.make_report(results_of(prompts), baseline, judge, 0, prompts)
+    return Made(whole, report.markdown(whole), {s["name"]: s for s in whole["systems"]})
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +124,10 @@ def test_the_report_has_the_fields_that_were_promised(four):
         low, high = s["win_rate_ci"]
         assert 0 <= low <= s["win_rate"] <= high <= 1
         assert s["elo_ci"][0] <= s["elo"] <= s["elo_ci"][1]
+        assert s["won"] + s["tied"] + s["lost"] == pytest.approx(1)
+        assert s["won"] + s["tied"] / 2 == pytest.approx(s["win_rate"])
+        assert s["decided"] == pytest.approx(s["won"] / (s["won"] + s["lost"]))
+        assert s["samples"] == 2
         assert all(0 <= s[k] <= 1 for k in ("helpful", "hallucination", "harmless", "eos_rate"))
         assert s["use_cases"].keys() <= sandbox.USE_CASES.keys()
         assert sum(c["prompts"] for c in s["use_cases"].values()) == s["prompts"] == 40
@@ -105,14 +137,18 @@ def test_the_report_has_the_fields_that_were_promised(four):
 
 
 def test_figures_by_hand():
+    """Of all four pairs of answers to a prompt."""
     ours, theirs = results_of(PROMPTS)[0].sampled, results_of(PROMPTS)[2].sampled
     rows = [3, 5, 8]
     found = report.summary(ours, theirs, seed=0, rows=rows)
-    won = [(ours.score[i] > theirs.score[i]) + (ours.score[i] == theirs.score[i]) / 2 for i in rows]
-    assert found["win_rate"] == pytest.approx(sum(won) / 3) and found["prompts"] == 3
-    assert found["helpful"] == pytest.approx(sum(ours.judged[i].helpful for i in rows) / 3)
-    assert found["eos_rate"] == pytest.approx(sum(ours.ended[i] for i in rows) / 3)
-    assert found["distinct"] == pytest.approx(len({ours.texts[i] for i in rows}) / 3)
+    pairs = [(x, y) for i in rows for x in ours.score[i] for y in theirs.score[i]]
+    assert found["won"] == pytest.approx(sum(x > y for x, y in pairs) / 12)
+    assert found["lost"] == pytest.approx(sum(x < y for x, y in pairs) / 12)
+    assert found["win_rate"] == pytest.approx(sum((x > y) + (x == y) / 2 for x, y in pairs) / 12)
+    helpful = [j.helpful for i in rows for j in ours.judged[i]]
+    assert found["helpful"] == pytest.approx(sum(helpful) / 6) and found["prompts"] == 3
+    assert found["eos_rate"] == pytest.approx(sum(ours.ended[i].sum() for i in rows) / 6)
+    assert found["distinct"] == pytest.approx(len({t for i in rows for t in ours.texts[i]}) / 6)
 
 
 def test_the_baseline_ties_with_itself(four):
@@ -120,7 +156,9 @@ def test_the_baseline_ties_with_itself(four):
     assert four.report["baseline"] == "sft"
     for view in (sft, *sft["use_cases"].values()):
         assert view["win_rate"] == 0.5 and view["win_rate_ci"] == [0.5, 0.5] and view["kl"] == 0
+    assert sft["won"] == sft["lost"] > 0 and sft["decided"] == 0.5
     assert sft["greedy"]["win_rate"] == 0.5 and sft["greedy"]["log_ratio"] == 0
+    assert sft["greedy"]["tied"] == 1 and "decided" not in sft["greedy"]
     assert sft["elo"] == 0 and sft["elo_ci"] == [0, 0]
 
 
@@ -159,6 +197,69 @@ def test_the_page_shows_every_system_and_use_case(four):
     assert any(line in asked for line in four.page.split("## Answers")[1].splitlines())
 
 
+def rows_of(page, title):
+    """The cells of the first table of a section, or of the page: {first cell: the others}."""
+    text = page.split(f"## {title}\n")[1].split("\n## ")[0] if title else page
+    lines = text[text.index("\n| ") + 1 :].split("\n\n")[0].splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    return {first: others for first, *others in cells}
+
+
+def test_the_first_table_says_who_wins_and_the_second_what_the_answers_are_like(four):
+    wins, answers = rows_of(four.page, ""), rows_of(four.page, "What the answers are like")
+    assert wins["system"] == list(report.WINS.values())
+    assert answers["system"] == [t for c, t in report.ANSWERS.items() if c != "log_ratio"]
+    for name, s in four.systems.items():
+        shares = [f"{s[c]:.3f}" for c in ("won", "tied", "lost", "decided")]
+        assert wins[name][1:5] == shares and wins[name][0].startswith(f"{s['win_rate']:.3f} [")
+        assert answers[name][:2] == [f"{s['true_score']:.3f}", f"{s['helpful']:.3f}"]
+    assert "40 held-out prompts, of each system 2 answers" in four.page
+    greedy = rows_of(four.page, "Greedy")
+    assert greedy["sft"][1:5] == ["0.000", "1.000", "0.000", ""]
+
+
+def test_what_is_asked_apart_has_tables_of_its_own(four):
+    turns = rows_of(four.page, "By turn")
+    assert turns["system"] == ["turn 1", "turn 2", "turn 3", "fall, points"]
+    assert turns["base"] == ["0.900", "0.400", "0.625", "27.5"]
+    assert "sft best of 8" not in turns and "sft" in turns
+    countries = rows_of(four.page, "Facts that no comparison touched: countries")
+    assert countries["system"][:3] == ["right, touched", "right, untouched", "made up, touched"]
+    assert countries["sft"] == ["0.330", "0.380", "0.600", "0.700", "0.020", "0.020"]
+    assert countries["sft best of 8"][:2] == ["0.430", "0.480"]
+    unknown = rows_of(four.page, "Facts that no comparison touched: places that nobody knows")
+    assert unknown["base"][2:4] == ["0.060", "0.070"]
+    assert "Different questions: 7." in four.page
+    for name, s in four.systems.items():
+        assert s["untouched"]["open qa"]["right"] == pytest.approx(0.35 + len(name) / 100)
+
+
+def test_prompts_that_only_the_last_system_gets_right_are_chosen():
+    """The first of three use cases, by the first answers; none without an answer key."""
+    found = results_of(PROMPTS)
+    theirs, ours = found[2].sampled, found[3].sampled
+
+    def right(answers, i):
+        return answers.judged[i][0].helpful and not answers.judged[i][0].hallucination
+
+    better = [i for i in range(40) if right(ours, i) and not right(theirs, i)]
+    first = {ours.cases[i]: i for i in reversed(better)}
+    whole = report.make_report(found, 2, "the true score", 0, PROMPTS)
+    chosen = whole["chosen"]
+    assert len(first) > 3 and [x["use_case"] for x in chosen] == list(
+        dict.fromkeys(ours.cases[i] for i in better)
+    )[:3]
+    for x in chosen:
+        i = first[x["use_case"]]
+        assert x["prompt"] == " | ".join(m["content"] for m in PROMPTS[i].messages)
+        assert x["answers"] == {r.name: r.sampled.texts[i][0] for r in found}
+    of_another = report.make_report(found, 3, "the true score", 0, PROMPTS)["chosen"]
+    assert of_another != chosen and of_another
+    own = [data.Prompt([{"role": "user", "content": f"Who are you, {i}?"}]) for i in range(9)]
+    whole = made(own, judge="the reward model").report
+    assert whole["chosen"] == [] and [x["prompt"] for x in whole["examples"]] == ["Who are you, 0?"]
+
+
 def test_half_a_character_in_a_prompt_does_not_spoil_the_page():
     prompts = [data.Prompt([{"role": "user", "content": "Who \ud800 are you?"}])] * 2
     found = made(prompts, judge="the reward model")
@@ -172,6 +273,7 @@ def test_prompts_without_an_answer_key_have_no_true_score():
     assert all("true_score" not in s and "helpful" not in s for s in found.systems.values())
     assert "judged by the reward model" in found.page
     assert "by use case" not in found.page and "true score" not in found.page
+    assert "By turn" not in found.page and "no comparison touched" not in found.page
 
 
 def test_a_cell_shows_the_interval_and_whether_it_is_a_bound():
@@ -185,7 +287,7 @@ def test_pictures_are_drawn_if_matplotlib_is_there(tmp_path, capsys):
     few = [data.Prompt([{"role": "user", "content": "Who are you?"}])] * 3
     for folder, found in (("true", made(PROMPTS[:9])), ("reward", made(few))):
         (tmp_path / folder).mkdir()
-        results.deliver(tmp_path / folder, {}, report.writers(found.report, found.page))
+        results.deliver(tmp_path / folder, {}, report.writers(found.report))
         for name in ("systems.png", "matrix.png", "use_cases.png"):
             assert (tmp_path / folder / name).read_bytes()[:4] == b"\x89PNG"
         assert report.show(tmp_path / folder) == json.loads(json.dumps(found.systems))
@@ -193,10 +295,10 @@ def test_pictures_are_drawn_if_matplotlib_is_there(tmp_path, capsys):
 
 
 def test_make_looks_at_the_page_which_is_written_last(four, monkeypatch):
-    assert list(report.writers(four.report, four.page)) == list(report.FILES)
+    assert list(report.writers(four.report)) == list(report.FILES)
     assert report.FILES[-1] == "report.md"
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert list(report.writers(four.report, four.page)) == ["report.json", "report.md"]
+    assert list(report.writers(four.report)) == ["report.json", "report.md"]
 
 
 def test_no_figure_that_is_not_finite_is_reported():
@@ -204,13 +306,13 @@ def test_no_figure_that_is_not_finite_is_reported():
     for how in ("sampled", "greedy"):
         for figure in ("score", "rm_score", "kl"):
             found = results_of(PROMPTS[:9])[:2]
-            getattr(getattr(found[1], how), figure)[-1] = np.nan
+            getattr(getattr(found[1], how), figure)[-1, -1] = np.nan
             with pytest.raises(ValueError, match="^prompted base[,:] .*not finite"):
-                report.make_report(found, 0, "the true score", seed=0)
+                report.make_report(found, 0, "the true score", 0, PROMPTS[:9])
     found = results_of(PROMPTS[:9])[2:]
     found[1] = found[1]._replace(text_loss=np.inf)
     with pytest.raises(ValueError, match="^sft best of 8: the pretrain_loss"):
-        report.make_report(found, 0, "the true score", seed=0)
+        report.make_report(found, 0, "the true score", 0, PROMPTS[:9])
 
 
 def test_the_log_ratio_of_one_answer_is_not_called_a_kl(four):
@@ -227,8 +329,8 @@ HOSTILE = ["$\\frac$", "half a character \ud800", "a\nb | c `d` \x1b[31m"]
 def with_names(names):
     """A report of systems and use cases of these names."""
     prompts = [replace(p, use_case=names[i % len(names)]) for i, p in enumerate(PROMPTS[:9])]
-    found = [r._replace(name=name) for r, name in zip(results_of(prompts), names)]
-    return report.make_report(found, 0, "the true score", seed=0)
+    found = results_of(prompts, names)
+    return report.make_report(found, 0, "the true score", 0, prompts)
 
 
 def test_names_are_drawn_as_they_are():
@@ -240,7 +342,7 @@ def test_names_are_drawn_as_they_are():
 
 
 def test_no_name_breaks_a_table():
-    lines = report.markdown(with_names(HOSTILE), []).splitlines()
+    lines = report.markdown(with_names(HOSTILE)).splitlines()
     tables = [line for line in lines if line.startswith("|")]
     assert sum(r"| a b \| c \`d\` " in line for line in tables) >= 3
     columns = {len(re.split(r"(?<!\\)\|", line)) for line in lines[2:7]}
@@ -294,6 +396,48 @@ def test_over_seeds_shows_what_all_reports_have(tmp_path, capsys):
     assert elo == pytest.approx((200, 12.71 * 100), rel=1e-3)
 
 
+def test_over_seeds_has_what_was_asked_apart(tmp_path, four, capsys):
+    """Of whole reports: every figure is what it is in both."""
+    paths = [str(tmp_path / f"{k}.json") for k in range(2)]
+    for path in paths:
+        with open(path, "w") as f:
+            json.dump(four.report, f)
+    found = report.over_seeds(paths)
+    sft = four.systems["sft"]
+    assert found["sft"]["fall"] == (27.5, 0) and found["sft"]["decided"] == (0.5, 0)
+    assert found["sft, turn 3"]["helpful"] == (0.625, 0)
+    for group in ("touched", "untouched"):
+        for case, figures in sft[group].items():
+            of_case = found[f"sft, {group} {case}"]
+            assert of_case["right"] == (figures["right"], 0)
+            assert of_case["neither"] == (figures["neither"], 0)
+    assert "sft best of 8, turn 1" not in found and "turns" not in found["sft"]
+    shown = capsys.readouterr().out
+    names = ["| system | win rate | won | tied | lost | won of decided |"]
+    names += ["| system | true score |", "| system | turn 1 | turn 2 | turn 3 | fall, points |"]
+    names += ["| system | right, touched | right, untouched |"] * 2
+    heads = [line for line in shown.splitlines() if line.startswith("| system |")]
+    assert len(heads) == 5 and all(h.startswith(name) for h, name in zip(heads, names))
+    assert "| sft | 0.900 ± 0.000 | 0.400 ± 0.000 | 0.625 ± 0.000 | 27.5 ± 0.0 |" in shown
+    case = next(iter(sft["use_cases"]))
+    assert sum(line.startswith(f"| sft, {case} |") for line in shown.splitlines()) == 2
+
+
+def test_a_report_of_before_goes_with_new_ones(tmp_path, four):
+    """It has neither won, tied and lost nor what is asked apart: neither have the means."""
+    new, old = json.loads(json.dumps(four.report)), json.loads(json.dumps(four.report))
+    for system in old["systems"]:
+        for key in ("won", "tied", "lost", "decided", "turns", "fall", "touched", "untouched"):
+            system.pop(key, None)
+    for name, content in (("new", new), ("old", old)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    paths = [str(tmp_path / f"{name}.json") for name in ("new", "old")]
+    for order in (paths, paths[::-1]):
+        found = report.over_seeds(order)
+        assert "win_rate" in found["sft"] and "won" not in found["sft"]
+        assert not [name for name in found if "touched" in name or "turn" in name]
+
+
 def test_means_that_are_not_finite_are_no_table(tmp_path, capsys):
     paths = [made_up(tmp_path / f"{kl}.json", win_rate=0.5, kl=kl) for kl in (1.7e308, -1.7e308)]
     with pytest.raises(ValueError, match="^ppo, mean and interval over the seeds: the kl is not"):
@@ -323,6 +467,8 @@ def test_one_report_or_no_report_is_refused(tmp_path):
         [{"name": "ppo", "use_cases": {}, "kl": math.nan}],
         [{"name": "ppo", "use_cases": {}, "kl": "much"}],
         [{"name": "ppo", "use_cases": {"chat": {"kl": 10**400}}}],
+        [{"name": "ppo", "use_cases": {}, "turns": 3}],
+        [{"name": "ppo", "use_cases": {}, "untouched": {"open qa": {"right": math.inf}}}],
     ],
 )
 def test_a_report_that_says_nothing_is_named(tmp_path, systems):
