@@ -367,6 +367,8 @@ def test_shots_are_read_by_the_model_alone(models):
         kl -= response_logp(baseline, asked[i], response.ids)
         assert found.kl[i, 0] == pytest.approx(kl, abs=1e-3)
     assert 0 < cut < len(prompts)
+    same = answers.answer(model, model, rm, ENC, prompts, 1.0, cfg, shots=SHOTS)
+    assert same.texts == found.texts and same.kl.std() > 0
 
 
 def test_the_prefix_with_the_highest_reward_wins(models, capsys):

@@ -335,7 +335,7 @@ def test_no_report_is_written_of_a_model_that_is_broken(config, tmp_path, kind):
 @pytest.mark.parametrize(
     "flags",
     ["--seed -1", "--n 0", "--max-new 0", "--batch 0", "--precision fp8", "--seed 1" + "0" * 30,
-     "--samples 0", "--samples 1001", "--dialogues -1", "--untouched -1"],  # fmt: skip
+     "--samples 0", "--samples 1001", "--dialogues -1", "--untouched -1"],
 )
 def test_settings_without_a_sense_are_refused(flags):
     with pytest.raises(ValueError, match=flags.split()[0]):

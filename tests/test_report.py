@@ -236,24 +236,27 @@ def test_what_is_asked_apart_has_tables_of_its_own(four):
 
 def test_prompts_that_only_the_last_system_gets_right_are_chosen():
     """The first of three use cases, by the first answers; none without an answer key."""
-    found = results_of(PROMPTS)
+    prompts = sorted(PROMPTS, key=lambda p: p.use_case)
+    found = results_of(prompts)
     theirs, ours = found[2].sampled, found[3].sampled
+    # a sentence that is right, and another that is made up, are not right
+    ours.judged[0][0] = sandbox.Judgement(True, True, True, False, 4)
+    theirs.judged[0][0] = sandbox.Judgement(False, True, True, False, 4)
 
     def right(answers, i):
         return answers.judged[i][0].helpful and not answers.judged[i][0].hallucination
 
     better = [i for i in range(40) if right(ours, i) and not right(theirs, i)]
+    cases = [ours.cases[i] for i in better]
+    assert len(set(cases)) > 3 and len(set(cases[:3])) < 3 and 0 not in better
     first = {ours.cases[i]: i for i in reversed(better)}
-    whole = report.make_report(found, 2, "the true score", 0, PROMPTS)
-    chosen = whole["chosen"]
-    assert len(first) > 3 and [x["use_case"] for x in chosen] == list(
-        dict.fromkeys(ours.cases[i] for i in better)
-    )[:3]
+    chosen = report.make_report(found, 2, "the true score", 0, prompts)["chosen"]
+    assert [x["use_case"] for x in chosen] == list(dict.fromkeys(cases))[:3]
     for x in chosen:
         i = first[x["use_case"]]
-        assert x["prompt"] == " | ".join(m["content"] for m in PROMPTS[i].messages)
+        assert x["prompt"] == " | ".join(m["content"] for m in prompts[i].messages)
         assert x["answers"] == {r.name: r.sampled.texts[i][0] for r in found}
-    of_another = report.make_report(found, 3, "the true score", 0, PROMPTS)["chosen"]
+    of_another = report.make_report(found, 3, "the true score", 0, prompts)["chosen"]
     assert of_another != chosen and of_another
     own = [data.Prompt([{"role": "user", "content": f"Who are you, {i}?"}]) for i in range(9)]
     whole = made(own, judge="the reward model").report
