@@ -362,7 +362,9 @@ def answer(model, baseline, rm, enc, prompts, temperature, cfg, best_of=1, shots
     said, rm_score = respond(model, rm, enc, prompts, cfg, temperature, best_of, shots, samples)
     asked, read = encoded(model, enc, prompts, cfg.max_new, shots, Counter())
     kl = log_ratios(model, baseline, read, asked, said, cfg.batch) + best_of_n_kl(best_of)
-    judged, score = judge(prompts, said), rm_score
+    judged = judge(prompts, said)
+    # the same response of two systems is to tie, though it was scored among others
+    score = rm_score.round(3)
     if judged:
         score = np.array([[j.score for j in of_prompt] for of_prompt in judged])
     length = np.array([[len(r.ids) for r in of_prompt] for of_prompt in said])
