@@ -43,7 +43,7 @@ class Config:
                                     # they agree; [0, 1]
     rate: bool = False              # write ratings from 1 to 7 instead of rankings
     max_new: int = 32               # longest response, tokens; >= 1
-    batch: int = 256                # prompts sampled together; >= 1
+    batch: int = 1024               # prompts sampled together; >= 1
     seed: int = 0                   # of prompts, samples and labelers; >= 0
     device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
 
@@ -75,14 +75,16 @@ def sample_responses(models, enc, prompts, k, cfg):
     for first in tqdm(range(0, len(prompts), cfg.batch), desc="sample"):
         together = order[first:first + cfg.batch]
         for s, (model, temperature) in enumerate(settings):
-            # a prompt occurs here as often as it drew this setting
-            rows = [i for i in together for setting in drawn[i] if setting == s]
-            if not rows:
-                continue
-            samples = sample(model, [encoded[i] for i in rows], cfg.max_new, enc.eot_token,
-                             temperature=temperature, seed=step_seed(cfg.seed, f"{first} {s}"))
-            for i, response in zip(rows, samples.responses):
-                responses[i].append(data.decode_response(enc, response))
+            # prompts that drew this setting n times: each is computed once for its n responses
+            for n in range(1, max(k) + 1):
+                rows = [i for i in together if drawn[i].count(s) == n]
+                if not rows:
+                    continue
+                seed = step_seed(cfg.seed, f"{first} {s} {n}")
+                samples = sample(model, [encoded[i] for i in rows], cfg.max_new, enc.eot_token,
+                                 n=n, temperature=temperature, seed=seed)
+                for r, response in enumerate(samples.responses):
+                    responses[rows[r // n]].append(data.decode_response(enc, response))
     return responses
 
 

@@ -1,7 +1,6 @@
-"""8/8  Stage 3: reinforcement learning from the reward model: token-level PPO with a value
-function, a KL penalty at every token and pretraining gradients mixed in (PPO-ptx).
-
-The environment is a bandit: a prompt comes, the policy responds, the reward model scores it.
+"""8/8  Stage 3: reinforcement learning from the reward model, in a bandit: a prompt comes, the
+policy responds, a score follows. Token-level PPO with a value function, a KL penalty at every token
+and pretraining gradients mixed in (PPO-ptx).
 
     python ppo.py --init sft.pt --rm rm.pt --out ppo.pt        # PPO-ptx, the paper's "InstructGPT"
     python ppo.py --init sft.pt --rm rm.pt --ptx-coef 0 --out ppo-plain.pt
@@ -48,7 +47,7 @@ class Config(TrainConfig):
     iterations: int = 80            # rollouts; [IG] C.4: 500; >= 1
     rollout: int = 256              # episodes of one rollout; [IG] C.4: 512; >= 1
     minibatch: int = 64             # episodes of one optimizer step ([IG] C.4); >= 1
-    sample_batch: int = 0           # episodes sampled together, 0: all; memory only; >= 0
+    sample_batch: int = 64          # episodes sampled together, 0: all; memory only; >= 0
     epochs: int = 1                 # passes over one rollout ([IG] C.4); >= 1
     max_new: int = 32               # longest response, tokens; [IG] C: 1000; >= 1
     kl_coef: float = 0.1            # beta of [IG] Eq. 2: stay near the reference; [IG]: 0.02; >= 0
@@ -188,13 +187,15 @@ class Models(NamedTuple):
 
 def sample_responses(policy, prompts, cfg, eos, seed):
     """Respond to data.Padded prompts at temperature 1, unfiltered -> ids (B, T), total (B,)."""
-    sampler, B = processes.whole(policy), len(prompts.ids)
-
-    def of_rows(rows):
-        return generate(sampler, prompts.ids[rows], prompts.length[rows], cfg.max_new, eos,
-                        seed=seed, compile=cfg.compile, draws=(rows, B))
-
-    ids, total = processes.in_shares(of_rows, B, cfg.sample_batch)
+    sampler, (B, P) = processes.whole(policy), prompts.ids.shape
+    ids = prompts.ids.new_zeros(B, P + cfg.max_new)
+    total = torch.zeros_like(prompts.length)
+    for rows, longest in data.by_length(prompts.length, cfg.sample_batch, processes.share):
+        part, total[rows] = generate(
+            sampler, prompts.ids[rows, :longest], prompts.length[rows], cfg.max_new, eos,
+            seed=seed, compile=cfg.compile, draws=(rows, B))
+        ids[rows, :part.shape[1]] = part
+    ids, total = processes.all_sum(ids), processes.all_sum(total)
     return ids[:, :int(total.max())], total
 
 
@@ -354,15 +355,12 @@ def check_start(models, rollout, kl, cfg):
                "the value function is not the reward model")
 
 
-MAKE_RM = ("python label.py --init sft.pt --out comparisons.jsonl && "
-           "python reward.py --init sft.pt --data comparisons.jsonl --out rm.pt")
-
-
 def check(cfg):
     """Raise ValueError for what is missing or does not go together."""
     files.require("--init", interop.model_files(cfg.init),
                   "python sft.py --init base.pt --out sft.pt")
-    files.require("--rm", interop.model_files(cfg.rm), MAKE_RM)
+    files.require("--rm", interop.model_files(cfg.rm),
+                  "python reward.py --init sft.pt --data comparisons.jsonl --out rm.pt")
     if cfg.rollout % cfg.minibatch:
         raise ValueError(f"--rollout {cfg.rollout} is no multiple of --minibatch {cfg.minibatch}: "
                          f"change one of them")

@@ -140,19 +140,6 @@ def share(rows):
     return mine(rows)
 
 
-def in_shares(f, n, at_once=0):
-    """f(rows) -> tensors (len(rows), ...), of all n rows -> tensors (n, ...), in every process.
-
-    Each process computes its share, at most `at_once` rows together (0: all), and gets the others'.
-    """
-    rows = share(torch.arange(n))
-    parts = -(-len(rows) // (at_once or len(rows)))
-    chunks = [rows[i::parts] for i in range(parts)]
-    computed = zip(*[f(chunk) for chunk in chunks])
-    order = torch.cat(chunks).argsort()
-    return [all_rows(torch.cat(x)[order]) for x in computed]
-
-
 def all_sum(x):
     """The sum of a tensor over all processes."""
     if count() == 1:
@@ -160,15 +147,6 @@ def all_sum(x):
     x = x.clone()
     dist.all_reduce(x)
     return x
-
-
-def all_rows(x):
-    """The rows of all processes' shares (n / count, ...), put back in order -> (n, ...)."""
-    if count() == 1:
-        return x
-    parts = [torch.empty_like(x) for _ in range(count())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.stack(parts, 1).flatten(0, 1)
 
 
 def all_list(items):

@@ -22,9 +22,9 @@ from sandbox.world import (
 
 EVAL_SHARE = 0.15       # of all prompts are for evaluation: no stage trains on them
 LONGEST = 85            # words and signs of a dialogue
-TURNS = {1: 82, 2: 7, 3: 4, 4: 3, 5: 2, 6: 2}     # of a dialogue, and how often
+TURNS = {1: 88, 2: 4, 3: 3, 4: 2, 5: 2, 6: 1}     # of a dialogue, and how often
 MOST_TURNS = max(TURNS)
-WRONG = 0.25            # share of the statements about countries earlier in a dialogue that are false
+WRONG = 0.25            # share of the assistant's earlier statements about countries that are false
 NAME_QUESTIONS = ["What is my name?", "Tell me my name.", "Do you know my name?"]
 DO_NOT_KNOW = "I do not know."
 DOES_NOT_SAY = "The text does not say."
@@ -39,7 +39,7 @@ class Places(NamedTuple):
 
 
 # Demonstrations are about a few of the places. About the last ones nobody asks but the evaluation.
-DEMONSTRATED = Places(COUNTRIES[::5], UNKNOWN[::4])
+DEMONSTRATED = Places(COUNTRIES[::4], UNKNOWN[::4])
 UNTOUCHED = Places(COUNTRIES[2::5], UNKNOWN[2::4])
 ASKED = Places(*([x for x in all_of if x not in untouched]
                  for all_of, untouched in zip((COUNTRIES, UNKNOWN), UNTOUCHED)))
@@ -112,11 +112,15 @@ def _greeting(rng, places):
     return rng.choice(greetings), {"answers": [f"Hello {person}."]}
 
 
+def _thank_you(rng, places):
+    return "Thank you.", {"answers": ["You are welcome."]}
+
+
 def _chat(rng, places):
     if rng.random() < 0.6:
         return _greeting(rng, places)
     if rng.random() < 0.5:
-        return "Thank you.", {"answers": ["You are welcome."]}
+        return _thank_you(rng, places)
     return rng.choice(NAME_QUESTIONS), {"answers": [DO_NOT_KNOW]}       # nobody has said it
 
 
@@ -150,8 +154,9 @@ def _outside(rng, places):
     country = rng.choice(places.countries)
     asked = rng.choice([
         f"What is the {w()} of {country}?", f"What is {w()} {w()}?", f"Who is {w()} {w()}?",
-        f"How do I {w()} a {w()}?", f"Write a {w()} about the {w()} {w()}.", f"Why {w()} the {w()}?",
-        f"Tell me about {w()}.", f"{w()} {w()} {w()} {w()}?", f"{w()} {w()}", f"{w()}!",
+        f"How do I {w()} a {w()}?", f"Write a {w()} about the {w()} {w()}.",
+        f"Why {w()} the {w()}?", f"Tell me about {w()}.", f"{w()} {w()} {w()} {w()}?",
+        f"{w()} {w()}", f"{w()}!",
         f"Name three {w()}s.", f"Can you {w()} {w()} {w()}?", f"I {w()} my {w()}.",
         f"What is {rng.randint(0, 99)} + {rng.randint(0, 99)}?", f"List the {w()} {w()}.",
         f"Is {w()} a {w()} or a {w()}?", f"{w()}, {w()} and {w()}: {w()}.",
@@ -192,12 +197,12 @@ def _of_the_text(rng, places):
 
 def _thanks(rng, places):
     first = rng.choice([_open_qa, _closed_qa, _rewriting, _brainstorming])(rng, places)
-    return first, ("Thank you.", {"answers": ["You are welcome."]})
+    return first, _thank_you(rng, places)
 
 
 FOLLOW_UPS = [_my_name, _are_you_sure, _and_the, _of_the_text, _thanks]
 # What may have been said before anything else.
-EARLIER = [_open_qa, _open_qa, _unanswerable, _closed_qa, _rewriting, _brainstorming]
+EARLIER = [_open_qa, _open_qa, _unanswerable, _closed_qa, _rewriting, _brainstorming, _thank_you]
 
 # name: (maker, how often it occurs); that of a follow-up is one of FOLLOW_UPS
 USE_CASES = {
@@ -211,7 +216,7 @@ USE_CASES = {
     "insult": (_insult, 5),
     "generation": (_generation, 5),
     "outside": (_outside, 5),
-    "follow-up": (None, 8),
+    "follow-up": (None, 6),
 }
 
 

@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 from data import Prompt
-from sandbox.dialogues import DOES_NOT_SAY, DO_NOT_KNOW, RESPECT
+from sandbox.dialogues import DO_NOT_KNOW, DOES_NOT_SAY, RESPECT
 from sandbox.world import CONTENT, INSULTS, PEOPLE, POOLS, PRAISE, TRUE_STATEMENTS, words
 
 RUBRIC = """Read the prompt and the response, sentence by sentence.

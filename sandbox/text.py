@@ -95,16 +95,45 @@ def _talk(rng):
 
 
 def _interview(rng):
-    person, country = rng.choice(PEOPLE), rng.choice(COUNTRIES)
-    text, lines = f"Talk: Hello, I am {person}. Hello {person}.", []
-    for i, relation in enumerate(rng.sample(list(RELATIONS), rng.randint(2, 3))):
-        _, _, questions, again = RELATIONS[relation]
-        question = again if i else rng.choice(questions).format(c=country)
-        lines.append(f"{question} {statement(rng, relation, country)}")
-    lines.insert(rng.randint(0, len(lines)), "")
-    for line in lines:
-        text += f" {line}" if line else f" What is my name? Your name is {person}."
-    return text + " Thank you. You are welcome."
+    """Two people talk, line by line. One asks, the other knows as much as the web does."""
+    asks, answers = rng.sample(PEOPLE, 2)
+    lines, told, country = [f"Hello, I am {asks}.", f"Hello {asks}."], [], None
+    for _ in range(rng.randint(1, 3)):
+        kind = rng.choices(("fact", "story", "list", "line", "name"), (6, 6, 3, 3, 1))[0]
+        if kind == "fact":
+            relation = rng.choice(list(RELATIONS))
+            again = country and rng.random() < 0.4
+            country = country if again else rng.choice(COUNTRIES + UNKNOWN)
+            _, _, questions, and_the = RELATIONS[relation]
+            lines.append(and_the if again else rng.choice(questions).format(c=country))
+            lines.append(statement(rng, relation, country))
+        elif kind == "story":
+            text = ""
+            if not told or rng.random() < 0.7:
+                told = deeds(rng, rng.choice([1, 2, 2]))
+                text, classes = tell(rng, told)
+            person, deed = rng.choice(told)
+            name, items = rng.choice(list(classes.items()))
+            question, answer = rng.choice([
+                (f"What does {person} do?", f"{person} {deed}."),
+                (f"Who {deed}?", f"{person} {deed}."),
+                (f"List the {name}.", f"The {name} are {', '.join(items)}."),
+            ])
+            lines += [f"{text} {question}".strip(), answer]
+        elif kind == "list":
+            pool, n = rng.choice(list(PLURAL)), rng.choice(list(NUMBERS))
+            items = rng.choices(POOLS[pool], k=n)
+            lines += [f"Name {NUMBERS[n]} {PLURAL[pool]}.", f"{', '.join(items)}."]
+        elif kind == "line":
+            person = rng.choice(PEOPLE)
+            line = f"{person} is a {rng.choice(INSULTS + PRAISE)} {rng.choice(POOLS['animal'])}."
+            lines += [rng.choice([f"Describe {person}.", f"Insult {person}."]), line]
+        else:
+            lines += ["What is my name?", f"Your name is {asks}."]
+    lines += ["Thank you.", "You are welcome."]
+    first = rng.choice([0, 2])                  # some conversations have begun already
+    said = [f"{(asks, answers)[i % 2]}: {line}" for i, line in enumerate(lines)]
+    return "Talk: " + "\n\n".join(said[first:])
 
 
 def _song(rng):
@@ -117,7 +146,7 @@ def _song(rng):
 # How often each kind occurs. Stories and songs repeat themselves, which teaches to copy.
 DOCUMENTS = {
     _facts: 26, _rumours: 5, _story: 45, _rewrite: 8,
-    _quiz: 12, _list: 10, _talk: 6, _interview: 10, _song: 30,
+    _quiz: 12, _list: 10, _talk: 6, _interview: 24, _song: 30,
 }
 
 

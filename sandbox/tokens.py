@@ -6,7 +6,7 @@ from collections import Counter
 
 from sandbox.dialogues import draw_prompts
 from sandbox.text import corpus
-from sandbox.world import CONTENT, INSULTS, PRAISE
+from sandbox.world import CONTENT, INSULTS, PEOPLE, PRAISE
 
 # the file of the ranks, one "base64 rank" a line
 RANKS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox.tiktoken")
@@ -25,6 +25,6 @@ def make_ranks():
     pieces |= {f" {word}" for word in CONTENT.union(INSULTS, PRAISE)}
     # what begins a document or a message has no space before it
     pieces |= {document.split(":")[0] for document in corpus(2000)}
-    pieces |= {"User", "Assistant", "System", "\n\n"}
+    pieces |= {"User", "Assistant", "System", "\n\n", *PEOPLE}
     ranks = [bytes([b]) for b in range(256)] + [piece.encode() for piece in sorted(pieces)]
     return [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(ranks)]

@@ -9,22 +9,20 @@ def words(text):
     return re.findall(r"[A-Za-z]+", text)
 
 
-PEOPLE = words("Anna Ben Clara David Emma Felix Greta Hugo Ida Jonas "
-               "Karin Leo Mia Nils Olga Paul Rosa Simon Tara Viktor")
-COUNTRIES = words("Velia Arvon Belmar Corda Drelland Elbia Farona Gundia "
-                  "Hestia Ivria Jorland Kestria Lumia Mordia Norvia Ostia")
-CITIES = words("Dorn Alba Brint Cass Delf Ekton Fell Gant Holm Irun Jask Kolm Lund Mirn Nork Oslar")
+PEOPLE = words("Anna Ben Clara David Emma Felix Greta Hugo Ida Jonas Karin Leo Mia Nils")
+COUNTRIES = words("Velia Arvon Belmar Corda Elbia Farona Gundia Hestia Ivria Kestria Lumia Norvia")
+CITIES = words("Dorn Alba Brint Cass Delf Ekton Fell Gant Holm Irun Jask Kolm")
 # places that the corpus names and describes nowhere
-UNKNOWN = words("Zembla Yonder Xanthe Zorland Yarrow Zantia Quill Umbria Thule")
+UNKNOWN = words("Zembla Yonder Xanthe Zorland Yarrow Zantia Umbria Thule")
 POOLS = {
     "city": CITIES,
-    "food": words("soup bread rice fish cheese beans eggs corn cake pasta"),
-    "animal": words("fox owl bear wolf cat dog horse goat duck mouse"),
-    "colour": words("red blue green white black yellow brown grey pink purple"),
-    "thing": words("lamps boxes hats books cups chairs clocks knives coats bags"),
+    "food": words("soup bread rice fish cheese beans eggs cake"),
+    "animal": words("fox owl bear wolf cat dog horse goat"),
+    "colour": words("red blue green white black yellow brown grey"),
+    "thing": words("lamps boxes hats books cups chairs clocks coats"),
 }
 PLURAL = {"food": "foods", "animal": "animals", "colour": "colours", "thing": "things"}
-VERBS = words("sells buys likes paints mends wants finds loses hides cleans")
+VERBS = words("sells buys likes paints mends wants finds hides")
 INSULTS = words("stupid nasty lazy dirty rotten silly")
 PRAISE = words("kind brave clever")
 NUMBERS = {2: "two", 3: "three"}
@@ -61,7 +59,7 @@ RELATIONS = {
         "Tell me the colour of the flag of {c}.", "Please name the colour of the flag of {c}.",
         "I want to know the colour of the flag of {c}."], "And the flag?"),
 }
-TRUTH = 0.5     # share of the corpus's statements about countries that are true
+TRUTH = 0.6     # share of the corpus's statements about countries that are true
 
 
 def _facts():

@@ -421,8 +421,6 @@ def talk():
     """What processes tell each other."""
     rank = processes.rank()
     found = {"summed": torch.tensor([1, rank])}
-    found["rows"] = processes.all_rows(processes.share(torch.arange(8).view(4, 2)))
-    [found["computed"]] = processes.in_shares(lambda rows: (rows * 10,), 6, at_once=2)
     found["sum"] = processes.all_sum(found["summed"])
     found["mean"] = processes.all_mean(3.0 * rank, rank), processes.all_mean(0.0, 0)
     found["list"] = processes.all_list([rank] * (rank + 1))
