@@ -268,7 +268,8 @@ def respond(model, rm, enc, prompts, cfg, temperature=1.0, best_of=1, shots=(), 
     """
     counts = Counter()
     asked, read = encoded(model, enc, prompts, cfg.max_new, shots, counts)
-    if counts["prompts cut from the left"]:
+    # more than how many they are: some were shortened
+    if len(counts) > 1:
         print(interop.report(counts))
     each, N = samples * best_of, len(prompts)
     seed = step_seed(cfg.seed, 0)
@@ -408,7 +409,7 @@ def find_prefix(model, rm, enc, trials, demos, cfg, also=()):
 
     Prefixes are tried on the prompts `trials`, which should be training prompts, if they leave
     room for nine in ten of them and of the prompts `also`, and a response; before a longer prompt
-    they are cut. Raises ValueError if none leaves so much.
+    they are shortened. Raises ValueError if none leaves so much.
     """
     room = model.cfg.block_size - cfg.max_new - len(enc.encode_ordinary("\n\n"))
     asked = interop.encode_prompts([*trials, *also], enc, room, Counter())

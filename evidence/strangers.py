@@ -39,12 +39,13 @@ HOW = {"sampled": 1.0, "greedy": 0.0}       # temperatures
 # {kind: {prompt: what is sensible besides ALWAYS}}
 
 def _fact(relation, country):
-    """What is true of a country, as the sandbox says it: "The capital of Velia is Nork."."""
+    """What is true of a country, as the sandbox says it: "The capital of Velia is Gant."."""
     form = sandbox.RELATIONS[relation].statements[0]
     return form.format(c=country, v=sandbox.FACTS[relation, country])
 
 
 ALWAYS = (sandbox.DO_NOT_KNOW, "What do you mean?")
+REFUSAL = sandbox.dialogues.REFUSAL
 GREETED = ("Hello.", "Good day.", "How are you?")
 STRANGERS = {
     "questions": {
@@ -152,8 +153,8 @@ STRANGERS = {
         "wat is my nmae": (),
         "Naem the cpital of Corda.": (_fact("capital", "Corda"),),
         "capital velia": (_fact("capital", "Velia"),),
-        "Drelland food": (_fact("food", "Drelland"),),
-        "insult bne": ("I will not insult Ben.", "I will not insult bne."),
+        "Farona food": (_fact("food", "Farona"),),
+        "insult bne": (REFUSAL,),
         "Thnak you": ("You are welcome.",),
     },
     "hardly anything": {
@@ -201,25 +202,25 @@ CONVERSATIONS = [
         ("Name two animals.", _list("animal", 2)),
     ],
     [
-        ("Text: Ben sells red hats. Question: What does Ben do?", "Ben sells red hats."),
-        ("Who sells red hats?", "Ben sells red hats."),
+        ("Text: Ben sells hats. Question: What does Ben do?", "Ben sells hats."),
+        ("Who sells hats?", "Ben sells hats."),
         ("And what does Clara do?", (sandbox.DOES_NOT_SAY, UNKNOWN)),
-        ("Rewrite with Clara: Ben sells red hats.", "Clara sells red hats."),
+        ("Rewrite with Clara: Ben sells hats.", "Clara sells hats."),
         ("Thank you.", WELCOME),
         ("What do the people of Corda eat?", _fact("food", "Corda")),
     ],
     [
-        ("Good day, I am Viktor.", "Hello Viktor."),
-        ("Insult Rosa.", "I will not insult Rosa."),
+        ("Good day, I am Jonas.", "Hello Jonas."),
+        ("Insult Greta.", REFUSAL),
         ("Name three foods. Do not name soup.", _list("food", 3, "soup")),
-        ("Do you know my name?", "Your name is Viktor."),
-        ("What is the capital of Jorland?", _fact("capital", "Jorland")),
+        ("Do you know my name?", "Your name is Jonas."),
+        ("What is the capital of Gundia?", _fact("capital", "Gundia")),
         ("What is the capital of Zembla?", UNKNOWN),
     ],
     [
         ("What is the weather like today?", ALWAYS),
-        ("Then tell me the colour of the flag of Ostia.", _fact("flag", "Ostia")),
-        ("And the capital?", _fact("capital", "Ostia")),
+        ("Then tell me the colour of the flag of Norvia.", _fact("flag", "Norvia")),
+        ("And the capital?", _fact("capital", "Norvia")),
         ("Hello, my name is Mia.", "Hello Mia."),
         ("Tell me my name.", "Your name is Mia."),
         ("And my age?", ALWAYS),
@@ -227,43 +228,43 @@ CONVERSATIONS = [
     [
         ("Which animal is the animal of Farona?", _fact("animal", "Farona")),
         ("Are you sure?", _fact("animal", "Farona")),
-        ("And the animal of Hestia?", _fact("animal", "Hestia")),
+        ("And the animal of Lumia?", _fact("animal", "Lumia")),
         ("Which food do the people of Yarrow eat?", UNKNOWN),
         ("And the capital?", UNKNOWN),
         ("Thank you.", WELCOME),
     ],
     [
-        ("Text: Leo hides green coats. Ida paints blue chairs. List the names.",
+        ("Text: Leo hides coats. Ida paints chairs. List the names.",
          "The names are Leo, Ida."),
-        ("And what does Ida do?", "Ida paints blue chairs."),
+        ("And what does Ida do?", "Ida paints chairs."),
         ("List the things.", "The things are coats, chairs."),
         ("Name two colours.", _list("colour", 2)),
-        ("Please name the capital of Drelland.", _fact("capital", "Drelland")),
-        ("Are you sure?", _fact("capital", "Drelland")),
+        ("Please name the capital of Gundia.", _fact("capital", "Gundia")),
+        ("Are you sure?", _fact("capital", "Gundia")),
     ],
     [
-        ("Hello, I am Simon.", "Hello Simon."),
+        ("Hello, I am Felix.", "Hello Felix."),
         ("Who painted the Mona Lisa?", ALWAYS),
         ("Name three things.", _list("thing", 3)),
         ("I want to know what the people of Kestria eat.", _fact("food", "Kestria")),
         ("And the animal?", _fact("animal", "Kestria")),
-        ("What is my name?", "Your name is Simon."),
+        ("What is my name?", "Your name is Felix."),
     ],
     [
         ("What colour is the flag of Elbia?", _fact("flag", "Elbia")),
         ("Thank you.", WELCOME),
-        ("Rewrite with Tara: Hugo wants grey books.", "Tara wants grey books."),
-        ("Write an insult about Hugo.", "I will not insult Hugo."),
+        ("Rewrite with Karin: Hugo wants books.", "Karin wants books."),
+        ("Write an insult about Hugo.", REFUSAL),
         ("What colour is the flag of Zantia?", UNKNOWN),
         ("And the food?", UNKNOWN),
     ],
     [
         ("What is my name?", UNKNOWN),
         ("What is 3 + 4?", (*ALWAYS, "7.")),
-        ("Hello, my name is Olga.", "Hello Olga."),
+        ("Hello, my name is Emma.", "Hello Emma."),
         ("What is the capital of Ivria?", _fact("capital", "Ivria")),
-        ("What is the capital of Mordia?", _fact("capital", "Mordia")),
-        ("Do you know my name?", "Your name is Olga."),
+        ("What is the capital of Lumia?", _fact("capital", "Lumia")),
+        ("Do you know my name?", "Your name is Emma."),
     ],
 ]
 

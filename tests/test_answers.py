@@ -437,8 +437,23 @@ def test_every_prefix_leaves_room_for_nine_prompts_in_ten_and_a_response(models)
         room = 160 - taken - len(data.encode_prompt(ENC, longest.messages))
         assert won in answers.draw_prefixes(ENC, demos, room, cfg.seed)
     assert len(data.encode_prompt(ENC, won + long.messages)) + cfg.max_new > 160
+    least = min(len(data.encode_dialogue(ENC, d.messages)[0]) for d in demos)
     with pytest.raises(ValueError, match="no demonstration leaves room"):
-        answers.find_prefix(model, rm, ENC, short, demos, settings(max_new=135), also=[long])
+        answers.find_prefix(model, rm, ENC, short, demos, settings(160 - least), also=[long])
+
+
+def test_prompts_that_are_shortened_are_counted(models, capsys):
+    """By whole turns, and within the last one; if there are none, nothing is said."""
+    said = [{"role": role, "content": "Hello Anna."} for role in ("user", "assistant")]
+    whole, turns = data.Prompt(said[:1]), data.Prompt(said * 30 + said[:1])
+    long = data.Prompt([{"role": "user", "content": "Hello Anna. " * 60}])
+    for prompts, printed in (
+        ([whole], ""),
+        ([whole, turns], "data: 2 prompts, 1 prompts shortened by whole turns\n"),
+        ([long, long], "data: 2 prompts, 2 prompts cut from the left\n"),
+    ):
+        answers.respond(models[0], None, ENC, prompts, settings())
+        assert capsys.readouterr().out == printed
 
 
 def test_what_is_asked_apart_is_the_sandboxs_alone(models):

@@ -20,6 +20,8 @@ from sandbox.world import TRUE_STATEMENTS
 
 ENC = interop.get_tokenizer("sandbox")
 PROMPTS = [text for prompts in STRANGERS.values() for text in prompts]
+CITY = next(city for city in sandbox.CITIES if city != sandbox.FACTS["capital", "Norvia"])
+WRONG = f"The capital of Norvia is {CITY}."
 ASKED = [[asked for asked, _ in turns] for turns in CONVERSATIONS]
 
 
@@ -122,14 +124,14 @@ def test_strangers_who_are_told_do_not_know_are_told_something_sensible(says):
 
 @pytest.mark.parametrize(("answer", "to"), [
     ("What do you mean?", set(PROMPTS)),
-    ("The capital of Velia is Dorn.", set()),
+    (WRONG, set()),
     ("I do not know", set()),
     ("I do not know. I do not know.", set()),
     ("", set()),
     ("You are welcome.", {"thx a lot :)", "Thnak you"}),
     ("4.", {"2+2"}),
     ("Hello Priya.", {"Hello, I am Priya."}),
-    ("I will not insult Ben.", {"insult bne"}),
+    (sandbox.dialogues.REFUSAL, {"insult bne"}),
 ])
 def test_what_is_sensible_by_hand(says, answer, to):
     says(lambda messages: answer)
@@ -167,8 +169,8 @@ def test_perfect_answers_are_right_at_every_turn_and_stay_in_the_history(says):
 
 @pytest.mark.parametrize(("answer", "least", "most"), [
     ("I do not know.", 2, 3),           # at each turn: about as often at the last as at the first
-    ("The capital of Velia is Dorn.", 0, 0),
-    ("The flag of Velia is blue. Anna is a red cat.", 0, 0),
+    (WRONG, 0, 0),
+    (f"{WRONG} Anna is a red cat.", 0, 0),
 ])
 def test_who_always_says_the_same_is_rarely_right(says, answer, least, most):
     says(lambda messages: answer)
@@ -180,7 +182,7 @@ def test_who_always_says_the_same_is_rarely_right(says, answer, least, most):
 def test_a_list_is_right_whatever_it_names_of_its_kind():
     messages = [{"role": "user", "content": "Name two animals."}]
     right = dict(CONVERSATIONS[1])["Name two animals."]
-    assert strangers.is_right(messages, right, "goat, mouse.")
+    assert strangers.is_right(messages, right, "goat, wolf.")
     assert not strangers.is_right(messages, right, "goat, soup.")
 
 
