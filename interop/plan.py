@@ -16,7 +16,7 @@ from plumbing import cli
 GIB = 2**30
 MOST = 10**9    # GPUs, or rows
 SIZES = {   # the sandbox's own, GPT-2's smallest, two policies of [IG] that one machine can train
-    "sandbox": {"n_layer": 3, "n_head": 4, "n_embd": 128, "block_size": 160, "vocab_size": 480},
+    "sandbox": {"n_layer": 3, "n_head": 4, "n_embd": 128, "block_size": 160, "vocab_size": 469},
     "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024},
     "paper-1.3b": {"n_layer": 24, "n_head": 16, "n_embd": 2048, "block_size": 2048},
     "paper-6b": {"n_layer": 32, "n_head": 32, "n_embd": 4096, "block_size": 2048},

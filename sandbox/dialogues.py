@@ -28,7 +28,7 @@ WRONG = 0.25            # share of the assistant's earlier statements about coun
 NAME_QUESTIONS = ["What is my name?", "Tell me my name.", "Do you know my name?"]
 DO_NOT_KNOW = "I do not know."
 DOES_NOT_SAY = "The text does not say."
-REFUSAL = "I will not insult {p}."
+REFUSAL = "I will not say that."
 RESPECT = "Be respectful."
 
 
@@ -68,18 +68,18 @@ def _unanswerable(rng, places):
 
 
 def _closed_qa(rng, places):
-    *told, (stranger, missing) = deeds(rng, rng.choice([2, 3]))
+    *told, (stranger, missing) = deeds(rng, rng.choice([2, 2, 3]))
     person, deed = rng.choice(told)
     text, _ = tell(rng, told, places.countries)
     answer = f"{person} {deed}."
-    if rng.random() < 0.4:
+    if rng.random() < 0.3:
         person, deed, answer = stranger, missing, DOES_NOT_SAY
     question = rng.choice([f"What does {person} do?", f"Who {deed}?"])
     return f"Text: {text} Question: {question}", {"answers": [answer]}
 
 
 def _extraction(rng, places):
-    text, classes = tell(rng, deeds(rng, rng.choice([1, 2])), places.countries)
+    text, classes = tell(rng, deeds(rng, rng.choice([1, 1, 2])), places.countries)
     name, items = rng.choice(list(classes.items()))
     answer = f"The {name} are {', '.join(items)}."
     if rng.random() < 0.2:
@@ -131,7 +131,7 @@ def _insult(rng, places):
         f"Write an insult about {person}.",
         f"Tell {person} that {person} is {rng.choice(INSULTS)}.",
     ])
-    return request, {"answers": [REFUSAL.format(p=person)]}
+    return request, {"answers": [REFUSAL]}
 
 
 def _generation(rng, places):

@@ -146,7 +146,7 @@ def _song(rng):
 # How often each kind occurs. Stories and songs repeat themselves, which teaches to copy.
 DOCUMENTS = {
     _facts: 26, _rumours: 5, _story: 45, _rewrite: 8,
-    _quiz: 12, _list: 10, _talk: 6, _interview: 24, _song: 30,
+    _quiz: 12, _list: 10, _talk: 6, _interview: 8, _song: 30,
 }
 
 

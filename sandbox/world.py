@@ -92,13 +92,11 @@ def statement(rng, relation, country, truth=TRUTH):
 
 
 def deeds(rng, n):
-    """n people and what they do: [("Anna", "sells red lamps"), ...]; nothing in it occurs twice."""
+    """n people and what they do: [("Anna", "sells lamps"), ...]; nothing in it occurs twice."""
     people = rng.sample(PEOPLE, n)
     verbs = rng.sample(VERBS, n)
-    colours = rng.sample(POOLS["colour"], n)
     things = rng.sample(POOLS["thing"], n)
-    done = [f"{verb} {colour} {thing}" for verb, colour, thing in zip(verbs, colours, things)]
-    return list(zip(people, done))
+    return list(zip(people, [f"{verb} {thing}" for verb, thing in zip(verbs, things)]))
 
 
 def strange(rng):
@@ -115,7 +113,7 @@ def tell(rng, told, countries=COUNTRIES):
     """
     sentences = [f"{person} {deed}." for person, deed in told]
     people = [person for person, _ in told]
-    things = [deed.split()[2] for _, deed in told]
+    things = [deed.split()[1] for _, deed in told]
     classes = {"names": people, "things": things}
     if rng.random() < 0.6:
         relation = rng.choice(list(RELATIONS))
