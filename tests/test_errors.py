@@ -178,7 +178,7 @@ def test_stages_name_the_commands_that_make_their_inputs(refusal):
     said = refusal("ppo", "--init", "missing.pt", "--rm", "rm.pt")
     assert "missing.pt" in said and "python sft.py --init base.pt --out sft.pt" in said
     said = refusal("ppo", "--init", "sft.pt", "--rm", "missing.pt")
-    assert "missing.pt" in said and "python label.py" in said and "python reward.py" in said
+    assert "missing.pt" in said and "python reward.py --init sft.pt --data comparisons" in said
 
 
 def test_the_command_of_the_readme_without_its_inputs(tmp_path, root):

@@ -177,7 +177,7 @@ def test_texts_are_gone_on_with_in_their_order(tmp_path):
     path, model = str(tmp_path / "base.pt"), tiny()
     save_checkpoint(path, model, interop.tokenizer_id(ENC), {})
     people = enumerate(sandbox.PEOPLE)
-    texts = [f"Talk: {person} is a{' kind' * (i % 3)}" for i, person in people] * 12
+    texts = [f"Talk: {person} is a{' kind' * (i % 3)}" for i, person in people] * 16
     found = experiments.complete(path, texts, 4, temperature=0.0)
     assert len(found) == len(texts) > 200 and found[:20] == found[-20:] and len(set(found)) > 2
     for text, after in list(zip(texts, found))[:5]:
@@ -257,7 +257,7 @@ def write_model(path, stage, cfg):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A folder that all experiments share; few prompts, and a judge who likes anything."""
-    few = {"prompts": 24, "eval_prompts": 8, "tasks": 9, "demonstrations": 30, "corpus": 60}
+    few = {"prompts": 64, "eval_prompts": 8, "tasks": 9, "demonstrations": 30, "corpus": 60}
 
     def capped(real, most):
         return lambda n=most, *rest, **more: real(min(n, max(most, n // 20)), *rest, **more)

@@ -81,8 +81,10 @@ def test_initial_loss_is_that_of_a_guess():
 
 
 def test_initial_weights_are_those_of_gpt2():
-    """At GPT-2's width; residual outputs are scaled down by the depth."""
-    for name, p in GPT(GPTConfig(50, 50, 2, 12, 768)).named_parameters():
+    """At GPT-2's width; residual outputs are scaled down by the depth. Positions are not."""
+    weights = dict(GPT(GPTConfig(50, 50, 2, 12, 768)).named_parameters())
+    del weights["wpe.weight"]
+    for name, p in weights.items():
         if p.dim() == 2:
             std = 0.01 if name.endswith("c_proj.weight") else 0.02
             assert abs(p.std().item() - std) < 0.0005, name
@@ -91,11 +93,40 @@ def test_initial_weights_are_those_of_gpt2():
             assert (p == (1.0 if is_gain else 0.0)).all(), name
 
 
+@pytest.mark.parametrize("width", [2, 16, 192])
+def test_positions_begin_as_waves(width):
+    """The product of two of them depends on their distance only: of each frequency there is a sine
+    and a cosine, and cos(s) cos(t) + sin(s) sin(t) = cos(t - s)."""
+    p = GPT(GPTConfig(3, 400, 0, 1, width)).wpe.weight.detach().double()
+    t = torch.arange(400)
+    distance = t[:, None] - t                                             # (T, T)
+    expected = torch.zeros(400, 400, dtype=torch.double)
+    for c in range(0, width, 2):
+        period = 2 * math.pi * 300 ** (c / width)                         # tokens
+        expected += 0.04**2 * torch.cos(2 * math.pi * distance / period)
+    torch.testing.assert_close(p @ p.T, expected, rtol=0, atol=1e-7 * width)
+    # the nearer of two positions is the more alike, out to where the fastest wave comes again
+    assert (expected[0, :4].diff() < 0).all()
+
+
+def test_positions_are_learned():
+    """They begin as waves and do not stay so; no two models share them."""
+    model, other = gpt(), gpt()
+    before = other.wpe.weight.clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.loss(tokens(3, 12), torch.ones(3, 11, dtype=torch.bool)).backward()
+    optimizer.step()
+    changed = (model.wpe.weight != before).any(1)
+    assert changed[:11].all() and torch.equal(other.wpe.weight, before)
+
+
 def test_narrow_models_start_with_larger_matrices():
     """Of a width of 192, twice as large; the embeddings are not."""
-    for name, p in GPT(GPTConfig(200, 200, 2, 12, 192)).named_parameters():
+    weights = dict(GPT(GPTConfig(200, 200, 2, 12, 192)).named_parameters())
+    del weights["wpe.weight"]
+    for name, p in weights.items():
         if p.dim() == 2:
-            std = 0.02 if name.endswith(("c_proj.weight", "wte.weight", "wpe.weight")) else 0.04
+            std = 0.02 if name.endswith(("c_proj.weight", "wte.weight")) else 0.04
             assert abs(p.std().item() - std) < 0.001, name
 
 

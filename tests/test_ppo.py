@@ -392,6 +392,41 @@ def test_padding_and_microbatches_change_nothing_in_a_rollout(change):
     assert same == pytest.approx(stats, abs=1e-5)
 
 
+@pytest.mark.parametrize("sample_batch", [0, 1, 3])
+def test_responses_are_those_of_each_prompt_alone(sample_batch):
+    """Whatever else is sampled with them, and in whatever order: the prompts differ in length."""
+    policy, batch = players().policy, prompts()
+    cfg = replace(CFG, sample_batch=sample_batch)
+    ids, total = ppo.sample_responses(policy, batch, cfg, EOS, seed=4)
+    B = len(ids)
+    assert ids.shape == (B, int(total.max())) and len(set(batch.length.tolist())) > 2
+    for b, n in enumerate(batch.length):
+        alone, end = generate(policy, batch.ids[b : b + 1, :n], n[None], CFG.max_new, EOS,
+                              seed=4, draws=(torch.tensor([b]), B))
+        assert total[b] == end and torch.equal(ids[b, :end], alone[0, :end])
+    assert 1 < len(set((total - batch.length).tolist()))
+
+
+def test_no_token_behind_the_end_of_a_response_is_read(monkeypatch):
+    """By what scores a rollout, by what is logged of it, by the losses."""
+    def junk(*args):
+        ids, total = sampled(*args)
+        behind = torch.arange(ids.shape[1]) >= total[:, None]
+        assert behind.sum() > 10
+        return ids.where(~behind, torch.randint_like(ids, 7)), total
+
+    models, sampled, found = players(), ppo.sample_responses, []
+    for sample in (sampled, junk):
+        monkeypatch.setattr(ppo, "sample_responses", sample)
+        x, stats = ppo.roll_out(models, prompts(), CFG, 0.1, EOS, seed=0)
+        stats = {name: value for name, value in stats.items() if name not in MACHINE}
+        grads, logged = total_losses(models, x, CFG)
+        found.append([x.ids, x[1:], x.responses(), stats, logged, grads])
+    (clean, *rest), (noisy, *same) = found
+    assert not torch.equal(clean, noisy)
+    torch.testing.assert_close(same, rest)
+
+
 @pytest.mark.parametrize("whiten", [True, False])
 def test_padding_changes_neither_losses_nor_gradients_nor_statistics(whiten):
     cfg = replace(CFG, whiten=whiten)

@@ -324,15 +324,21 @@ def test_a_part_of_a_batch_draws_what_it_would_draw_in_the_whole(size):
 
 @pytest.mark.parametrize("sample_batch", (1, 3, 5))
 def test_a_rollout_does_not_depend_on_how_many_are_sampled_together(sample_batch):
+    """But for the pads, which stand wherever the longest of them ends. Lengths are mixed, so that
+    rows are sampled in another order than they stand in."""
     torch.manual_seed(0)
-    policy, value = GPT(SMALL), Scorer(SMALL)
+    policy, value, eos = GPT(SMALL), Scorer(SMALL), 7
     models = ppo.Models(policy, value, frozen_copy(policy), frozen_copy(value))
     found = []
     for n in (0, sample_batch):
         cfg = ppo.Config(max_new=5, sample_batch=n)
-        found.append(ppo.roll_out(models, prompts_of(8), cfg, 0.1, 0, seed=1)[0])
-    torch.testing.assert_close(found[1], found[0])
-    assert len(set(found[0].total.tolist())) > 2
+        found.append(ppo.roll_out(models, prompts_of(8), cfg, 0.1, eos, seed=1)[0])
+    one, two = found
+    said = torch.arange(one.ids.shape[1]) < one.total[:, None]
+    assert one.ids.shape == two.ids.shape and torch.equal(one.ids[said], two.ids[said])
+    assert not torch.equal(one.ids, two.ids)
+    torch.testing.assert_close(two[1:], one[1:])
+    assert len(set(one.total.tolist())) > 2
 
 
 def test_what_cannot_be_split_is_refused(tmp_path, monkeypatch):
@@ -361,8 +367,6 @@ def found(world):
 def test_what_processes_tell_each_other_split_and_draw_apart(found):
     for x in found:
         assert x["split"]  # by train(), on --shard
-        assert x["rows"].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
-        assert x["computed"].tolist() == [0, 10, 20, 30, 40, 50]
         assert x["sum"].tolist() == [2, 1]
         assert x["mean"] == (3, 0)
         assert x["list"] == [0, 1, 1]
