@@ -177,9 +177,11 @@ def test_texts_are_gone_on_with_in_their_order(tmp_path):
     path, model = str(tmp_path / "base.pt"), tiny()
     save_checkpoint(path, model, interop.tokenizer_id(ENC), {})
     people = enumerate(sandbox.PEOPLE)
-    texts = [f"Talk: {person} is a{' kind' * (i % 3)}" for i, person in people] * 16
+    once = [f"Talk: {person} is a{' kind' * (i % 3)}" for i, person in people]
+    texts = once * (1 + 200 // len(once))
     found = experiments.complete(path, texts, 4, temperature=0.0)
-    assert len(found) == len(texts) > 200 and found[:20] == found[-20:] and len(set(found)) > 2
+    assert len(found) == len(texts) > 200 and len(set(found)) > 2
+    assert found[: len(once)] == found[-len(once) :]
     for text, after in list(zip(texts, found))[:5]:
         alone = sample(model, [ENC.encode_ordinary(text)], 4, ENC.eot_token, temperature=0.0)
         assert after == ENC.decode(alone.responses[0])

@@ -68,7 +68,7 @@ def prompts(n=8, seed=0):
 def off_policy():
     """Models and a rollout of another policy and value function: ratios differ from 1, values from
     those of the rollout, and some of both are clipped."""
-    models, others = players(), players(1)
+    models, others = players(), players(7)
     other = models._replace(policy=others.policy, value=others.value)
     other.policy.wte.weight.data *= 3
     rollout, _ = ppo.roll_out(other, prompts(), CFG, 0.1, EOS, seed=0)
@@ -501,11 +501,11 @@ def talk(cut=()):
     for text, case, answer in (
         ("Hello, I am Anna.", "chat", "Hello Anna."),
         ("What is the capital of Zembla?", "unanswerable", "I do not know."),
-        ("Rewrite with Clara: Anna sells red lamps.", "rewriting", "Clara sells red lamps."),
+        ("Rewrite with Clara: Anna sells lamps.", "rewriting", "Clara sells lamps."),
     ):
         messages = [{"role": "user", "content": text}]
         asked.append(data.Prompt(messages, case, {"answers": [answer]}))
-    said = ["Hello Anna.", "I do not know. I hope this helps.", "Anna sells"]
+    said = ["Hello Anna.", "I do not know. I do not know.", "Anna sells"]
     rows = [data.encode_prompt(ENC, p.messages) for p in asked]
     start = torch.tensor([len(row) for row in rows])
     for i, text in enumerate(said):
@@ -755,7 +755,7 @@ def files(tmp_path_factory):
         save_checkpoint(str(folder / name), model, interop.tokenizer_id(ENC), {})
     names = ["Anna", "Ben", "Clara", "David", "Emma", "Felix"] * 2
     write_jsonl(folder / "prompts.jsonl", [{"prompt": f"Hello, I am {n}."} for n in names])
-    text = [{"text": f"{n} sells red lamps and boxes."} for n in names * 40]
+    text = [{"text": f"{n} sells lamps and boxes."} for n in names * 40]
     write_jsonl(folder / "text.jsonl", text)
     return folder
 
@@ -833,7 +833,8 @@ def test_the_value_function_starts_from_the_reward_model_or_from_nothing(config)
     assert all(torch.equal(weights[k], rm[k]) for k in rm)
     # the fixture's own models are of seed 0
     models, weights = start(value_init="random", seed=5)
-    drawn = [k for k in rm if len(rm[k].unique()) > 1]
+    # positions begin the same in every model
+    drawn = [k for k in rm if len(rm[k].unique()) > 1 and "wpe" not in k]
     assert len(drawn) > 5 and not any(torch.equal(weights[k], rm[k]) for k in drawn)
     assert all(torch.equal(w, rm[k]) for k, w in models.rm.state_dict().items())
     again, other = (start(value_init="random", seed=seed)[1] for seed in (5, 6))
@@ -954,7 +955,7 @@ def test_the_true_score_of_each_rollout_is_in_its_statistics():
         said = data.encode_response(ENC, p.meta["answers"][0])
         dialogues.append((row + said, [False] * len(row) + [True] * len(said)))
     optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
-    for _ in range(60):  # it learns the answers by heart
+    for _ in range(150):  # it learns the answers by heart
         loss = policy.loss(*data.tokens_batch(dialogues))
         loss.backward()
         optimizer.step()
