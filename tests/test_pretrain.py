@@ -127,7 +127,7 @@ def test_the_held_out_text_is_measured_and_not_trained_on(config, tmp_path):
     metrics = pretrain.main(cfg)
     with open(config.out + ".log.jsonl") as f:
         losses = [json.loads(line)["loss"] for line in f]
-    assert max(losses[-50:]) < 0.2 and metrics["held_out_loss"] > 5
+    assert max(losses[-50:]) < 0.2 and metrics["held_out_loss"] > 4
     tokens = [t for doc in docs for t in (*ENC.encode_ordinary(doc), ENC.eot_token)]
     held_out = tokens[-math.ceil(len(tokens) / 50) :]
     model, _ = interop.load_model(config.out, GPT)
