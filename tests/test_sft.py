@@ -55,7 +55,7 @@ def encoded(demos=DEMOS):
 
 
 def blocks_of_text(n=30, block=16):
-    docs = [f"{name} sells red lamps." for name in NAMES * 30]
+    docs = [f"{name} sells lamps." for name in NAMES * 30]
     return data.cut_blocks(data.pack(docs, ENC), block)[:n]
 
 
@@ -237,20 +237,20 @@ def greedy(path, text):
 
 
 def test_a_tiny_run_learns_to_answer_prompts_it_has_not_seen(config, tmp_path):
-    write_jsonl(str(tmp_path / "text.jsonl"), [{"text": "Ida sells red lamps."}] * 60)
+    write_jsonl(str(tmp_path / "text.jsonl"), [{"text": "Ida sells lamps."}] * 60)
     more = {"dropout": 0.1, "ptx_mix": 0.1, "ptx": (str(tmp_path / "text.jsonl"),)}
     metrics = sft.main(replace(config, epochs=40, eval_every=10, **more))
     held = [x["held_out_loss"] for x in log_lines(config) if "held_out_loss" in x]
     assert metrics["held_out_loss"] == held[-1] < 0.2 and held[0] > 1.5
     for verb, answer in ANSWERS.items():
-        assert greedy(config.out, f"{verb} Viktor.") == data.encode_response(ENC, answer)
+        assert greedy(config.out, f"{verb} Mia.") == data.encode_response(ENC, answer)
 
 
 def test_a_model_learns_from_ratings_what_demonstrations_do_not_show(config, rated):
     def answer(**fields):
         cfg = replace(config, epochs=25, eval_every=1000, dropout=0.0, **fields)
         sft.main(cfg)
-        return ENC.decode(greedy(cfg.out, "Praise Viktor."))
+        return ENC.decode(greedy(cfg.out, "Praise Mia."))
 
     assert answer(rated=(rated,)).endswith(f" is kind.{interop.EOS}")
     assert "kind" not in answer(out=f"{config.out}.plain.pt")
@@ -273,6 +273,7 @@ def test_select_rm_keeps_the_epoch_of_the_highest_reward(config, tmp_path, likes
     """A model that has learnt more ends more of its responses with EOS."""
     write_rm(str(tmp_path / "rm.pt"), likes_eos)
     more = {"select": "rm", "rm": str(tmp_path / "rm.pt"), "epochs": 3, "held_out": 0.5}
+    more["lr"] = 3e-2  # so fast that each epoch ends more of them, whatever the seed
     metrics = sft.main(replace(config, **more))
     lines = log_lines(config)
     evaluated = [x for x in lines if "rm_score" in x]
