@@ -44,7 +44,7 @@ class Config(TrainConfig):
     prompts: tuple[str, ...] = ()   # prompts, files in any known format; none: the sandbox's
     columns: str = ""               # names of the fields of --prompts: prompt=question
     ptx: tuple[str, ...] = ()       # pretraining text, files; none: the sandbox's corpus
-    iterations: int = 80            # rollouts; [IG] C.4: 500; >= 1
+    iterations: int = 40            # rollouts; [IG] C.4: 500; >= 1
     rollout: int = 256              # episodes of one rollout; [IG] C.4: 512; >= 1
     minibatch: int = 64             # episodes of one optimizer step ([IG] C.4); >= 1
     sample_batch: int = 64          # episodes sampled together, 0: all; memory only; >= 0
@@ -54,8 +54,8 @@ class Config(TrainConfig):
     kl_target: float = 0.0          # KL for kl_coef to hold, nats an episode; 0: none ([Z19]); >= 0
     kl_horizon: int = 10_000        # episodes over which kl_coef adapts ([Z19]); >= 1
     kl_budget: float = 0.0          # KL that ends the run, nats an episode; 0: none; >= 0
-    ptx_coef: float = 3.0           # gamma of [IG] Eq. 2; 0 is plain PPO; [IG]: 27.8; >= 0
-    ptx_ratio: float = 0.25         # pretraining blocks for each episode; [IG] C.4: 8; >= 0
+    ptx_coef: float = 0.5           # gamma of [IG] Eq. 2; 0 is plain PPO; [IG]: 27.8; >= 0
+    ptx_ratio: float = 0.1          # pretraining blocks for each episode; [IG] C.4: 8; >= 0
     gamma: float = 1.0              # no discount ([IG] C.4); [0, 1]
     lam: float = 0.95               # lambda of GAE; not in [IG]: [S20], [Z19]; [0, 1]
     clip: float = 0.2               # of the probability ratio ([IG] C.4); (0, 1)
@@ -63,8 +63,8 @@ class Config(TrainConfig):
     vf_coef: float = 1.0            # of the value loss; hardly matters: V has its own Adam; > 0
     whiten: bool = True             # advantages, over a minibatch's tokens; not in [IG]: [N]
     eos_penalty: float = 1.0        # off the score of a response without an end; not in [IG]; >= 0
-    microbatch: int = 16            # rows of one forward, 0: all; memory, not the gradient; >= 0
-    lr: float = 3e-4                # peak, policy; [IG] E.9: 2.55e-6 .. 2.55e-5; > 0
+    microbatch: int = 32            # rows of one forward, 0: all; memory, not the gradient; >= 0
+    lr: float = 6e-4                # peak, policy; [IG] E.9: 2.55e-6 .. 2.55e-5; > 0
     value_lr: float = 1e-3          # peak, value function; [IG] C.4: 9e-6; > 0
     schedule: str = "constant"      # after the warm-up ([IG] C.4); cosine | restarts | constant
     warmup: int = 10                # iterations from 1/10 of the peak ([IG] C.4); >= 0

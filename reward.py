@@ -37,14 +37,14 @@ class Config(TrainConfig):
     demos: tuple[str, ...] = ()     # demonstrations that get mean score 0, files; none: sandbox's
     epochs: int = 1                 # more overfit ([IG] C.2); >= 1
     batch: int = 16                 # prompts of one step; [IG] C.2: 64; >= 1
-    lr: float = 5e-4                # peak; [IG] C.2: 9e-6 at 6B; > 0
+    lr: float = 4e-4                # peak; [IG] C.2: 9e-6 at 6B; > 0
     warmup: int = 20                # steps; not in [IG]; >= 0
     held_out: float = 0.1           # share of the prompts kept for validation; (0, 1)
     held_out_labelers: tuple[str, ...] = ()   # never trained on ([IG] 4.1); none: sandbox's fifth
 
 
 PRESETS = {
-    "sandbox": {},
+    "sandbox": {"microbatch": 4},       # of prompts of like length: most are short
     "gpt2": {"lr": 2e-5, "batch": 64, "microbatch": 4, "warmup": 0},
     # [S20]; [IG] has no reward model of this size
     "paper-1.3b": {"lr": 1.5e-5, "batch": 64, "microbatch": 2, "warmup": 0},

@@ -37,7 +37,7 @@ class Config(TrainConfig):
     columns: str = ""               # names of fields of --data: prompt=question,response=answer
     ptx: tuple[str, ...] = ()       # pretraining text for --ptx-mix, files; none: the sandbox's
     ptx_mix: float = 0.1            # its share of the loss ([IG] C.3: 10 % of data); [0, 1)
-    demonstrations: int = 100       # of the sandbox, if there is no --data; [1, 10_000_000]
+    demonstrations: int = 120       # of the sandbox, if there is no --data; [1, 10_000_000]
     epochs: int = 16                # [IG] C.1; >= 1
     batch: int = 32                 # demonstrations of one step ([IG] C.1); >= 1
     dropout: float = 0.2            # residual dropout ([IG] C.1); [0, 1)
@@ -49,7 +49,7 @@ class Config(TrainConfig):
 
 
 PRESETS = {
-    "sandbox": {},
+    "sandbox": {"microbatch": 8},
     "gpt2": {"lr": 5e-5, "epochs": 3, "microbatch": 8, "max_new": 256, "ptx_mix": 0.0},
     "paper-1.3b": {"lr": 9.65e-6, "microbatch": 4, "max_new": 1000, "ptx_mix": 0.0},
     "paper-6b": {"lr": 9.65e-6, "microbatch": 1, "max_new": 1000, "ptx_mix": 0.0},

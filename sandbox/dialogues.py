@@ -316,7 +316,7 @@ def untouched_prompts(n, seed=0):
     return found
 
 
-def demonstrations(n=100, seed=0):
+def demonstrations(n=120, seed=0):
     """n prompts with the answer of a careful person; the facts in them cover a few countries
     only."""
     found = []
