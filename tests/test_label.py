@@ -5,6 +5,8 @@ import os
 import random
 from collections import Counter
 from dataclasses import replace
+from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,6 +93,55 @@ def test_responses_belong_to_their_prompt_and_come_from_every_model():
     assert all(set(rs) <= set(both) for rs, both in zip(found, alone))
     asked = Counter(both.index(r) for rs, both in zip(found, alone) for r in rs)
     assert min(asked[0], asked[1]) >= 8
+
+
+def key(prompt):
+    """How a model reads it, as text."""
+    return f"{data.encode_prompt(ENC, prompt.messages)}"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What is drawn and sampled -> (settings drawn, one after the other; calls of the sampler). A
+    response says to which prompt, by which model and at which temperature it was sampled."""
+    drawn, calls = [], []
+
+    class Drawing(random.Random):
+        def randrange(self, n):
+            drawn.append(super().randrange(n))
+            return drawn[-1]
+
+    def sample(model, prompts, max_new, eos, n, temperature, seed):
+        calls.append((model.name, temperature, n, prompts, seed))
+        said = [f"{prompt} {model.name} {temperature}" for prompt in prompts for _ in range(n)]
+        return SimpleNamespace(responses=[ENC.encode_ordinary(text) for text in said])
+
+    monkeypatch.setattr(label, "random", SimpleNamespace(Random=Drawing))
+    monkeypatch.setattr(label, "sample", sample)
+    return drawn, calls
+
+
+def test_responses_are_sampled_at_the_settings_that_their_prompt_drew(asked):
+    """As often as it drew each of them; for those of one setting a prompt is computed once."""
+    drawn, calls = asked
+    size = GPTConfig(ENC.n_vocab, 128, 1, 2, 32)
+    models = [SimpleNamespace(name=name, cfg=size) for name in ("one", "two")]
+    prompts = list({key(p): p for p in sandbox.prompts(60)}.values())
+    k = [2 + i % 5 for i in range(len(prompts))]
+    cfg = label.Config(temperatures=(0.5, 1.0, 1.3), max_new=4, batch=8)
+    found = label.sample_responses(models, ENC, prompts, k, cfg)
+    settings = [f"{name} {t}" for name in ("one", "two") for t in cfg.temperatures]
+    draws = iter(drawn)
+    for prompt, k_i, responses in zip(prompts, k, found):
+        wanted = Counter(f"{key(prompt)} {settings[i]}" for i in islice(draws, k_i))
+        assert Counter(responses) == wanted
+    assert set(drawn) == set(range(6)) and next(draws, None) is None
+    computed = [(f"{ids}", *setting) for *setting, _, ids_of, _ in calls for ids in ids_of]
+    assert len(set(computed)) == len(computed) == sum(len(set(x)) for x in found)
+    assert any(n > 1 for _, _, n, _, _ in calls)
+    assert any(len(together) > 1 for _, _, _, together, _ in calls)
+    # no two calls draw the same numbers
+    assert len({seed for *_, seed in calls}) == len(calls)
 
 
 def test_rankings_have_a_labeler_and_a_rank_for_each_response(config):

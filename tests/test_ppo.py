@@ -416,8 +416,8 @@ def test_no_token_behind_the_end_of_a_response_is_read(monkeypatch):
         return ids.where(~behind, torch.randint_like(ids, 7)), total
 
     models, sampled, found = players(), ppo.sample_responses, []
-    for sample in (sampled, junk):
-        monkeypatch.setattr(ppo, "sample_responses", sample)
+    for respond in (sampled, junk):
+        monkeypatch.setattr(ppo, "sample_responses", respond)
         x, stats = ppo.roll_out(models, prompts(), CFG, 0.1, EOS, seed=0)
         stats = {name: value for name, value in stats.items() if name not in MACHINE}
         grads, logged = total_losses(models, x, CFG)
