@@ -7,8 +7,7 @@
 In the sandbox (seed 0) the loss falls from 3.8 to 0.2 nats a token.
 
 DEVIATION [IG] C.3: one model is both the SFT baseline and the start of PPO, with 10 % pretraining
-mixed in. The paper trains them apart: the baseline without the mix (`--ptx-mix 0`), the start of
-PPO for 2 epochs with it; `ppo.py --init` takes either.
+mixed in. The paper's baseline has no mix (`--ptx-mix 0`); its start of PPO has it, for 2 epochs.
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 """

@@ -3,9 +3,8 @@
 A stage hands over its networks, its batches, and a generator of each batch's losses, in pieces.
 `train` does the rest: schedule, precision, clipping, AdamW, averaging, log, evaluation, saving.
 
-Resume is exact because nothing is drawn from a generator whose state must be remembered: step s
-is seeded by (seed, s, rank). A run that was killed anywhere and started again with the same command
-ends, on a CPU, in the same bytes as one that was not.
+Resume is exact, on a CPU to the byte, because nothing is drawn from a generator whose state must be
+remembered: step s is seeded by (seed, s, rank).
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 [N] Huang et al., The N Implementation Details of RLHF with PPO

@@ -32,6 +32,8 @@ RL = {
     "max_new": 16,
 }
 
+ASKED = {"n": 150, "samples": 2, "dialogues": 12, "untouched": 12}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -61,7 +63,7 @@ def folder(tmp_path_factory):
     settings = ppo.PRESETS["sandbox"] | RL
     ppo.main(ppo.Config(init=supervised, rm=rm, out=policy, ptx=(text,), **settings))
     systems = (base, supervised, policy)
-    evaluate.main(evaluate.Config(systems=systems, rm=rm, out=f"{folder}/report", n=150))
+    evaluate.main(evaluate.Config(systems=systems, rm=rm, out=f"{folder}/report", **ASKED))
     return folder
 
 
