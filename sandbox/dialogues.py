@@ -47,7 +47,7 @@ ASKED = Places(*([x for x in all_of if x not in untouched]
 
 # ---- questions: each maker draws (text, answer key) of one use case -----------------------------
 # The answer key is Prompt.meta: its "answers" are all perfect, and the first one is what a
-# demonstration says. "follow" says what may be asked next.
+# demonstration says.
 
 def _open_qa(rng, places):
     relation = rng.choice(list(RELATIONS))
