@@ -97,9 +97,33 @@ COMMANDS = {
     "evaluate": Command(
         "evaluate",
         5,
-        "--rm in/rm.pt --n 4 --max-new 4 --text in/text.txt --out new",
+        "--rm in/rm.pt --n 4 --samples 2 --dialogues 6 --untouched 6 --max-new 4 "
+        "--text in/text.txt --out new",
         ("in/base.pt", "in/sft.pt"),
         "systems",
+    ),
+    "means": Command(
+        "evaluate",
+        1,
+        "--seeds in/report/report.json in/report1/report.json",
+        kinds=(("seeds", tuple[str, ...]), ("rm", str)),
+    ),
+    "report": Command("evidence.report", 1, "", ("in/report",)),
+    "ceiling": Command(
+        "evidence.ceiling",
+        3,
+        "--init in/sft.pt --rm in/rm.pt --prompts in/prompts.jsonl --ptx in/text.txt "
+        "--iterations 2 --rollout 4 --minibatch 2 --microbatch 2 --max-new 4 "
+        f"{STEPS} --out new.pt",
+    ),
+    "strangers": Command("evidence.strangers", 2, "--max-new 4", ("in/sft.pt",), "model"),
+    "seeds": Command(
+        "evidence.seeds",
+        2,
+        "--docs docs --readme README.md",
+        ("in/seed1/report.json", "in/seed2/report.json"),
+        "reports",
+        copied=("docs", "README.md"),
     ),
     "claims": Command(
         "evidence.claims",
@@ -129,8 +153,9 @@ LEFT_OUT = {
 }
 # What may ask for work without an end: such fields get no number over a hundred.
 ENDLESS = {
-    "batch", "best_of", "demonstrations", "documents", "epochs", "iterations", "k_max", "k_min",
-    "minibatch", "n", "n_layer", "ptx_ratio", "rollout", "rounds", "tokens",
+    "batch", "best_of", "demonstrations", "dialogues", "documents", "epochs", "iterations", "k_max",
+    "k_min", "minibatch", "n", "n_layer", "ptx_ratio", "rollout", "rounds", "samples", "tokens",
+    "untouched",
 }  # fmt: skip
 
 # ---- values -------------------------------------------------------------------------------------
@@ -179,7 +204,7 @@ ODD_WORDS = ["extra", "--unknown", "--unknown=1", "-x", "--", "--help", "-h", "@
 
 def kinds_of(command):
     """{field: type} of what a command line can say, but for what is left out."""
-    if command.kinds or command.module in ("model", "data", "sandbox"):
+    if command.kinds or command.module in ("model", "data", "sandbox", "evidence.report"):
         return dict(command.kinds)
     Config = importlib.import_module(command.module).Config
     kinds = typing.get_type_hints(Config)
@@ -383,6 +408,8 @@ def make_world():
     """In the current folder, make in/: data, models of every stage, and odd things."""
     os.makedirs("in")
     malformed.write_data("in", ROOT)
+    for seed in (1, 2):
+        malformed.write_report(f"in/seed{seed}", seed)
     steps = [
         ("pretrain", "--out in/base.pt"),
         ("sft", "--out in/sft.pt"),

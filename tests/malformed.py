@@ -73,6 +73,23 @@ def write_data(folder, root):
         shutil.copy(os.path.join(root, name), os.path.join(folder, name))
 
 
+def write_report(folder, seed):
+    """The report of `make compare`, with a few figures of each of its systems."""
+    import sandbox
+    from evidence import seeds
+
+    shares = dict.fromkeys(seeds.OF_SOME, 0.5) | {"prompts": 10}
+    of_keys = {"use_cases": sandbox.USE_CASES, "turns": "123456"}
+    groups = {name: of_keys.get(name, ("open qa", "unanswerable")) for name in seeds.GROUPS}
+    figures = dict.fromkeys(seeds.FIGURES, 0.5) | {"best_of": 1, "prompts": 400, "samples": 8}
+    figures |= {name: dict.fromkeys(keys, shares) for name, keys in groups.items()}
+    systems = [{"name": name, **figures, "elo": seed} for name in seeds.SYSTEMS]
+    os.makedirs(folder)
+    files = {"report.json": {"systems": systems}, "made.json": {"config": {"seed": seed}}}
+    for name, content in files.items():
+        write(os.path.join(folder, name), json.dumps(content))
+
+
 def interrupted(function):
     """Run a stage in a process of its own that is killed after its first save."""
     pid = os.fork()
@@ -579,9 +596,9 @@ def spoil_resume(rng, saved):
 
 
 def report_case(rng, world):
-    """evaluate.py --seeds, or evidence.claims, with bad figures."""
-    state = rng.getstate()
-    if rng.random() < 0.3:
+    """evidence.claims, evidence.seeds, evidence.report or evaluate.py --seeds with bad figures."""
+    state, command = rng.getstate(), rng.choice(["claims", "seeds", "report", "means"])
+    if command == "claims":
 
         def make(work):
             rng.setstate(state)
@@ -594,13 +611,23 @@ def report_case(rng, world):
 
         return Malformed("claims", [], [], make, "docs/claims.jsonl has bad lines")
 
+    good = os.path.join(world, "seed2" if command == "seeds" else "report1")
+
     def make(work):
         rng.setstate(state)
-        text = read(os.path.join(world, "report1", "report.json")).decode()
-        write(os.path.join(work, "bad"), spoiled_json(rng, text))
+        folder = os.path.join(work, "bad")
+        os.makedirs(folder)
+        for name in ("report.json", "made.json"):
+            shutil.copy(os.path.join(good, name), folder)
+        # made.json has the seed
+        name = "made.json" if command == "seeds" and rng.random() < 0.2 else "report.json"
+        text = read(os.path.join(good, name)).decode()
+        write(os.path.join(folder, name), spoiled_json(rng, text))
+        return name
 
-    flags = ["--seeds", "in/report/report.json", "bad"]
-    return Malformed("evaluate", flags, [], make, "bad is a report.json")
+    flags = ["--seeds", "in/report/report.json", "bad/report.json"] if command == "means" else []
+    bare = {"seeds": ["in/seed1/report.json", "bad/report.json"], "report": ["bad"]}
+    return Malformed(command, flags, bare.get(command, []), make, "in bad/ is a bad file")
 
 
 def case(rng, n, world):

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import interop
+import pretrain
 from interop.plan import SIZES, main, memory, parameters
 from model import GPT, Block, GPTConfig
 from plumbing.processes import prepare_blocks
@@ -272,6 +274,17 @@ def test_the_table_has_the_published_sizes(command):
     assert 1.3e9 < counts["paper-1.3b"] < 1.35e9 and 6e9 < counts["paper-6b"] < 7e9
     network = GPT(GPTConfig(**SIZES["sandbox"]))
     assert counts["sandbox"] == sum(p.numel() for p in network.parameters())
+
+
+def test_the_sizes_are_those_that_the_presets_train():
+    """With as many words as the sandbox has."""
+    assert SIZES.keys() == pretrain.PRESETS.keys()
+    for preset, size in SIZES.items():
+        cfg = pretrain.Config(**pretrain.PRESETS[preset])
+        trained = {"n_layer": cfg.n_layer, "n_head": cfg.n_head, "n_embd": cfg.n_embd}
+        vocab_size = interop.get_tokenizer("sandbox").n_vocab
+        more = {"vocab_size": vocab_size} if preset == "sandbox" else {}
+        assert size == trained | {"block_size": cfg.context} | more
 
 
 AT_LEAST_1 = "--gpus, --microbatch and --sampled must lie in [1, 1000000000]"
