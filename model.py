@@ -123,11 +123,11 @@ class GPT(nn.Module):
                 depth = math.sqrt(2 * cfg.n_layer) if name.endswith("c_proj") else 1.0
                 nn.init.normal_(layer.weight, 0.0, std / depth)
                 nn.init.zeros_(layer.bias)
-        # Positions begin as waves of 6 to 1,900 tokens (Vaswani et al. 2017): from random ones it
-        # takes far longer to learn to look at the token before, and so to copy.
-        t, c = torch.arange(cfg.block_size)[:, None], torch.arange(cfg.n_embd)
-        angle = t / 300 ** (c // 2 * 2 / cfg.n_embd) + c % 2 * math.pi / 2
-        self.wpe.weight.data = 0.04 * angle.sin()                         # (block_size, C)
+        if not self.wpe.weight.is_meta:
+            # Waves (Vaswani et al. 2017): from random positions, copying is learned later.
+            t, c = torch.arange(cfg.block_size)[:, None], torch.arange(cfg.n_embd)
+            angle = t / 300 ** (c // 2 * 2 / cfg.n_embd) + c % 2 * math.pi / 2
+            self.wpe.weight.data = 0.04 * angle.sin()                     # (block_size, C)
 
     def blocks(self):
         """The modules that are compiled, recomputed and sharded one by one."""
