@@ -37,27 +37,27 @@ $(AT)/make.seed: ALWAYS | .venv/ready
 	    "choose another OUT, or remove with make clean what was made in this one" >&2; exit 2; }
 
 $(AT)/base.pt: $(AT)/make.seed
-	@echo "1/6 base: a GPT reads the corpus, about 75 s"
+	@echo "1/6 base: a GPT reads the corpus, about 170 s"
 	$(PY) pretrain.py --seed $(SEED) --out "$@"
 
 $(AT)/sft.pt: $(AT)/base.pt
-	@echo "2/6 SFT: it learns 100 demonstrations, about 8 s"
+	@echo "2/6 SFT: it learns 120 demonstrations, about 15 s"
 	$(PY) sft.py --seed $(SEED) --init "$<" --out "$@"
 
 $(AT)/comparisons.jsonl: $(AT)/sft.pt
-	@echo "3/6 comparisons: labelers rank what SFT answers, about 25 s"
+	@echo "3/6 comparisons: labelers rank what SFT answers, about 35 s"
 	$(PY) label.py --seed $(SEED) --init "$<" --out "$@"
 
 $(AT)/rm.pt: $(AT)/sft.pt $(AT)/comparisons.jsonl
-	@echo "4/6 reward model: it learns what labelers prefer, about 40 s"
+	@echo "4/6 reward model: it learns what labelers prefer, about 60 s"
 	$(PY) reward.py --seed $(SEED) --init "$<" --data "$(OUT)/comparisons.jsonl" --out "$@"
 
 $(AT)/ppo.pt: $(AT)/sft.pt $(AT)/rm.pt
-	@echo "5/6 PPO-ptx: SFT learns from the reward model, about 60 s"
+	@echo "5/6 PPO-ptx: SFT learns from the reward model, about 110 s"
 	$(PY) ppo.py --seed $(SEED) --init "$<" --rm "$(OUT)/rm.pt" --out "$@"
 
 $(AT)/report/report.md: $(foreach x,base sft ppo rm,$(AT)/$(x).pt)
-	@echo "6/6 report: all answer the same held-out prompts, about 25 s"
+	@echo "6/6 report: all answer the same held-out prompts, about 40 s"
 	$(PY) evaluate.py "$(OUT)/base.pt" "$(OUT)/sft.pt" "bon16:$(OUT)/sft.pt" "$(OUT)/ppo.pt" \
 	  --rm "$(OUT)/rm.pt" --seed $(SEED) --out "$(OUT)/report"
 
@@ -72,15 +72,15 @@ $(AT)/feedme.pt: $(AT)/base.pt $(AT)/ratings.jsonl
 
 # plain PPO, without pretraining gradients: what the mix is for
 $(AT)/ppo-plain.pt: $(AT)/sft.pt $(AT)/rm.pt
-	@echo "compare 3/5 PPO without pretraining gradients, about 50 s"
+	@echo "compare 3/5 PPO without pretraining gradients, about 90 s"
 	$(PY) ppo.py --seed $(SEED) --init "$<" --rm "$(OUT)/rm.pt" --ptx-coef 0 --out "$@"
 
 $(AT)/ceiling.pt: $(AT)/sft.pt $(AT)/rm.pt
-	@echo "compare 4/5 ceiling: PPO-ptx with the true score as reward, about 60 s"
+	@echo "compare 4/5 ceiling: PPO-ptx with the true score as reward, about 110 s"
 	$(PY) -m evidence.ceiling --seed $(SEED) --init "$<" --rm "$(OUT)/rm.pt" --out "$@"
 
 $(AT)/report/compare/report.md: $(foreach x,base sft feedme ppo-plain ppo ceiling rm,$(AT)/$(x).pt)
-	@echo "compare 5/5 report: all answer the same held-out prompts, about 60 s"
+	@echo "compare 5/5 report: all answer the same held-out prompts, about 90 s"
 	$(PY) evaluate.py "$(OUT)/base.pt" "prompted:$(OUT)/base.pt" "$(OUT)/sft.pt" \
 	  "$(OUT)/feedme.pt" "bon16:$(OUT)/sft.pt" "$(OUT)/ppo-plain.pt" \
 	  "$(OUT)/ceiling.pt" "$(OUT)/ppo.pt" --rm "$(OUT)/rm.pt" --seed $(SEED) --out "$(OUT)/report/compare"
