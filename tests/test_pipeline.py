@@ -1,8 +1,10 @@
-"""The whole pipeline in about 16 seconds: every stage hands its file to the next, and learns.
+"""The whole pipeline in about 30 seconds: every stage hands its file to the next, and learns.
 
-A model of 2 layers of 64 channels, a 27th of the tokens, a 12th of the comparisons, and shorter
-contexts: the sandbox's prompts have up to 28 tokens and its demonstrations up to 14. Rates are
-higher, for the short runs. The bounds hold for the seeds 0, 1 and 2 with a margin.
+A model of 2 layers of 64 channels, a 13th of the tokens, an 8th of the comparisons, and contexts in
+which of the longer dialogues only the last turns fit. So small a reward model must have seen
+responses that go on and on, the base's, and of those that do not end none is compared: they cost
+more. Rates are higher, for the short runs; of the pretraining text, which the small model has not
+learned yet, less is mixed in. The bounds hold for the seeds 0, 1 and 2 with a margin.
 """
 
 import json
@@ -18,20 +20,22 @@ import sandbox
 import sft
 from plumbing.results import write_jsonl
 
-SMALL = {"n_layer": 2, "n_embd": 64, "context": 64, "batch": 8, "lr": 4e-3, "warmup": 20}
+SMALL = {"n_layer": 2, "n_embd": 64, "context": 64, "block": 64, "batch": 8, "lr": 4e-3}
 RL = {
-    "iterations": 9,
+    "iterations": 10,
     "rollout": 128,
     "minibatch": 32,
     "microbatch": 0,
     "warmup": 1,
-    "lr": 5e-4,
-    "kl_coef": 0.02,
+    "lr": 8e-4,
+    "value_lr": 2e-3,
+    "kl_coef": 0.05,
+    "eos_penalty": 3.0,
+    "ptx_coef": 0.05,
     "ptx_ratio": 0.125,
     "ema": 0.9,
     "max_new": 16,
 }
-
 ASKED = {"n": 150, "samples": 2, "dialogues": 12, "untouched": 12}
 
 
@@ -43,7 +47,7 @@ def folder(tmp_path_factory):
     rankings, text = f"{folder}/comparisons.jsonl", f"{folder}/text.jsonl"
     # less text to mix in than the sandbox has, which takes a second to tokenize
     write_jsonl(text, [{"text": document} for document in sandbox.corpus(2000, "ptx")])
-    pretrain.main(pretrain.Config(out=base, tokens=110_000, documents=4000, **SMALL))
+    pretrain.main(pretrain.Config(out=base, tokens=220_000, documents=6000, warmup=20, **SMALL))
     sft.main(
         sft.Config(
             init=base,
@@ -58,8 +62,8 @@ def folder(tmp_path_factory):
             max_new=16,
         )
     )
-    label.main(label.Config(init=(supervised,), out=rankings, n=1000, k_max=6, max_new=16))
-    reward.main(reward.Config(init=supervised, data=(rankings,), out=rm, batch=8, lr=1e-3))
+    label.main(label.Config(init=(supervised, base), out=rankings, n=1500, k_max=6, max_new=16))
+    reward.main(reward.Config(init=supervised, data=(rankings,), out=rm, batch=8, lr=2e-3))
     settings = ppo.PRESETS["sandbox"] | RL
     ppo.main(ppo.Config(init=supervised, rm=rm, out=policy, ptx=(text,), **settings))
     systems = (base, supervised, policy)
@@ -78,7 +82,7 @@ def mean(lines, key):
 
 def test_the_supervised_losses_fall(folder):
     base, demonstrations, rankings = (log(folder, name) for name in ("base", "sft", "rm"))
-    assert base[0]["loss"] > 5.5 and mean(base[-20:], "loss") < 2.4  # from ln V = 6.1
+    assert base[0]["loss"] > 5.5 and mean(base[-20:], "loss") < 2.4  # from ln V = 6.15
     assert mean(demonstrations[-10:], "loss") < 0.3 * demonstrations[0]["loss"]
     assert mean(rankings[-40:], "loss") < 0.685  # from ln 2 = 0.693
     assert rankings[-1]["held_out_accuracy"] > 0.55
