@@ -89,6 +89,6 @@ def main():
         try:
             lines = ten_lines(json.loads(text), os.path.join(args.folder, "report.md"))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
-            raise ValueError(f"{path} is no report.json of this evaluate.py ({type(e).__name__} "
-                             f"{e}): run it again") from e
+            raise ValueError(f"{path} is no report.json of this evaluate.py: run it "
+                             f"again") from e
         print("\n".join(lines))
