@@ -42,7 +42,7 @@ def wait_for(step, log, process):
 
 def is_running(number):
     """Whether there is a process of this number which has not ended."""
-    found = subprocess.run(["ps", "-o", "stat=", "-p", number], stdout=subprocess.PIPE, check=False)
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(number)], stdout=subprocess.PIPE, check=False)
     return found.stdout.strip()[:1] not in (b"", b"Z")
 
 
@@ -74,10 +74,16 @@ def test_workers_end_with_torchrun_and_the_next_go_on_to_the_same_bytes(tmp_path
     process, log = torchrun(whole, killed), killed / "base.pt.log.jsonl"
     wait_for(random.Random(0).randrange(SAVED_EVERY, STEPS - 10), log, process)
     assert process.poll() is None, (killed / "output.txt").read_text()
-    workers = children_of(process.pid)
+    workers = [int(worker) for worker in children_of(process.pid)]
+    assert len(workers) == 2
+    # They look for torchrun once a second, in which a fast machine would finish: they stand still.
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
     process.kill()
     process.wait()
-    assert len(workers) == 2
+    time.sleep(1)
+    for worker in workers:
+        os.kill(worker, signal.SIGCONT)
     until = time.time() + 10
     while any(map(is_running, workers)) and time.time() < until:
         time.sleep(0.1)
