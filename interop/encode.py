@@ -87,12 +87,13 @@ def encode_rankings(records, enc, block, counts: Counter):
         if not pairs:
             counts["prompts skipped: no two responses fit"] += 1
             continue
-        # a response in no pair needs no forward: with pairs (0, 3) only 0 and 3 are kept
-        used = sorted({i for pair in pairs for i in pair})
-        row = {i: k for k, i in enumerate(used)}
-        kept = [responses[i] for i in used]
+        # what is in no pair needs no forward, and what was said twice needs one
+        kept = []
+        for i in sorted({i for pair in pairs for i in pair}):
+            if responses[i] not in kept:
+                kept.append(responses[i])
         prompt = fit_prompt(r.messages, enc, block - max(map(len, kept)), counts)
-        pairs = [(row[i], row[j]) for i, j in pairs]
+        pairs = [(kept.index(responses[i]), kept.index(responses[j])) for i, j in pairs]
         encoded.append(EncodedRanking(prompt, kept, pairs, r.use_case))
     counts["rankings"] += len(encoded)
     if not encoded:

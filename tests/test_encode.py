@@ -165,23 +165,26 @@ def some_rankings(n):
         K = rng.randint(2, 5)
         pairs = [(i, j) for i in range(K) for j in range(i + 1, K) if rng.random() < 0.7]
         responses = [some_words(rng, 20) for _ in range(K)]
+        responses[-1] = responses[rng.randrange(K)]     # some are said twice
         asked = said(*[some_words(rng, 14) for _ in range(rng.choice((1, 3, 5)))])
         yield Ranking(asked, responses, pairs or [(0, 1)], use_case="chat")
 
 
 def test_responses_of_rankings_are_whole_or_dropped(enc):
-    """Prompt and response fit the context; each pair is of the same two texts as before."""
+    """Prompt and response fit the context; each pair is of the same two texts as before, and no
+    text is there twice."""
     records = list(some_rankings(60))
     for block in (16, 24, 40, 400):
         found, counts = one_by_one(encode_rankings, records, enc, block)
         fitted = Counter()
         for i, r in enumerate(records):
             fits = [len(enc.encode_ordinary(f" {x}")) + 1 <= block // 2 for x in r.responses]
-            pairs = {(r.responses[a], r.responses[b]) for a, b in r.pairs if fits[a] and fits[b]}
+            pairs = [(r.responses[a], r.responses[b]) for a, b in r.pairs if fits[a] and fits[b]]
             assert (i in found) == bool(pairs)
             if i in found:
                 text = [enc.decode(x).removesuffix(EOS).strip() for x in found[i].responses]
-                assert {(text[a], text[b]) for a, b in found[i].pairs} == pairs
+                assert [(text[a], text[b]) for a, b in found[i].pairs] == pairs
+                assert len(set(text)) == len(text)
                 assert {k for p in found[i].pairs for k in p} == set(range(len(text)))
                 room = block - max(map(len, found[i].responses))
                 [prompt] = encode_prompts([r], enc, room, fitted)
