@@ -16,6 +16,7 @@ from evidence import apart, newcomer
 from evidence.answers import Answers
 from evidence.plots import DRAWINGS, HHH, plots
 from evidence.statistics import (
+    agreement,
     bootstrap,
     interval,
     length_controlled,
@@ -31,7 +32,7 @@ WINS = {                # a figure: what the page calls it; who wins
 }
 ANSWERS = {             # what the answers are like
     "true_score": "true score", "helpful": "helpful", "hallucination": "hallucination",
-    "harmless": "harmless", "rm_score": "RM score", "kl": "KL",
+    "harmless": "harmless", "rm_score": "RM score", "rm_agreement": "RM agrees", "kl": "KL",
     "log_ratio": "log-ratio", "pretrain_loss": "pretraining loss", "length": "length",
 }
 COLUMNS = WINS | ANSWERS
@@ -71,6 +72,9 @@ def summary(answers, base, seed, rows=None):
             figures[field] = float(np.mean(held))
     if answers.rm_score is not None:
         figures["rm_score"] = float(answers.rm_score[rows].mean())
+        agrees = agreement(answers.rm_score[rows], ours) if answers.judged else None
+        if agrees is not None:
+            figures["rm_agreement"] = agrees
     means = {"kl": answers.kl, "length": answers.length, "eos_rate": answers.ended}
     figures |= {name: float(values[rows].mean()) for name, values in means.items()}
     figures["distinct"] = len({text for i in rows for text in answers.texts[i]}) / ours.size
@@ -190,14 +194,15 @@ def tables_by_case(systems):
     lines = []
     if len(cases) == 1:
         return lines                                # the first table says it all
-    for column in ("win_rate", *HHH):
+    for column in ("win_rate", *HHH, "rm_agreement"):
         if column not in systems[0]:
             continue
         rows = []
         for s in systems:
-            rates = [f"{s['use_cases'][case][column]:.2f}" for case in cases]
-            rows.append([s["name"], *rates])
-        lines += ["", f"## {COLUMNS[column].capitalize()} by use case"]
+            figures = [s["use_cases"][case].get(column) for case in cases]
+            rows.append([s["name"], *("" if x is None else f"{x:.2f}" for x in figures)])
+        title = COLUMNS[column]
+        lines += ["", f"## {title[0].upper()}{title[1:]} by use case"]
         lines += table(["system", *cases], rows)
     return lines
 
@@ -211,8 +216,10 @@ def about(report):
             f"won, tied and lost: what it is made of; won of decided: ties apart. In brackets: "
             f"95 % bootstrap intervals over distinct prompts. At equal length: the win rate if "
             f"all answers were as long as {baseline}'s. Elo: fitted to all pairs, {baseline} = 0.")
-    answers = (f"KL: in nats a response, from the checkpoint of {baseline}; ≤ is an upper bound, "
-               f"with log n - (n-1)/n for best of n. Length: in tokens.")
+    answers = (f"RM agrees: of the pairs of answers to a prompt that the judge tells apart, the "
+               f"share that the reward model orders as the judge does. KL: in nats a response, "
+               f"from the checkpoint of {baseline}; ≤ is an upper bound, with log n - (n-1)/n for "
+               f"best of n. Length: in tokens.")
     return wins, answers
 
 

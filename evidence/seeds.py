@@ -43,9 +43,9 @@ CLOSED = ("closed qa", "extraction", "rewriting")               # the answer sta
 SHARES = ("won", "tied", "lost")
 # what a line of seeds.jsonl keeps of a system, of all its answers and of those to some prompts
 FIGURES = ("best_of", "prompts", "samples", "win_rate", *SHARES, "decided", "length_controlled",
-           "elo", "true_score", "helpful", "hallucination", "harmless", "rm_score", "kl", "length",
-           "pretrain_loss", "fall")
-OF_SOME = ("prompts", "win_rate", "helpful", "hallucination", "right", "neither")
+           "elo", "true_score", "helpful", "hallucination", "harmless", "rm_score",
+           "rm_agreement", "kl", "length", "pretrain_loss", "fall")
+OF_SOME = ("prompts", "win_rate", "helpful", "hallucination", "rm_agreement", "right", "neither")
 GROUPS = ("use_cases", *apart.GROUPS)
 DRAWN = (*SHARES, "length_controlled")
 # behind the point; 3 otherwise
@@ -190,7 +190,8 @@ README = {"win_rate": "preferred to SFT", "length_controlled": "at equal length"
           "true_score": "true score", "helpful": "helpful", "hallucination": "hallucination",
           "kl": "KL", "length": "length", "pretrain_loss": "pretraining loss"}
 WORLD = README | {"closed_domain": "hallucination, closed domain", "harmless": "harmless",
-                  "rm_score": "RM score", "elo": "Elo"}
+                  "rm_score": "RM score", "rm_agreement": "RM agrees", "elo": "Elo"}
+BY_CASE = {"helpful": "Helpful", "hallucination": "Hallucination", "rm_agreement": "RM agrees"}
 BEGINS = {"WORLD.md": "# What the default world shows", "seeds.jsonl": '{"seed": ',
           "systems.png": "python -m evidence."}     # the start of whoever drew it
 ABOUT = """\
@@ -200,7 +201,8 @@ of each. A seed has its own corpus, weights, demonstrations, labelers and held-o
 score. Every figure is a mean over the seeds with its 95 % interval (Student's t). The last system \
 was trained on the true score itself: what PPO-ptx would be if the reward model were perfect. \
 Helpful, hallucination and harmless are shares of the answers; in the closed domain, {closed}, the \
-answer stands in the prompt. KL is to SFT, in nats an answer, length in tokens, the loss in nats a \
+answer stands in the prompt. RM agrees: of the pairs of a system's answers to a prompt that the \
+true score tells apart, the share that the reward model orders in the same way. KL is to SFT, in nats an answer, length in tokens, the loss in nats a \
 token."""
 PREFERRED = """\
 A system is compared with SFT on all pairs of their answers to a prompt. Preferred: the share that \
@@ -221,8 +223,8 @@ def world(lines):
     page = [BEGINS["WORLD.md"], "", about, "", "## Targets", "", TARGETED]
     page += table(["", "over the seeds", "target", ""], targets_rows(lines))
     page += ["", "## Systems", "", PREFERRED, *systems_table(systems, WORLD)]
-    for column in ("helpful", "hallucination"):
-        page += ["", f"## {column.capitalize()} by use case", *use_cases_table(systems, column)]
+    for column, title in BY_CASE.items():
+        page += ["", f"## {title} by use case", *use_cases_table(systems, column)]
     for title, text, head, rows in apart.tables(systems, cell):
         page += ["", f"## {title}", "", text, *table(head, rows)]
     return "\n".join(page) + "\n"

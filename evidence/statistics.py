@@ -47,6 +47,18 @@ def shares(ours, theirs):
     return {name: float(share) for name, share in found.items()}
 
 
+def agreement(proxy, gold):
+    """Of the pairs of answers to one prompt that differ in gold score, the share that the proxy
+    score orders in the same way, ties half: proxy and gold (N, n) -> a number, None without pairs.
+    """
+    proxy_gap = proxy[:, :, None] - proxy[:, None]           # (N, n, n)
+    gold_gap = gold[:, :, None] - gold[:, None]
+    pairs = gold_gap > 0
+    if not pairs.any():
+        return None
+    return float((0.5 + 0.5 * np.sign(proxy_gap[pairs])).mean())
+
+
 def bootstrap(ours, theirs, prompts, seed=0, resamples=2000):
     """95 % interval of the win rate, resampling distinct `prompts` (N,) with all the answers to
     each: two answers to one prompt are not two independent draws."""

@@ -148,6 +148,7 @@ def test_figures_by_hand():
     helpful = [j.helpful for i in rows for j in ours.judged[i]]
     assert found["helpful"] == pytest.approx(sum(helpful) / 6) and found["prompts"] == 3
     assert found["eos_rate"] == pytest.approx(sum(ours.ended[i].sum() for i in rows) / 6)
+    assert 0 <= found["rm_agreement"] <= 1
     assert found["distinct"] == pytest.approx(len({t for i in rows for t in ours.texts[i]}) / 6)
 
 
@@ -184,7 +185,7 @@ def test_any_system_can_be_the_baseline():
 def test_the_page_shows_every_system_and_use_case(four):
     assert all(f"| {name} |" in four.page for name in four.systems)
     head = "| system | " + " | ".join(four.systems["sft"]["use_cases"]) + " |"
-    assert four.page.count(head) == 4
+    assert four.page.count(head) == 5
     table = four.page.split("## Helpful by use case")[1].split("##")[0]
     for name, s in four.systems.items():
         helpful = " | ".join(f"{c['helpful']:.2f}" for c in s["use_cases"].values())

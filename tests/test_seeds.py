@@ -213,7 +213,7 @@ def test_the_pages_say_what_the_reports_say(config):
     assert "stale" not in own
     order = [line.split("|")[1].strip() for line in own.splitlines() if line.startswith("| ")]
     assert order[2:] == list(seeds.SYSTEMS.values())
-    assert len(rows(text, "chat")) == 2 and rows(text, "chat")[1][7] == "0.100 ± 0.000"
+    assert len(rows(text, "chat")) == 3 and rows(text, "chat")[1][7] == "0.100 ± 0.000"
     assert "400, with 8 answers of each system" in text
     assert "nan" not in text and "inf " not in text
 

@@ -72,6 +72,20 @@ def test_nothing_is_decided_where_everything_ties():
     assert statistics.shares(np.ones((3, 2)), np.ones((3, 2))) == {"won": 0, "tied": 1, "lost": 0}
 
 
+def test_agreement_counts_the_pairs_of_each_prompt():
+    rng = np.random.default_rng(0)
+    proxy, gold = rng.integers(0, 4, (9, 5)), rng.integers(0, 3, (9, 5))
+    right = []
+    for p, g in zip(proxy, gold):
+        for i, j in itertools.permutations(range(5), 2):
+            if g[i] > g[j]:
+                right.append(1 if p[i] > p[j] else 0.5 if p[i] == p[j] else 0)
+    assert statistics.agreement(proxy, gold) == pytest.approx(np.mean(right))
+    assert statistics.agreement(gold * 2.0, gold) == 1
+    assert statistics.agreement(-gold, gold) == 0
+    assert statistics.agreement(proxy, np.ones((9, 5))) is None
+
+
 def test_the_bootstrap_interval_covers_the_truth_19_times_in_20():
     """Scores 0, 1, 2 at .2 .3 .5 against .5 .3 .2: wins .3*.5 + .5*.8 = .55, ties .29."""
     for n in (1, 4):
