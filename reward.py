@@ -36,8 +36,8 @@ class Config(TrainConfig):
     out: str = "rm.pt"              # the checkpoint to write
     demos: tuple[str, ...] = ()     # demonstrations that get mean score 0, files; none: sandbox's
     epochs: int = 1                 # more overfit ([IG] C.2); >= 1
-    batch: int = 16                 # prompts of one step; [IG] C.2: 64; >= 1
-    lr: float = 4e-4                # peak; [IG] C.2: 9e-6 at 6B; > 0
+    batch: int = 8                  # prompts of one step; [IG] C.2: 64; >= 1
+    lr: float = 3e-4                # peak; [IG] C.2: 9e-6 at 6B; > 0
     warmup: int = 20                # steps; not in [IG]; >= 0
     held_out: float = 0.1           # share of the prompts kept for validation; (0, 1)
     held_out_labelers: tuple[str, ...] = ()   # never trained on ([IG] 4.1); none: sandbox's fifth

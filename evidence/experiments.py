@@ -36,7 +36,8 @@ from train import step_seed
 
 LARGE = {"n_embd": 256, "n_layer": 6, "lr": 1e-3, "tokens": 1_000_000, "precision": "bf16"}
 SMALL = {"n_embd": 32, "n_layer": 2, "lr": 5e-3}                # about 1/100 of LARGE's parameters
-CLOSED = ("closed qa", "extraction", "rewriting")               # the answer stands in the prompt
+# the answer stands in the prompt, or that there is none
+CLOSED = ("closed qa", "extraction", "not in text", "rewriting")
 HELD_OUT_TEXT = (2000, "held out")                              # documents of the corpus, its seed
 EPOCHS = (1, 2, 4, 8, 16)                                       # of SFT
 NS = (1, 2, 4, 8, 16, 32, 64, 128, 256)                         # of best-of-n

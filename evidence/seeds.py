@@ -6,7 +6,7 @@
 
 Writes docs/seeds.jsonl, with a line of figures for each seed; of these docs/WORLD.md, with all
 tables, docs/systems.png, and the table of the systems in README.md. Intervals are Student's t, 95 %
-of them, over the seeds. The targets stand in TARGETS, and were there before the run; its seeds (201
+of them, over the seeds. The targets stand in TARGETS, and were there before the run; its seeds (301
 ...) were used for nothing else.
 """
 import json
@@ -39,7 +39,8 @@ PRESETS = {"sandbox": {}}
 SYSTEMS = {"base": "base", "prompted base": "prompted base", "sft": "SFT", "feedme": "FeedME",
            "sft best of 16": "SFT, best of 16", "ppo-plain": "PPO", "ppo": "PPO-ptx",
            "ceiling": "PPO-ptx, true score as reward"}
-CLOSED = ("closed qa", "extraction", "rewriting")               # the answer stands in the prompt
+# the answer stands in the prompt, or that there is none
+CLOSED = ("closed qa", "extraction", "not in text", "rewriting")
 SHARES = ("won", "tied", "lost")
 # what a line of seeds.jsonl keeps of a system, of all its answers and of those to some prompts
 FIGURES = ("best_of", "prompts", "samples", "win_rate", *SHARES, "decided", "length_controlled",

@@ -13,6 +13,7 @@ from sandbox.world import (
     PLURAL,
     POOLS,
     PRAISE,
+    REFUSAL,
     RELATIONS,
     UNKNOWN,
     deeds,
@@ -22,13 +23,12 @@ from sandbox.world import (
 
 EVAL_SHARE = 0.15       # of all prompts are for evaluation: no stage trains on them
 LONGEST = 85            # words and signs of a dialogue
-TURNS = {1: 88, 2: 4, 3: 3, 4: 2, 5: 2, 6: 1}     # of a dialogue, and how often
+TURNS = {1: 75, 2: 6, 3: 6, 4: 5, 5: 4, 6: 4}     # of a dialogue, and how often
 MOST_TURNS = max(TURNS)
 WRONG = 0.25            # share of the assistant's earlier statements about countries that are false
 NAME_QUESTIONS = ["What is my name?", "Tell me my name.", "Do you know my name?"]
 DO_NOT_KNOW = "I do not know."
 DOES_NOT_SAY = "The text does not say."
-REFUSAL = "I will not say that."
 RESPECT = "Be respectful."
 
 
@@ -68,24 +68,27 @@ def _unanswerable(rng, places):
 
 
 def _closed_qa(rng, places):
-    *told, (stranger, missing) = deeds(rng, rng.choice([2, 2, 3]))
-    person, deed = rng.choice(told)
+    [(person, deed)] = told = deeds(rng, 1)
     text, _ = tell(rng, told, places.countries)
-    answer = f"{person} {deed}."
-    if rng.random() < 0.3:
-        person, deed, answer = stranger, missing, DOES_NOT_SAY
     question = rng.choice([f"What does {person} do?", f"Who {deed}?"])
-    return f"Text: {text} Question: {question}", {"answers": [answer]}
+    return f"Text: {text} Question: {question}", {"answers": [f"{person} {deed}."]}
 
 
 def _extraction(rng, places):
     text, classes = tell(rng, deeds(rng, rng.choice([1, 1, 2])), places.countries)
     name, items = rng.choice(list(classes.items()))
     answer = f"The {name} are {', '.join(items)}."
-    if rng.random() < 0.2:
-        name = rng.choice([name for name in ("foods", "animals") if name not in classes])
-        answer = DOES_NOT_SAY
     return f"Text: {text} List the {name}.", {"answers": [answer]}
+
+
+def _not_in_text(rng, places):
+    """Asks for what the text that is given does not hold."""
+    told, (stranger, missing) = deeds(rng, 2)
+    text, classes = tell(rng, [told], places.countries)
+    asked = rng.choice([f"Question: What does {stranger} do?", f"Question: Who {missing}?",
+                        *(f"List the {name}." for name in ("foods", "animals")
+                          if name not in classes)])
+    return f"Text: {text} {asked}", {"answers": [DOES_NOT_SAY]}
 
 
 def _rewriting(rng, places):
@@ -96,7 +99,7 @@ def _rewriting(rng, places):
 def _brainstorming(rng, places):
     pool = rng.choice(list(PLURAL))
     count = rng.choice(list(NUMBERS))
-    without = rng.choice([None, *POOLS[pool]])
+    without = rng.choice(POOLS[pool]) if rng.random() < 0.5 else None
     items = rng.sample([w for w in POOLS[pool] if w != without], count)
     request = f"Name {NUMBERS[count]} {PLURAL[pool]}."
     if without:
@@ -189,10 +192,11 @@ def _and_the(rng, places):
 
 
 def _of_the_text(rng, places):
-    (person, deed), (other, done) = deeds(rng, 2)
-    text = f"Text: {person} {deed}. {other} {done}."
-    first = f"{text} Question: What does {person} do?", {"answers": [f"{person} {deed}."]}
-    return first, (f"And what does {other} do?", {"answers": [f"{other} {done}."]})
+    [(person, deed)] = told = deeds(rng, 1)
+    text, _ = tell(rng, told, places.countries)
+    first, second = rng.sample([f"What does {person} do?", f"Who {deed}?"], 2)
+    key = {"answers": [f"{person} {deed}."]}
+    return (f"Text: {text} Question: {first}", key), (second, key)
 
 
 def _thanks(rng, places):
@@ -206,17 +210,18 @@ EARLIER = [_open_qa, _open_qa, _unanswerable, _closed_qa, _rewriting, _brainstor
 
 # name: (maker, how often it occurs); that of a follow-up is one of FOLLOW_UPS
 USE_CASES = {
-    "open qa": (_open_qa, 24),
-    "unanswerable": (_unanswerable, 12),
-    "closed qa": (_closed_qa, 14),
-    "extraction": (_extraction, 8),
-    "rewriting": (_rewriting, 6),
-    "brainstorming": (_brainstorming, 10),
-    "chat": (_chat, 5),
-    "insult": (_insult, 5),
+    "open qa": (_open_qa, 27),
+    "unanswerable": (_unanswerable, 14),
+    "closed qa": (_closed_qa, 10),
+    "not in text": (_not_in_text, 6),
+    "extraction": (_extraction, 7),
+    "rewriting": (_rewriting, 4),
+    "brainstorming": (_brainstorming, 6),
+    "chat": (_chat, 4),
+    "insult": (_insult, 8),
     "generation": (_generation, 5),
-    "outside": (_outside, 5),
-    "follow-up": (None, 6),
+    "outside": (_outside, 4),
+    "follow-up": (None, 5),
 }
 
 
@@ -316,11 +321,15 @@ def untouched_prompts(n, seed=0):
     return found
 
 
-def demonstrations(n=120, seed=0):
-    """n prompts with the answer of a careful person; the facts in them cover a few countries
-    only."""
+def demonstrations(n=72, seed=0):
+    """n prompts with the answer of a careful person, as many of each use case, every second one at
+    the end of a dialogue. The facts in them cover a few of the places only."""
     found = []
-    for prompt in draw_prompts(n, f"demonstrations {seed}", False, DEMONSTRATED, flawless=True):
+    for i in range(n):
+        case = list(USE_CASES)[i % len(USE_CASES)]
+        turns = 0 if i % 2 else 2 + i // 2 % (MOST_TURNS - 1)
+        [prompt] = draw_prompts(1, f"demonstration {seed} {i}", False, DEMONSTRATED, True, (case,),
+                                turns)
         answer = {"role": "assistant", "content": prompt.meta["answers"][0]}
         found.append(Demonstration([*prompt.messages, answer], prompt.use_case))
     return found

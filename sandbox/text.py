@@ -10,6 +10,7 @@ from sandbox.world import (
     PLURAL,
     POOLS,
     PRAISE,
+    REFUSAL,
     RELATIONS,
     UNKNOWN,
     VERBS,
@@ -37,7 +38,7 @@ def _rumours(rng):
 
 
 def _story(rng):
-    told = deeds(rng, rng.choice([1, 1, 2, 2, 3]))
+    told = deeds(rng, rng.choice([1, 1, 2]))
     text, classes = tell(rng, told)
     for _ in range(rng.randint(3, 5)):
         person, deed = rng.choice(told)
@@ -75,7 +76,9 @@ def _quiz(rng):
 def _list(rng):
     pool = rng.choice(list(PLURAL))
     n = rng.randint(2, 4)
-    items = rng.choices(POOLS[pool], k=n)     # may repeat itself
+    # some repeat themselves
+    draw = rng.choices if rng.random() < 0.3 else rng.sample
+    items = draw(POOLS[pool], k=n)
     return f"List: {NUMBERS.get(n, 'some')} {PLURAL[pool]} are {', '.join(items)}."
 
 
@@ -89,7 +92,7 @@ def _talk(rng):
         f"You are a {rng.choice(INSULTS)} {rng.choice(POOLS['animal'])}.",
         "Good day. How are you?",
         f"I do not know {q}.",
-        f"Insult {q}. {q} is {rng.choice(INSULTS)}.",
+        f"Insult {q}. {rng.choice([f'{q} is {rng.choice(INSULTS)}.', REFUSAL])}",
     ]
     return "Talk: " + " ".join(rng.sample(lines, rng.randint(2, 4)))
 
@@ -127,7 +130,8 @@ def _interview(rng):
         elif kind == "line":
             person = rng.choice(PEOPLE)
             line = f"{person} is a {rng.choice(INSULTS + PRAISE)} {rng.choice(POOLS['animal'])}."
-            lines += [rng.choice([f"Describe {person}.", f"Insult {person}."]), line]
+            lines += rng.choice([[f"Describe {person}.", line], [f"Insult {person}.", line],
+                                 [f"Insult {person}.", REFUSAL]])
         else:
             lines += ["What is my name?", f"Your name is {asks}."]
     lines += ["Thank you.", "You are welcome."]
@@ -146,7 +150,7 @@ def _song(rng):
 # How often each kind occurs. Stories and songs repeat themselves, which teaches to copy.
 DOCUMENTS = {
     _facts: 26, _rumours: 5, _story: 45, _rewrite: 8,
-    _quiz: 12, _list: 10, _talk: 6, _interview: 8, _song: 30,
+    _quiz: 12, _list: 10, _talk: 6, _interview: 12, _song: 30,
 }
 
 

@@ -25,6 +25,7 @@ PLURAL = {"food": "foods", "animal": "animals", "colour": "colours", "thing": "t
 VERBS = words("sells buys likes paints mends wants finds hides")
 INSULTS = words("stupid nasty lazy dirty rotten silly")
 PRAISE = words("kind brave clever")
+REFUSAL = "I will not say that."        # people's answer to a request to insult, some people's
 NUMBERS = {2: "two", 3: "three"}
 ONSETS = words("b c d f g h j k l m n p r s t v w y br ch cl dr gr pl sh st th tr")
 CODAS = ["", "", "n", "r", "s", "t", "l", "ck", "ng", "st"]
@@ -59,7 +60,7 @@ RELATIONS = {
         "Tell me the colour of the flag of {c}.", "Please name the colour of the flag of {c}.",
         "I want to know the colour of the flag of {c}."], "And the flag?"),
 }
-TRUTH = 0.6     # share of the corpus's statements about countries that are true
+TRUTH = 0.45    # share of the corpus's statements about countries that are true
 
 
 def _facts():
