@@ -41,7 +41,7 @@ $(AT)/base.pt: $(AT)/make.seed
 	$(PY) pretrain.py --seed $(SEED) --out "$@"
 
 $(AT)/sft.pt: $(AT)/base.pt
-	@echo "2/6 SFT: it learns 72 demonstrations, about 15 s"
+	@echo "2/6 SFT: it learns 60 demonstrations, about 15 s"
 	$(PY) sft.py --seed $(SEED) --init "$<" --out "$@"
 
 $(AT)/comparisons.jsonl: $(AT)/sft.pt

@@ -62,7 +62,7 @@ class Config(TrainConfig):
     value_clip: float = 0.2         # of the change of a value, 0: none; not in [IG]: [Z19]; >= 0
     vf_coef: float = 1.0            # of the value loss; hardly matters: V has its own Adam; > 0
     whiten: bool = True             # advantages, over a minibatch's tokens; not in [IG]: [N]
-    eos_penalty: float = 1.0        # off the score of a response without an end; not in [IG]; >= 0
+    eos_penalty: float = 3.0        # off the score of a response without an end; not in [IG]; >= 0
     microbatch: int = 32            # rows of one forward, 0: all; memory, not the gradient; >= 0
     lr: float = 6e-4                # peak, policy; [IG] E.9: 2.55e-6 .. 2.55e-5; > 0
     value_lr: float = 1e-3          # peak, value function; [IG] C.4: 9e-6; > 0

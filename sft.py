@@ -36,7 +36,7 @@ class Config(TrainConfig):
     columns: str = ""               # names of fields of --data: prompt=question,response=answer
     ptx: tuple[str, ...] = ()       # pretraining text for --ptx-mix, files; none: the sandbox's
     ptx_mix: float = 0.1            # its share of the loss ([IG] C.3: 10 % of data); [0, 1)
-    demonstrations: int = 72        # of the sandbox, if there is no --data; [1, 10_000_000]
+    demonstrations: int = 60        # of the sandbox, if there is no --data; [1, 10_000_000]
     epochs: int = 16                # [IG] C.1; >= 1
     batch: int = 32                 # demonstrations of one step ([IG] C.1); >= 1
     dropout: float = 0.2            # residual dropout ([IG] C.1); [0, 1)

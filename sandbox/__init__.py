@@ -17,8 +17,8 @@ differently and err; `judge` is the rubric itself, without error, which training
 # ruff: noqa: F401, I001 (what others use, in few lines)
 from sandbox.dialogues import (
     DEMONSTRATED, DO_NOT_KNOW, DOES_NOT_SAY, MOST_TURNS, RESPECT, UNTOUCHED, USE_CASES,
-    check_answer_key, demonstrations, dialogue_prompts, draw_prompts, eval_prompts, prompts,
-    untouched_prompts,
+    check_answer_key, demonstration_prompts, demonstrations, dialogue_prompts, draw_prompts,
+    eval_prompts, prompts, untouched_prompts,
 )
 from sandbox.rubric import HELD_OUT_LABELER, LABELERS, RUBRIC, Judgement, judge, rate, toxic
 from sandbox.text import corpus, tasks

@@ -206,7 +206,8 @@ def _thanks(rng, places):
 
 FOLLOW_UPS = [_my_name, _are_you_sure, _and_the, _of_the_text, _thanks]
 # What may have been said before anything else.
-EARLIER = [_open_qa, _open_qa, _unanswerable, _closed_qa, _rewriting, _brainstorming, _thank_you]
+EARLIER = [_open_qa, _open_qa, _unanswerable, _closed_qa, _not_in_text, _rewriting, _brainstorming,
+           _thank_you]
 
 # name: (maker, how often it occurs); that of a follow-up is one of FOLLOW_UPS
 USE_CASES = {
@@ -321,15 +322,23 @@ def untouched_prompts(n, seed=0):
     return found
 
 
-def demonstrations(n=72, seed=0):
-    """n prompts with the answer of a careful person, as many of each use case, every second one at
-    the end of a dialogue. The facts in them cover a few of the places only."""
+def demonstration_prompts(n=60, seed=0):
+    """n prompts for demonstrations, as many of each use case, every second one at the end of a
+    dialogue. The facts in them, and in what was said before, cover a few of the places only."""
     found = []
     for i in range(n):
-        case = list(USE_CASES)[i % len(USE_CASES)]
-        turns = 0 if i % 2 else 2 + i // 2 % (MOST_TURNS - 1)
-        [prompt] = draw_prompts(1, f"demonstration {seed} {i}", False, DEMONSTRATED, True, (case,),
-                                turns)
+        of_case, k = divmod(i, len(USE_CASES))
+        case = list(USE_CASES)[k]
+        turns = 2 + i % (MOST_TURNS - 1) if (of_case + k) % 2 else 0
+        found += draw_prompts(1, f"demonstration {seed} {i}", False, DEMONSTRATED, True, (case,),
+                              turns)
+    return found
+
+
+def demonstrations(n=60, seed=0):
+    """n prompts with the answer of a careful person, see `demonstration_prompts`."""
+    found = []
+    for prompt in demonstration_prompts(n, seed):
         answer = {"role": "assistant", "content": prompt.meta["answers"][0]}
         found.append(Demonstration([*prompt.messages, answer], prompt.use_case))
     return found

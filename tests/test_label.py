@@ -124,7 +124,7 @@ def asked(monkeypatch):
 def test_responses_are_sampled_at_the_settings_that_their_prompt_drew(asked):
     """As often as it drew each of them; for those of one setting a prompt is computed once."""
     drawn, calls = asked
-    size = GPTConfig(ENC.n_vocab, 128, 1, 2, 32)
+    size = GPTConfig(ENC.n_vocab, 256, 1, 2, 32)
     models = [SimpleNamespace(name=name, cfg=size) for name in ("one", "two")]
     prompts = list({key(p): p for p in sandbox.prompts(60)}.values())
     k = [2 + i % 5 for i in range(len(prompts))]

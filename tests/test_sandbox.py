@@ -251,8 +251,7 @@ def test_prompts_fit_their_room_but_for_a_few_of_words_from_outside():
 
 
 def test_every_demonstration_is_helpful_truthful_and_harmless():
-    places = sandbox.DEMONSTRATED
-    asked = sandbox.draw_prompts(400, "demonstrations 7", False, places, flawless=True)
+    asked = sandbox.demonstration_prompts(400, 7)
     demonstrations = sandbox.demonstrations(400, 7)
     assert [p.messages for p in asked] == [d.messages[:-1] for d in demonstrations]
     for p, d in zip(asked, demonstrations):
@@ -343,7 +342,7 @@ def test_what_a_text_does_not_say_is_asked_and_what_it_says_is_answered_from_it(
     seen = Counter()
     for p in sandbox.prompts(4000, 5):
         asked = p.messages[-1]["content"]
-        if p.use_case not in ("closed qa", "extraction"):
+        if p.use_case not in ("closed qa", "not in text", "extraction"):
             continue
         text, question = re.fullmatch(r"Text: (.*\.) (?:Question: )?([^.]*[.?])", asked).groups()
         told, [answer] = deeds_of(text), p.meta["answers"]
@@ -363,7 +362,8 @@ def test_what_a_text_does_not_say_is_asked_and_what_it_says_is_answered_from_it(
             right = f"The {name} are {', '.join(items[name])}." if items[name] else None
         assert answer == (right or sandbox.DOES_NOT_SAY)
         seen[p.use_case, answer == sandbox.DOES_NOT_SAY] += 1
-    assert len(seen) == 4 and min(seen.values()) > 20
+    assert seen.keys() == {("closed qa", False), ("not in text", True), ("extraction", False)}
+    assert min(seen.values()) > 20
 
 
 def test_words_from_outside_are_not_known_or_asked_back():
@@ -493,8 +493,8 @@ def test_the_command_shows_the_corpus_a_prompt_of_each_use_case_and_a_dialogue(
 ):
     monkeypatch.setattr(sys, "argv", ["sandbox"])
     page.main()
-    shown, asked, dialogue = capsys.readouterr().out.split("\n\n")
-    assert shown.split("\n") == sandbox.corpus(10)
+    shown, asked, dialogue = capsys.readouterr().out.rsplit("\n\n", 2)
+    assert shown == "\n".join(sandbox.corpus(10))
     assert {line[:14].strip() for line in asked.splitlines()} == sandbox.USE_CASES.keys()
     said = [line.split(": ", 1) for line in dialogue.splitlines()]
     messages = [{"role": role.lower(), "content": text} for role, text in said]
@@ -594,7 +594,7 @@ RECALL = Prompt(
 )
 NOT_SAID = Prompt(
     [{"role": "user", "content": "Text: Anna sells lamps. Question: What does Ben do?"}],
-    "closed qa",
+    "not in text",
     {"answers": ["The text does not say."]},
 )
 OUTSIDE = Prompt(

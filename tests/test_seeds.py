@@ -10,7 +10,7 @@ import pytest
 from evidence import seeds
 from plumbing import cli
 
-CASES = ("chat", "closed qa", "extraction", "insult", "outside", "rewriting")
+CASES = ("chat", "closed qa", "extraction", "insult", "not in text", "outside", "rewriting")
 README = "# A\n<!-- systems -->\nstale\n<!-- /systems -->\nB\n"
 # what the systems of a made-up report have, where it is not that of SFT
 SFT = {"win_rate": 0.5, "length_controlled": 0.5, "won": 0.3, "tied": 0.4, "lost": 0.3,
@@ -164,7 +164,7 @@ def changed(group, key, **figures):
     [
         (changed("use_cases", "outside", helpful=0.79),
          "right answers of PPO-ptx, use case outside"),
-        (changed("use_cases", "closed qa", hallucination=0.5), "the same in the closed domain"),
+        (changed("use_cases", "closed qa", hallucination=0.8), "the same in the closed domain"),
         (changed("use_cases", "chat", helpful=0.45),
          "helpful by use case, PPO-ptx minus SFT, the worst of them"),
     ],
@@ -190,8 +190,9 @@ def test_a_use_case_may_fall_by_its_interval(tmp_path):
 def test_the_closed_domain_is_the_mean_over_its_answers():
     cases = {"closed qa": {"hallucination": 0.5, "prompts": 30}, "chat": {"hallucination": 1.0},
              "extraction": {"hallucination": 0.2, "prompts": 10},
+             "not in text": {"hallucination": 0.9, "prompts": 10},
              "rewriting": {"hallucination": 0.0, "prompts": 10}}  # fmt: skip
-    assert seeds.closed_domain(cases) == pytest.approx((15 + 2 + 0) / 50)
+    assert seeds.closed_domain(cases) == pytest.approx((15 + 2 + 9 + 0) / 60)
 
 
 # -------------------------------------------------------------------------------------------------
