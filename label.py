@@ -33,7 +33,7 @@ class Config:
     out: str = "comparisons.jsonl"  # the rankings to write
     prompts: tuple[str, ...] = ()   # the sandbox's prompts with their "meta", .jsonl; none: drawn
     overwrite: bool = False         # replace what stands at --out, whatever made it
-    n: int = 16_000                 # prompts to draw; [1, 10_000_000]
+    n: int = 20_000                 # prompts to draw; [1, 10_000_000]
     k_min: int = 4                  # fewest responses ranked together ([IG] 3.5); [2, 1000]
     k_max: int = 9                  # most responses ranked together ([IG] 3.5); [2, 1000]
     temperatures: tuple[float, ...] = (1.0, 1.3)    # one of these for each response; 0 is greedy,

@@ -202,9 +202,9 @@ of each. A seed has its own corpus, weights, demonstrations, labelers and held-o
 score. Every figure is a mean over the seeds with its 95 % interval (Student's t). The last system \
 was trained on the true score itself: what PPO-ptx would be if the reward model were perfect. \
 Helpful, hallucination and harmless are shares of the answers; in the closed domain, {closed}, the \
-answer stands in the prompt. RM agrees: of the pairs of a system's answers to a prompt that the \
-true score tells apart, the share that the reward model orders in the same way. KL is to SFT, in nats an answer, length in tokens, the loss in nats a \
-token."""
+answer stands in the prompt, or that there is none. RM agrees: of the pairs of a system's answers \
+to a prompt that the true score tells apart, the share that the reward model orders in the same \
+way. KL is to SFT, in nats an answer, length in tokens, the loss in nats a token."""
 PREFERRED = """\
 A system is compared with SFT on all pairs of their answers to a prompt. Preferred: the share that \
 it wins, ties half. At equal length: what is left of that if all answers were as long as SFT's."""

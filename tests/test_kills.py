@@ -42,7 +42,8 @@ def wait_for(step, log, process):
 
 def is_running(number):
     """Whether there is a process of this number which has not ended."""
-    found = subprocess.run(["ps", "-o", "stat=", "-p", str(number)], stdout=subprocess.PIPE, check=False)
+    argv = ["ps", "-o", "stat=", "-p", str(number)]
+    found = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
     return found.stdout.strip()[:1] not in (b"", b"Z")
 
 
