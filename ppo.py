@@ -44,7 +44,7 @@ class Config(TrainConfig):
     prompts: tuple[str, ...] = ()   # prompts, files in any known format; none: the sandbox's
     columns: str = ""               # names of the fields of --prompts: prompt=question
     ptx: tuple[str, ...] = ()       # pretraining text, files; none: the sandbox's corpus
-    iterations: int = 40            # rollouts; [IG] C.4: 500; >= 1
+    iterations: int = 32            # rollouts; [IG] C.4: 500; >= 1
     rollout: int = 256              # episodes of one rollout; [IG] C.4: 512; >= 1
     minibatch: int = 64             # episodes of one optimizer step ([IG] C.4); >= 1
     sample_batch: int = 64          # episodes sampled together, 0: all; memory only; >= 0
