@@ -27,7 +27,7 @@ ENC = interop.get_tokenizer("sandbox")
 def talkative(seed=0):
     """A tiny random model whose greedy replies to two prompts differ."""
     torch.manual_seed(seed)
-    model = GPT(GPTConfig(ENC.n_vocab, 128, 1, 2, 32)).eval()
+    model = GPT(GPTConfig(ENC.n_vocab, 160, 1, 2, 32)).eval()
     torch.nn.init.normal_(model.wte.weight, 0.0, 0.1)
     torch.nn.init.normal_(model.wpe.weight, 0.0, 1.0)
     return model
@@ -300,7 +300,7 @@ def test_prompts_of_a_file_are_labelled_by_their_meta(config, tmp_path):
         ({"k_min": 6}, "--k-min 6 is more than --k-max 5"),
         ({"init": ()}, "--init"),
         ({"temperatures": (1.0, 0.009)}, "--temperatures 0.009 is too small"),
-        ({"max_new": 128}, "--max-new"),
+        ({"max_new": 160}, "--max-new"),
         ({"init": ("none.pt",)}, "none.pt does not exist"),
         ({"out": "/no/such/folder/c.jsonl"}, "not a writable folder"),
     ],
