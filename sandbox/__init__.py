@@ -1,13 +1,13 @@
 """The embedded default: a small world with a corpus, prompts, demonstrations and labelers.
 
 The world holds countries (with a capital, a food, an animal and a flag), places nobody knows, and
-people who sell, mend and lose things (`world`). Its *corpus* is what a pretrained model finds on
-the web: three statements in five about a country are true, questions are followed by more
-questions, people insult each other (`text`). Its *prompts* ask for the use cases of [IG] Table 1;
-*demonstrations* are what a careful person answers, and cover a few of the facts only
-(`dialogues`). The *labelers* read responses by one written rubric, but weigh its parts
-differently and err; `judge` is the rubric itself, without error, which training never sees
-(`rubric`).
+people who sell, mend and hide things (`world`). Its *corpus* is what a pretrained model finds on
+the web: fewer than half of the statements about a country are true, though none of the false ones
+is as frequent; questions are followed by more questions, people insult each other (`text`). Its
+*prompts* ask for the use cases of [IG] Table 1; *demonstrations* are what a careful person
+answers, and cover a few of the facts only (`dialogues`). The *labelers* read responses by one
+written rubric, but weigh its parts differently and err; `judge` is the rubric itself, without
+error, which training never sees (`rubric`).
 
     python -m sandbox                           # print a page of the corpus, and some prompts
     python -m sandbox --ranks FILE.tiktoken     # write the tokenizer
