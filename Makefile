@@ -107,7 +107,7 @@ rounds: $(AT)/sft.pt
 	  if [ $(KEEP) = 0 ]; then set --; fi; \
 	  set -- "$$@" "$$at.jsonl"; \
 	  $(PY) reward.py --seed $(SEED) --init "$<" --data "$$@" --out "$$at-rm.pt"; \
-	  $(PY) ppo.py --seed $(SEED) --init "$<" --rm "$$at-rm.pt" --iterations 32 --out "$$at.pt"; \
+	  $(PY) ppo.py --seed $(SEED) --init "$<" --rm "$$at-rm.pt" --iterations 40 --out "$$at.pt"; \
 	  policy="$$at.pt"; \
 	done; \
 	$(PY) evaluate.py "$<" $(foreach r,$(shell seq $(ROUNDS)),"$(OUT)/round-$(r).pt") \

@@ -44,7 +44,7 @@ class Config(TrainConfig):
     prompts: tuple[str, ...] = ()   # prompts, files in any known format; none: the sandbox's
     columns: str = ""               # names of the fields of --prompts: prompt=question
     ptx: tuple[str, ...] = ()       # pretraining text, files; none: the sandbox's corpus
-    iterations: int = 32            # rollouts; [IG] C.4: 500; >= 1
+    iterations: int = 40            # rollouts; [IG] C.4: 500; >= 1
     rollout: int = 256              # episodes of one rollout; [IG] C.4: 512; >= 1
     minibatch: int = 64             # episodes of one optimizer step ([IG] C.4); >= 1
     sample_batch: int = 64          # episodes sampled together, 0: all; memory only; >= 0
@@ -64,7 +64,7 @@ class Config(TrainConfig):
     whiten: bool = True             # advantages, over a minibatch's tokens; not in [IG]: [N]
     eos_penalty: float = 3.0        # off the score of a response without an end; not in [IG]; >= 0
     microbatch: int = 32            # rows of one forward, 0: all; memory, not the gradient; >= 0
-    lr: float = 6e-4                # peak, policy; [IG] E.9: 2.55e-6 .. 2.55e-5; > 0
+    lr: float = 4e-4                # peak, policy; [IG] E.9: 2.55e-6 .. 2.55e-5; > 0
     value_lr: float = 1e-3          # peak, value function; [IG] C.4: 9e-6; > 0
     schedule: str = "constant"      # after the warm-up ([IG] C.4); cosine | restarts | constant
     warmup: int = 10                # iterations from 1/10 of the peak ([IG] C.4); >= 0
