@@ -770,7 +770,10 @@ def judge(case, code, peak, out, said):
 
 
 def negative(case):
-    """The first flag of a case whose number, the last one given, is below zero; "" without one."""
+    """The first flag of a case whose number, the last one given, is below zero; "" without one, or
+    if the case asks for help, which reads no numbers."""
+    if {"--help", "-h"} & set(case.argv):
+        return ""
     given, kinds = {}, kinds_of(COMMANDS[case.command])
     for arg in case.argv:
         flag, _, value = arg.partition("=")
