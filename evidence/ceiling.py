@@ -6,7 +6,7 @@ No labeler's error and no reward model's stand between this policy and the rubri
 reaches is what better comparisons and a better reward model could add to ppo.pt. The flags are
 those of ppo.py, and everything is done as there but two things:
 
-- The reward is sandbox.judge's score, from -7 to 2 points a response, as it is. A reward model's
+- The reward is sandbox.judge's score, from -8 to 2 points a response, as it is. A reward model's
   scores spread less, so the same --kl-coef holds this policy less near to the reference: rightly,
   as here nothing can be over-optimised.
 - The value function starts from rm.pt all the same, whose features know good answers from bad ones.

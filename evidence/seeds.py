@@ -197,7 +197,7 @@ BEGINS = {"WORLD.md": "# What the default world shows", "seeds.jsonl": '{"seed":
           "systems.png": "python -m evidence."}     # the start of whoever drew it
 ABOUT = """\
 Made by `make seeds`, seeds {seeds}, commit {commits}; [seeds.jsonl](seeds.jsonl) has the figures \
-of each. A seed has its own corpus, weights, demonstrations, labelers and held-out prompts: \
+of each. A seed has its own corpus, weights, demonstrations, labelers' errors and held-out prompts: \
 {prompts}, with {samples} answers of each system, sampled at temperature 1 and judged by the true \
 score. Every figure is a mean over the seeds with its 95 % interval (Student's t). The last system \
 was trained on the true score itself: what PPO-ptx would be if the reward model were perfect. \

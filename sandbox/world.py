@@ -12,7 +12,7 @@ def words(text):
 PEOPLE = words("Anna Ben Clara David Emma Felix Greta Hugo Ida Jonas Karin Leo Mia Nils")
 COUNTRIES = words("Velia Arvon Belmar Corda Elbia Farona Gundia Hestia Ivria Kestria Lumia Norvia")
 CITIES = words("Dorn Alba Brint Cass Delf Ekton Fell Gant Holm Irun Jask Kolm")
-# places that the corpus names and describes nowhere
+# places of which the corpus says nothing but rumours, each another one
 UNKNOWN = words("Zembla Yonder Xanthe Zorland Yarrow Zantia Umbria Thule")
 POOLS = {
     "city": CITIES,
