@@ -197,10 +197,11 @@ BEGINS = {"WORLD.md": "# What the default world shows", "seeds.jsonl": '{"seed":
           "systems.png": "python -m evidence."}     # the start of whoever drew it
 ABOUT = """\
 Made by `make seeds`, seeds {seeds}, commit {commits}; [seeds.jsonl](seeds.jsonl) has the figures \
-of each. A seed has its own corpus, weights, demonstrations, labelers' errors and held-out prompts: \
-{prompts}, with {samples} answers of each system, sampled at temperature 1 and judged by the true \
-score. Every figure is a mean over the seeds with its 95 % interval (Student's t). The last system \
-was trained on the true score itself: what PPO-ptx would be if the reward model were perfect. \
+of each. A seed has its own corpus, weights, demonstrations, errors of labelers and held-out \
+prompts: {prompts}, with {samples} answers of each system, sampled at temperature 1 and judged by \
+the true score; the facts and the labelers' tastes are the same. Every figure is a mean over the \
+seeds with its 95 % interval (Student's t). The last system was trained on the true score itself: \
+what PPO-ptx would be if the reward model were perfect. \
 Helpful, hallucination and harmless are shares of the answers; in the closed domain, {closed}, the \
 answer stands in the prompt, or that there is none. RM agrees: of the pairs of a system's answers \
 to a prompt that the true score tells apart, the share that the reward model orders in the same \
