@@ -37,19 +37,19 @@ $(AT)/make.seed: ALWAYS | .venv/ready
 	    "choose another OUT, or remove with make clean what was made in this one" >&2; exit 2; }
 
 $(AT)/base.pt: $(AT)/make.seed
-	@echo "1/6 base: a GPT reads the corpus, about 170 s"
+	@echo "1/6 base: a GPT reads the corpus, about 155 s"
 	$(PY) pretrain.py --seed $(SEED) --out "$@"
 
 $(AT)/sft.pt: $(AT)/base.pt
-	@echo "2/6 SFT: it learns 60 demonstrations, about 15 s"
+	@echo "2/6 SFT: it learns 60 demonstrations, about 10 s"
 	$(PY) sft.py --seed $(SEED) --init "$<" --out "$@"
 
 $(AT)/comparisons.jsonl: $(AT)/sft.pt
-	@echo "3/6 comparisons: labelers rank what SFT answers, about 35 s"
+	@echo "3/6 comparisons: labelers rank what SFT answers, about 60 s"
 	$(PY) label.py --seed $(SEED) --init "$<" --out "$@"
 
 $(AT)/rm.pt: $(AT)/sft.pt $(AT)/comparisons.jsonl
-	@echo "4/6 reward model: it learns what labelers prefer, about 60 s"
+	@echo "4/6 reward model: it learns what labelers prefer, about 100 s"
 	$(PY) reward.py --seed $(SEED) --init "$<" --data "$(OUT)/comparisons.jsonl" --out "$@"
 
 $(AT)/ppo.pt: $(AT)/sft.pt $(AT)/rm.pt
@@ -57,7 +57,7 @@ $(AT)/ppo.pt: $(AT)/sft.pt $(AT)/rm.pt
 	$(PY) ppo.py --seed $(SEED) --init "$<" --rm "$(OUT)/rm.pt" --out "$@"
 
 $(AT)/report/report.md: $(foreach x,base sft ppo rm,$(AT)/$(x).pt)
-	@echo "6/6 report: all answer the same held-out prompts, about 40 s"
+	@echo "6/6 report: all answer the same held-out prompts, about 50 s"
 	$(PY) evaluate.py "$(OUT)/base.pt" "$(OUT)/sft.pt" "bon16:$(OUT)/sft.pt" "$(OUT)/ppo.pt" \
 	  --rm "$(OUT)/rm.pt" --seed $(SEED) --out "$(OUT)/report"
 
