@@ -243,6 +243,11 @@ def test_prompts_that_only_the_last_system_gets_right_are_chosen():
     # a sentence that is right, and another that is made up, are not right
     ours.judged[0][0] = sandbox.Judgement(True, True, True, False, 4)
     theirs.judged[0][0] = sandbox.Judgement(False, True, True, False, 4)
+    # two prompts of one use case, of which the first is chosen
+    first = next(i for i in range(1, 39) if ours.cases[i] == ours.cases[i + 1])
+    for i in (first, first + 1):
+        ours.judged[i][0] = sandbox.Judgement(True, False, True, False, 0)
+        theirs.judged[i][0] = sandbox.Judgement(False, True, True, False, 0)
 
     def right(answers, i):
         return answers.judged[i][0].helpful and not answers.judged[i][0].hallucination
