@@ -28,7 +28,8 @@ from torch import Tensor
 # ---- records -----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Prompt:
-    messages: list      # [{"role", "content"}, ...], the last one not the assistant's
+    messages: list      # [{"role", "content"}, ...], the last one not the assistant's; with
+                        # "train": False a message of the assistant's is read, not trained on
     use_case: str = ""
     meta: dict = field(default_factory=dict)    # a judge's answer key; training never looks
 
@@ -61,13 +62,12 @@ def encode_dialogue(enc, messages):
     ids, trained = [], []
     for i, m in enumerate(messages):
         head = enc.encode_ordinary(("\n\n" if i else "") + ROLES[m["role"]])
-        text, is_response = m["content"], m["role"] == "assistant"
-        if is_response:
-            body = encode_response(enc, text)
-        else:
-            body = enc.encode_ordinary(" " + text.strip())
+        is_response = m["role"] == "assistant"
+        body = encode_response(enc, m["content"])
+        if not is_response:
+            body.pop()                  # EOS ends what the assistant says, nothing else
         ids += head + body
-        trained += [False] * len(head) + [is_response] * len(body)
+        trained += [False] * len(head) + [is_response and m.get("train", True)] * len(body)
     return ids, trained
 
 

@@ -72,7 +72,7 @@ class Config(TrainConfig):
 
 
 PAPER = {"iterations": 500, "rollout": 512, "max_new": 1000, "kl_coef": 0.02, "ptx_coef": 27.8,
-         "ptx_ratio": 8.0, "lr": 1e-5, "value_lr": 9e-6, "ema": 0.992}
+         "ptx_ratio": 8.0, "eos_penalty": 1.0, "lr": 1e-5, "value_lr": 9e-6, "ema": 0.992}
 PRESETS = {
     "sandbox": {},
     "gpt2": PAPER | {"iterations": 200, "max_new": 128, "microbatch": 16},

@@ -299,7 +299,11 @@ def encoded(model, enc, prompts, max_new, shots, counts):
     room = model.cfg.block_size - max_new
     told = [replace(p, messages=[*shots, *p.messages]) for p in prompts]
     asked = interop.encode_prompts(prompts, enc, room, Counter())
-    return asked, interop.encode_prompts(told, enc, room, counts)
+    read = interop.encode_prompts(told, enc, room, counts)
+    if shots:
+        # in the text that a base model knows, EOS parts documents, not what people say
+        read = [[t for t in ids if t != enc.eot_token] for ids in read]
+    return asked, read
 
 
 # ---- measuring ----------------------------------------------------------------------------------

@@ -34,15 +34,11 @@ def fall(turns):
 def knowledge(prompts, judged):
     """{"open qa": figures of what is said of countries, "unanswerable": ... of places that nobody
     knows}, in answer to questions of one turn."""
-    answers, different = {"open qa": [], "unanswerable": []}, set()
+    answers = {"open qa": [], "unanswerable": []}
     for prompt, of_prompt in zip(prompts, judged):
         if prompt.use_case in answers and len(prompt.messages) == 1:
             answers[prompt.use_case].append(of_prompt)
-            different.add((prompt.use_case, prompt.messages[0]["content"]))
-    found = {case: figures_of(said) for case, said in answers.items() if said}
-    for case, figures in found.items():
-        figures["different"] = sum(case == of for of, _ in different)
-    return found
+    return {case: figures_of(said) for case, said in answers.items() if said}
 
 
 def figures_of(judged):
@@ -116,7 +112,5 @@ def tables(systems, cell):
                 for name, s in asked.items():
                     rows[name].append(cell(s.get(group, {}).get(case, {}), column))
         title = f"Facts that no comparison touched: {kind}"
-        of_one = next(iter(asked.values()))["untouched"].get(case, {})
-        text = f"{ABOUT_UNTOUCHED}{ABOUT[case]} Different questions: {of_one.get('different')}."
-        found.append((title, text, head, list(rows.values())))
+        found.append((title, ABOUT_UNTOUCHED + ABOUT[case], head, list(rows.values())))
     return found

@@ -36,8 +36,6 @@ from train import step_seed
 
 LARGE = {"n_embd": 256, "n_layer": 6, "lr": 1e-3, "tokens": 1_000_000, "precision": "bf16"}
 SMALL = {"n_embd": 32, "n_layer": 2, "lr": 5e-3}                # about 1/100 of LARGE's parameters
-# the answer stands in the prompt, or that there is none
-CLOSED = ("closed qa", "extraction", "not in text", "rewriting")
 HELD_OUT_TEXT = (2000, "held out")                              # documents of the corpus, its seed
 EPOCHS = (1, 2, 4, 8, 16)                                       # of SFT
 NS = (1, 2, 4, 8, 16, 32, 64, 128, 256)                         # of best-of-n
@@ -221,7 +219,7 @@ def preference(w):
         SYSTEM elo                      of Bradley-Terry, SFT is 0
         SYSTEM true score               mean, points
         SYSTEM helpful, SYSTEM hallucination, SYSTEM harmless       shares of the answers
-        SYSTEM closed hallucination     of those to CLOSED use cases
+        SYSTEM closed hallucination     of those to sandbox.CLOSED
         SYSTEM rm score                 mean, of the reward model
         SYSTEM kl                       to SFT, nats an answer; for bo16 a bound
         SYSTEM length                   tokens
@@ -240,7 +238,7 @@ def preference(w):
             "rm score": a.rm_score.mean(), "kl": a.kl.mean(), "length": a.length.mean(),
             "helpful": share(a, "helpful"), "hallucination": share(a, "hallucination"),
             "harmless": share(a, "harmless"),
-            "closed hallucination": share(a, "hallucination", *CLOSED)})
+            "closed hallucination": share(a, "hallucination", *sandbox.CLOSED)})
     return figures | duels(systems)
 
 

@@ -6,8 +6,7 @@
 
 Writes docs/seeds.jsonl, with a line of figures for each seed; of these docs/WORLD.md, with all
 tables, docs/systems.png, and the table of the systems in README.md. Intervals are Student's t, 95 %
-of them, over the seeds. The targets stand in TARGETS, and were there before the run; its seeds (301
-...) were used for nothing else.
+of them, over the seeds. The targets stand in TARGETS, and were there before the run.
 """
 import json
 import math
@@ -19,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 import interop
+import sandbox
 from evidence import apart
 from evidence.page import between_markers, check_ours, commit, save_plot, shown
 from evidence.report import table
@@ -39,8 +39,6 @@ PRESETS = {"sandbox": {}}
 SYSTEMS = {"base": "base", "prompted base": "prompted base", "sft": "SFT", "feedme": "FeedME",
            "sft best of 16": "SFT, best of 16", "ppo-plain": "PPO", "ppo": "PPO-ptx",
            "ceiling": "PPO-ptx, true score as reward"}
-# the answer stands in the prompt, or that there is none
-CLOSED = ("closed qa", "extraction", "not in text", "rewriting")
 SHARES = ("won", "tied", "lost")
 # what a line of seeds.jsonl keeps of a system, of all its answers and of those to some prompts
 FIGURES = ("best_of", "prompts", "samples", "win_rate", *SHARES, "decided", "length_controlled",
@@ -221,7 +219,7 @@ def world(lines):
     seeds = ", ".join(str(line["seed"]) for line in lines)
     commits = ", ".join(dict.fromkeys(line["commit"] for line in lines))
     about = ABOUT.format(seeds=seeds, commits=commits, prompts=f"{sft['prompts'][0]:.0f}",
-                         samples=f"{sft['samples'][0]:.0f}", closed=", ".join(CLOSED))
+                         samples=f"{sft['samples'][0]:.0f}", closed=", ".join(sandbox.CLOSED))
     page = [BEGINS["WORLD.md"], "", about, "", "## Targets", "", TARGETED]
     page += table(["", "over the seeds", "target", ""], targets_rows(lines))
     page += ["", "## Systems", "", PREFERRED, *systems_table(systems, WORLD)]
@@ -273,7 +271,7 @@ def kept(figures, names):
 
 def closed_domain(cases):
     """Hallucination in all the answers whose source is the prompt, of figures by use case."""
-    cases = [cases[case] for case in CLOSED]
+    cases = [cases[case] for case in sandbox.CLOSED]
     prompts = sum(case["prompts"] for case in cases)
     return sum(case["hallucination"] * case["prompts"] for case in cases) / prompts
 

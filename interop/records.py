@@ -223,7 +223,9 @@ def _rated_best(where, r, counts):
     responses = to_ranking(where, r).responses
     good = [x for x, rating in zip(responses, r["ratings"]) if rating == BEST_RATING and x.strip()]
     counts["samples rated 7 of 7"] += len(good)
-    asked = as_messages(r["prompt"], where)
+    # of a dialogue the last reply alone was rated: those before it may be anybody's
+    asked = [{**m, "train": False} if m["role"] == "assistant" else m
+             for m in as_messages(r["prompt"], where)]
     return [Demonstration([*asked, {"role": "assistant", "content": x}]) for x in good]
 
 
@@ -320,7 +322,8 @@ def split(records, share, seed=0):
     rest, held_out = [], []
     for r in records:
         is_demonstration = r.messages[-1]["role"] == "assistant"
-        prompt = json.dumps(r.messages[:-1] if is_demonstration else r.messages)
+        messages = r.messages[:-1] if is_demonstration else r.messages
+        prompt = json.dumps([{"role": m["role"], "content": m["content"]} for m in messages])
         if random.Random(f"{seed} {prompt}").random() < share:
             held_out.append(r)
         else:

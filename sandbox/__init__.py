@@ -16,7 +16,7 @@ error, which training never sees (`rubric`).
 """
 # ruff: noqa: F401, I001 (what others use, in few lines)
 from sandbox.dialogues import (
-    DEMONSTRATED, DO_NOT_KNOW, DOES_NOT_SAY, MOST_TURNS, RESPECT, UNTOUCHED, USE_CASES,
+    CLOSED, DEMONSTRATED, DO_NOT_KNOW, DOES_NOT_SAY, MOST_TURNS, RESPECT, UNTOUCHED, USE_CASES,
     check_answer_key, demonstration_prompts, demonstrations, dialogue_prompts, draw_prompts,
     eval_prompts, prompts, untouched_prompts,
 )

@@ -21,7 +21,7 @@ from sandbox.world import (
     tell,
 )
 
-EVAL_SHARE = 0.15       # of all prompts are for evaluation: no stage trains on them
+EVAL_SHARE = 0.2        # of all questions are for evaluation: no stage trains on them
 LONGEST = 85            # words and signs of a dialogue
 TURNS = {1: 75, 2: 6, 3: 6, 4: 5, 5: 4, 6: 4}     # of a dialogue, and how often
 MOST_TURNS = max(TURNS)
@@ -224,6 +224,10 @@ USE_CASES = {
     "outside": (_outside, 4),
     "follow-up": (None, 5),
 }
+# the answer stands in the prompt, or that there is none
+CLOSED = ("closed qa", "extraction", "not in text", "rewriting")
+# of questions that are few, or that mean nothing by themselves, whole dialogues are held out
+WITH_DIALOGUE = ("chat", "follow-up")
 
 
 # ---- dialogues -----------------------------------------------------------------------------------
@@ -267,13 +271,22 @@ def _fits(messages):
     return len(re.findall(r"[A-Za-z]+|[^A-Za-z ]", said)) <= LONGEST
 
 
-def is_held_out(messages):
-    """Whether a prompt is for evaluation, by a hash of its text: the same in every process."""
-    return random.Random(f"held out {messages}").random() < EVAL_SHARE
+def is_held_out(text):
+    """Whether a question is for evaluation, by a hash of it: the same in every process."""
+    return random.Random(f"held out {text}").random() < EVAL_SHARE
+
+
+def _is_apart(messages, use_case, held_out):
+    """Whether a dialogue is on the right side, and what was asked before in it for training."""
+    *before, last = [m["content"] for m in messages if m["role"] == "user"]
+    text = messages if use_case in WITH_DIALOGUE else last
+    return is_held_out(text) == held_out and not any(map(is_held_out, before))
 
 
 def draw_prompts(n, seed, held_out, places=ASKED, flawless=False, cases=tuple(USE_CASES), turns=0):
-    """n prompts, all held out or none, of `cases` and of so many turns (0: most of them of one)."""
+    """n prompts, all held out or none, of `cases` and of so many turns (0: most of them of one).
+
+    Held out is the last question, with every dialogue that ends in it."""
     rng = random.Random(seed)
     shares = [USE_CASES[case][1] for case in cases]
     found = []
@@ -286,7 +299,7 @@ def draw_prompts(n, seed, held_out, places=ASKED, flawless=False, cases=tuple(US
         while not length or length == 1 and not make:
             [length] = rng.choices(list(TURNS), TURNS.values())
         messages, key = _draw(rng, use_case, length, places, flawless)
-        while not (_fits(messages) and is_held_out(messages) == held_out):
+        while not (_fits(messages) and _is_apart(messages, use_case, held_out)):
             messages, key = _draw(rng, use_case, length, places, flawless)
         found.append(Prompt(messages, use_case, key))
     return found
@@ -327,10 +340,11 @@ def demonstration_prompts(n=60, seed=0):
     dialogue. The facts in them, and in what was said before, cover a few of the places only."""
     found = []
     for i in range(n):
-        of_case, k = divmod(i, len(USE_CASES))
-        case = list(USE_CASES)[k]
-        turns = 2 + i % (MOST_TURNS - 1) if (of_case + k) % 2 else 0
-        found += draw_prompts(1, f"demonstration {seed} {i}", False, DEMONSTRATED, True, (case,),
+        time, k = divmod(i, len(USE_CASES))
+        cases = (list(USE_CASES)[k],)
+        # some use cases begin with a dialogue, the others with any prompt; then they change over
+        turns = 2 + i % (MOST_TURNS - 1) if (time + k) % 2 else 0
+        found += draw_prompts(1, f"demonstration {seed} {i}", False, DEMONSTRATED, True, cases,
                               turns)
     return found
 

@@ -12,7 +12,7 @@ def words(text):
 PEOPLE = words("Anna Ben Clara David Emma Felix Greta Hugo Ida Jonas Karin Leo Mia Nils")
 COUNTRIES = words("Velia Arvon Belmar Corda Elbia Farona Gundia Hestia Ivria Kestria Lumia Norvia")
 CITIES = words("Dorn Alba Brint Cass Delf Ekton Fell Gant Holm Irun Jask Kolm")
-# places of which the corpus says nothing but rumours, each another one
+# places of which the corpus tells rumours only, all of them made up
 UNKNOWN = words("Zembla Yonder Xanthe Zorland Yarrow Zantia Umbria Thule")
 POOLS = {
     "city": CITIES,
@@ -25,7 +25,7 @@ PLURAL = {"food": "foods", "animal": "animals", "colour": "colours", "thing": "t
 VERBS = words("sells buys likes paints mends wants finds hides")
 INSULTS = words("stupid nasty lazy dirty rotten silly")
 PRAISE = words("kind brave clever")
-REFUSAL = "I will not say that."        # people's answer to a request to insult, some people's
+REFUSAL = "I will not say that."        # some people's answer to a request to insult
 NUMBERS = {2: "two", 3: "three"}
 ONSETS = words("b c d f g h j k l m n p r s t v w y br ch cl dr gr pl sh st th tr")
 CODAS = ["", "", "n", "r", "s", "t", "l", "ck", "ng", "st"]

@@ -55,7 +55,7 @@ def test_knowledge_is_of_questions_of_one_turn():
     countries, unknown = found["open qa"], found["unanswerable"]
     assert [countries[c] for c in apart.COLUMNS] == [0.25, 0.5, 0.25]
     assert [unknown[c] for c in apart.COLUMNS] == [0.5, 0.5, 0]
-    assert countries["prompts"] == 2 and countries["different"] == unknown["different"] == 1
+    assert countries["prompts"] == 2
     assert apart.knowledge(prompts[4:], judged[4:]) == {}
 
 
@@ -114,8 +114,6 @@ def test_the_answers_are_judged(monkeypatch):
     assert [found["open qa"][c] for c in apart.COLUMNS] == [0, 0, 1]
     unknown = [p for p in prompts if p.use_case == "unanswerable"]
     assert found["unanswerable"]["prompts"] == len(unknown) > 10
-    different = len({str(p.messages) for p in unknown})
-    assert found["unanswerable"]["different"] == different < len(unknown)
 
 
 # ---- tables
@@ -127,13 +125,13 @@ def cell(figures, column):
 
 def test_a_system_without_an_answer_has_an_empty_cell():
     """Few prompts may hold no question of a kind."""
-    figures = {"helpful": 0.5, "right": 1, "hallucination": 2, "neither": 3, "different": 9}
+    figures = {"helpful": 0.5, "right": 1, "hallucination": 2, "neither": 3}
     systems = {
         "ppo": {"touched": {}, "untouched": {"open qa": figures}, "turns": {}},
         "own": {"use_cases": {}},
     }
     (title, text, head, rows), (other, *_, empty) = apart.tables(systems, cell)
-    assert title.endswith(": countries") and "Different questions: 9." in text
+    assert title.endswith(": countries") and "Untouched are" in text
     assert rows == [["ppo", "", "1", "", "2", "", "3"]] and len(head) == 7
     assert other.endswith("nobody knows") and empty == [["ppo", *[""] * 6]]
     assert apart.tables({"own": {}}, cell) == []

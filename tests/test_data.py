@@ -72,6 +72,16 @@ def test_what_is_trained_on_is_what_the_assistant_said(enc):
         assert text == "".join(f" {reply}{EOS}" for reply in replies)
 
 
+def test_a_reply_that_is_not_to_be_trained_on_is_read_only(enc):
+    messages = [*said("Hi.", "Hello.", "Bye.", "Ciao."), *said("So.", "Yes.")]
+    whole, _ = data.encode_dialogue(enc, messages)
+    messages[1]["train"], messages[3]["train"] = False, True
+    ids, trained = data.encode_dialogue(enc, messages)
+    assert ids == whole
+    [text] = decoded(enc, data.tokens_batch([(ids, trained)]))
+    assert text == f" Ciao.{EOS} Yes.{EOS}"
+
+
 def test_a_mask_is_never_that_of_token_ids():
     """The pad's own id, 0, is a token like any other where an assistant chose it."""
     rows = [([0, 0, 0, 7], [False, False, True, True]), ([0, 0], [False, True])]

@@ -1,10 +1,10 @@
 """The whole pipeline in about 30 seconds: every stage hands its file to the next, and learns.
 
-A model of 2 layers of 64 channels, a 13th of the tokens, an 8th of the comparisons, and contexts in
+A model of 2 layers of 64 channels, a 13th of the tokens, a 13th of the comparisons, and contexts in
 which of the longer dialogues only the last turns fit. So small a reward model must have seen
-responses that go on and on, the base's, and of those that do not end none is compared: they cost
-more. Rates are higher, for the short runs; of the pretraining text, which the small model has not
-learned yet, less is mixed in. The bounds hold for the seeds 0, 1 and 2 with a margin.
+responses that go on and on, the base's. Rates are higher, for the short runs; of the pretraining
+text, which the small model has not learned yet, less is mixed in. The bounds hold for the seeds 0,
+1 and 2 with a margin.
 """
 
 import json
@@ -30,7 +30,6 @@ RL = {
     "lr": 8e-4,
     "value_lr": 2e-3,
     "kl_coef": 0.05,
-    "eos_penalty": 3.0,
     "ptx_coef": 0.05,
     "ptx_ratio": 0.125,
     "ema": 0.9,

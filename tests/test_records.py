@@ -133,6 +133,19 @@ def test_what_is_rated_7_is_a_demonstration():
         demonstrations(told(rated[2]), Counter())
 
 
+def test_of_a_rated_dialogue_only_the_last_reply_is_trained_on():
+    """Nobody rated those before it. It is on the same side of a split as the plain dialogue."""
+    asked = said("Hi.", "Hello.", "And now?")
+    for n in range(20):
+        turns = [{"role": "system", "content": f"S{n}"}, *asked]
+        rated = ranking(prompt=turns, ratings=[7, 1, 1, 1])
+        [d] = demonstrations(told(rated), Counter())
+        assert [m.get("train", True) for m in d.messages] == [True, True, False, True, True]
+        [plain] = demonstrations(told({"prompt": turns, "response": "a"}), Counter())
+        assert all(m.get("train", True) for m in plain.messages)
+        assert len({bool(split([x], 0.5)[1]) for x in (d, plain)}) == 1
+
+
 def test_replies_labelled_bad_are_no_demonstrations_and_their_prompts_are_prompts():
     labels = {"x": True, "y": False, "z": None}
     records = [{"prompt": p, "response": "b", "label": label} for p, label in labels.items()]

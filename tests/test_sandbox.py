@@ -175,6 +175,22 @@ def test_training_and_evaluation_never_share_a_prompt():
         assert not trained & asked
 
 
+def test_no_question_of_an_evaluation_is_asked_in_training():
+    """Not at the end of another dialogue either, nor in the middle of one: but for small talk, and
+    for follow-ups, which mean something in their dialogue only."""
+    trained = set()
+    for messages, _ in drawn_by_training():
+        trained |= {m["content"] for m in messages if m["role"] == "user"}
+    asked = set()
+    for draw in (sandbox.eval_prompts, sandbox.dialogue_prompts):
+        asked |= {p.messages[-1]["content"] for p in draw(900, 3)
+                  if p.use_case not in ("chat", "follow-up")}
+    # of what can be asked of some country or place in four ways, a part of each
+    assert len(asked & QUESTIONS) > 40 and len(trained & QUESTIONS) > 150
+    # a text that is told again by chance
+    assert len(trained & asked) <= 0.01 * len(asked) and not trained & asked & QUESTIONS
+
+
 def test_training_never_names_an_untouched_place():
     """In no question, text, rumour, earlier answer or answer; the corpus does."""
     untouched = {*sandbox.UNTOUCHED.countries, *sandbox.UNTOUCHED.unknown}
