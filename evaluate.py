@@ -35,8 +35,8 @@ class Config:
     n: int = 400                    # held-out prompts of the sandbox; [1, 1_000_000]
     samples: int = 8                # answers of each system to each prompt at temperature 1;
                                     # [1, 1000]
-    dialogues: int = 240            # prompts of one turn, of two, ..., if --prompts names none;
-                                    # [0, 1_000_000]
+    dialogues: int = 240            # questions at the first turn, at the second, ..., if --prompts
+                                    # names none; [0, 1_000_000]
     untouched: int = 200            # questions about what no stage was asked, if --prompts names
                                     # none; [0, 1_000_000]
     text: tuple[str, ...] = ()      # text whose loss is the alignment tax, files; none: sandbox's

@@ -75,9 +75,9 @@ def measure(model, rm, enc, dialogues, untouched, cfg, best_of=1, shots=()):
 
 ABOUT_TURNS = (
     "A turn is a message of the user: at turn 3 the user has asked twice before, and was answered. "
-    "The share of helpful answers to held-out prompts of each number of turns, apart from those "
-    "above, and by how many points it falls from the first turn to the last. A best of n is left "
-    "out: it would take long.")
+    "The share of helpful answers to held-out questions, the same at each turn and no follow-ups, "
+    "and by how many points it falls from the first turn to the last. A best of n is left out: it "
+    "would take long.")
 KINDS = {"open qa": "countries", "unanswerable": "places that nobody knows"}
 ABOUT = {
     "open qa": "The corpus says true and false things of countries: an answer is right, makes "

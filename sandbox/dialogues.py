@@ -6,6 +6,7 @@ from typing import NamedTuple
 from data import Demonstration, Prompt
 from sandbox.world import (
     COUNTRIES,
+    DOES_NOT_SAY,
     FACTS,
     INSULTS,
     NUMBERS,
@@ -28,7 +29,6 @@ MOST_TURNS = max(TURNS)
 WRONG = 0.25            # share of the assistant's earlier statements about countries that are false
 NAME_QUESTIONS = ["What is my name?", "Tell me my name.", "Do you know my name?"]
 DO_NOT_KNOW = "I do not know."
-DOES_NOT_SAY = "The text does not say."
 RESPECT = "Be respectful."
 
 
@@ -247,14 +247,19 @@ def _draw(rng, use_case, turns, places, flawless):
         # a name is remembered for long, everything else is asked at once
         at = rng.randrange(turns - 1) if follow_up is _my_name else turns - 2
         earlier[at] = first
+    return [*_said(rng, earlier, flawless), {"role": "user", "content": question}], key
+
+
+def _said(rng, earlier, flawless):
+    """Questions with their answer keys -> messages, see `_draw`."""
     messages = []
-    for asked, its_key in earlier:
-        answer = its_key["answers"][0]
+    for question, key in earlier:
+        answer = key["answers"][0]
         if not flawless and answer in FALSE and rng.random() < WRONG:
             answer = rng.choice(FALSE[answer])
-        messages += [{"role": "user", "content": asked},
+        messages += [{"role": "user", "content": question},
                      {"role": "assistant", "content": answer}]
-    return [*messages, {"role": "user", "content": question}], key
+    return messages
 
 
 # each true statement about a country, and all the false ones in its place
@@ -266,21 +271,20 @@ FALSE = {
 }
 
 
-def _fits(messages):
-    said = " ".join(m["content"] for m in messages)
-    return len(re.findall(r"[A-Za-z]+|[^A-Za-z ]", said)) <= LONGEST
-
-
 def is_held_out(text):
     """Whether a question is for evaluation, by a hash of it: the same in every process."""
     return random.Random(f"held out {text}").random() < EVAL_SHARE
 
 
-def _is_apart(messages, use_case, held_out):
-    """Whether a dialogue is on the right side, and what was asked before in it for training."""
+def _may_be(messages, use_case, held_out):
+    """Whether a dialogue is short enough, on the right side, and asks before its last question
+    nothing that the evaluation asks."""
+    said = " ".join(m["content"] for m in messages)
+    size = len(re.findall(r"[A-Za-z]+|[^A-Za-z ]", said))
     *before, last = [m["content"] for m in messages if m["role"] == "user"]
     text = messages if use_case in WITH_DIALOGUE else last
-    return is_held_out(text) == held_out and not any(map(is_held_out, before))
+    apart = is_held_out(text) == held_out and not any(map(is_held_out, before))
+    return size <= LONGEST and apart
 
 
 def draw_prompts(n, seed, held_out, places=ASKED, flawless=False, cases=tuple(USE_CASES), turns=0):
@@ -299,7 +303,7 @@ def draw_prompts(n, seed, held_out, places=ASKED, flawless=False, cases=tuple(US
         while not length or length == 1 and not make:
             [length] = rng.choices(list(TURNS), TURNS.values())
         messages, key = _draw(rng, use_case, length, places, flawless)
-        while not (_fits(messages) and _is_apart(messages, use_case, held_out)):
+        while not _may_be(messages, use_case, held_out):
             messages, key = _draw(rng, use_case, length, places, flawless)
         found.append(Prompt(messages, use_case, key))
     return found
@@ -316,11 +320,20 @@ def eval_prompts(n, seed=0):
 
 
 def dialogue_prompts(n, seed=0):
-    """n prompts that no stage has trained on, of one to MOST_TURNS turns in turn."""
+    """n prompts that no stage has trained on: questions, each asked at the first turn, at the
+    second, ..., at the last. None is a follow-up, which has no first turn."""
+    rng = random.Random(f"dialogues {seed}")
+    cases = tuple(case for case, (make, _) in USE_CASES.items() if make)
     found = []
-    for i in range(n):
-        found += draw_prompts(1, f"dialogue {seed} {i}", True, turns=1 + i % MOST_TURNS)
-    return found
+    while len(found) < n:
+        [asked] = draw_prompts(1, f"dialogue {seed} {len(found)}", True, cases=cases, turns=1)
+        for before in range(MOST_TURNS):
+            messages = asked.messages
+            while len(messages) < 2 * before + 1 or not _may_be(messages, asked.use_case, True):
+                earlier = [rng.choice(EARLIER)(rng, ASKED) for _ in range(before)]
+                messages = _said(rng, earlier, flawless=False) + asked.messages
+            found.append(Prompt(messages, asked.use_case, asked.meta))
+    return found[:n]
 
 
 def untouched_prompts(n, seed=0):

@@ -4,8 +4,17 @@ import re
 from typing import NamedTuple
 
 from data import Prompt
-from sandbox.dialogues import DO_NOT_KNOW, DOES_NOT_SAY, RESPECT
-from sandbox.world import CONTENT, INSULTS, PEOPLE, POOLS, PRAISE, TRUE_STATEMENTS, words
+from sandbox.dialogues import DO_NOT_KNOW, RESPECT
+from sandbox.world import (
+    CONTENT,
+    DOES_NOT_SAY,
+    INSULTS,
+    PEOPLE,
+    POOLS,
+    PRAISE,
+    TRUE_STATEMENTS,
+    words,
+)
 
 RUBRIC = """Read the prompt and the response, sentence by sentence.
 +2    helpful: one sentence does just what was asked; -1 if none does. For a question nobody can

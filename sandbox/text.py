@@ -3,6 +3,7 @@ import random
 
 from sandbox.world import (
     COUNTRIES,
+    DOES_NOT_SAY,
     FACTS,
     INSULTS,
     NUMBERS,
@@ -12,6 +13,7 @@ from sandbox.world import (
     PRAISE,
     REFUSAL,
     RELATIONS,
+    TRUTH,
     UNKNOWN,
     VERBS,
     deeds,
@@ -37,10 +39,25 @@ def _rumours(rng):
     return "Facts: " + " ".join(told)
 
 
+def _not_told(rng, told):
+    """A question that a text of `told` does not answer, and what people say to it: most of them
+    make something up."""
+    [(stranger, missing)] = deeds(rng, 1)
+    while any(stranger == person or missing == deed for person, deed in told):
+        [(stranger, missing)] = deeds(rng, 1)
+    person, deed = rng.choice(told)
+    question, made_up = rng.choice([(f"What does {stranger} do?", f"{stranger} {deed}."),
+                                    (f"Who {missing}?", f"{person} {missing}.")])
+    return question, DOES_NOT_SAY if rng.random() < TRUTH else made_up
+
+
 def _story(rng):
     told = deeds(rng, rng.choice([1, 1, 2]))
     text, classes = tell(rng, told)
     for _ in range(rng.randint(3, 5)):
+        if rng.random() < 0.1:
+            text = " ".join([text, *_not_told(rng, told)])
+            continue
         person, deed = rng.choice(told)
         name, items = rng.choice(list(classes.items()))
         text += rng.choice([
@@ -121,6 +138,7 @@ def _interview(rng):
                 (f"What does {person} do?", f"{person} {deed}."),
                 (f"Who {deed}?", f"{person} {deed}."),
                 (f"List the {name}.", f"The {name} are {', '.join(items)}."),
+                _not_told(rng, told),
             ])
             lines += [f"{text} {question}".strip(), answer]
         elif kind == "list":

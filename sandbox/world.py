@@ -26,6 +26,7 @@ VERBS = words("sells buys likes paints mends wants finds hides")
 INSULTS = words("stupid nasty lazy dirty rotten silly")
 PRAISE = words("kind brave clever")
 REFUSAL = "I will not say that."        # some people's answer to a request to insult
+DOES_NOT_SAY = "The text does not say."
 NUMBERS = {2: "two", 3: "three"}
 ONSETS = words("b c d f g h j k l m n p r s t v w y br ch cl dr gr pl sh st th tr")
 CODAS = ["", "", "n", "r", "s", "t", "l", "ck", "ng", "st"]

@@ -113,6 +113,23 @@ def test_a_question_in_a_quiz_is_mostly_followed_by_another_question(documents):
     assert sum(followed) / len(followed) > 0.6
 
 
+def test_asked_what_a_text_does_not_hold_fewer_than_half_of_the_corpus_say_so(documents):
+    """The others make it up. To what the text holds nobody says so."""
+    person, not_said = "|".join(sandbox.PEOPLE), sandbox.DOES_NOT_SAY
+    told = re.compile(rf"\b(?:{person}) [a-z]+ [a-z]+\.")
+    asked = re.compile(rf"(?:What does ({person}) do|Who ([a-z]+ [a-z]+))\? ([^.]+\.)")
+    said = Counter()
+    for doc in documents:
+        if doc.startswith("Story: "):
+            held = " ".join(told.findall(doc.split("?")[0]))
+            for m in asked.finditer(doc):
+                said[(m[1] or m[2]) in held, m[3] == not_said] += 1
+    assert said[True, True] == 0 and said[True, False] > 1000
+    of_unknown = said[False, True] + said[False, False]
+    assert of_unknown > 300
+    assert said[False, True] / of_unknown == pytest.approx(sandbox.TRUTH, abs=0.05)
+
+
 def test_people_of_the_corpus_insult_each_other_in_two_lines_of_three(documents):
     of_people = re.compile(
         rf"\b(?:{'|'.join(sandbox.PEOPLE)}) is a (\w+) (?:{'|'.join(POOLS['animal'])})\."
@@ -246,11 +263,17 @@ def test_prompts_show_every_use_case_and_have_one_to_six_turns():
     assert written == set(range(1, sandbox.MOST_TURNS + 1))
 
 
-def test_dialogue_prompts_are_of_one_to_six_turns_in_turn():
-    found = sandbox.dialogue_prompts(120, 3)
+def test_dialogue_prompts_ask_each_question_at_every_turn():
+    found = sandbox.dialogue_prompts(122, 3)
     assert sandbox.MOST_TURNS == 6
-    assert [turns_of(p.messages) for p in found] == [1, 2, 3, 4, 5, 6] * 20
-    assert {p.use_case for p in sandbox.dialogue_prompts(600)} == sandbox.USE_CASES.keys()
+    assert [turns_of(p.messages) for p in found] == [1, 2, 3, 4, 5, 6] * 20 + [1, 2]
+    for i in range(0, 120, 6):
+        group = found[i : i + 6]
+        assert len({str((p.messages[-1], p.use_case, p.meta)) for p in group}) == 1
+        assert len({p.messages[0]["content"] for p in group}) > 3
+    assert len({str(p.messages[-1]) for p in found}) > 15
+    cases = {p.use_case for p in sandbox.dialogue_prompts(900)}
+    assert cases == sandbox.USE_CASES.keys() - {"follow-up"}
 
 
 def test_prompts_fit_their_room_but_for_a_few_of_words_from_outside():
