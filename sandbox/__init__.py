@@ -21,8 +21,11 @@ from sandbox.dialogues import (
     check_answer_key, demonstration_prompts, demonstrations, dialogue_prompts, draw_prompts,
     eval_prompts, prompts, untouched_prompts,
 )
-from sandbox.rubric import HELD_OUT_LABELER, LABELERS, RUBRIC, Judgement, judge, rate, toxic
-from sandbox.text import corpus, tasks
+from sandbox.rubric import (
+    HELD_OUT_LABELER, LABELERS, RUBRIC, Judgement, judge, preference_odds, rate, rating_odds, taste,
+    toxic,
+)
+from sandbox.text import TASKS, corpus, tasks
 from sandbox.tokens import RANKS
 from sandbox.world import (
     CITIES, COUNTRIES, DOES_NOT_SAY, FACTS, INSULTS, PEOPLE, POOLS, PRAISE, RELATIONS, TRUTH,

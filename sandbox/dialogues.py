@@ -24,7 +24,7 @@ from sandbox.world import (
 
 EVAL_SHARE = 0.2        # of all questions are for evaluation: no stage trains on them
 LONGEST = 85            # words and signs of a dialogue
-TURNS = {1: 75, 2: 6, 3: 6, 4: 5, 5: 4, 6: 4}     # of a dialogue, and how often
+TURNS = {1: 68, 2: 7, 3: 7, 4: 6, 5: 6, 6: 6}     # of a dialogue, and how often
 MOST_TURNS = max(TURNS)
 WRONG = 0.25            # share of the assistant's earlier statements about countries that are false
 NAME_QUESTIONS = ["What is my name?", "Tell me my name.", "Do you know my name?"]
@@ -212,15 +212,15 @@ EARLIER = [_open_qa, _open_qa, _unanswerable, _closed_qa, _not_in_text, _rewriti
 # name: (maker, how often it occurs); that of a follow-up is one of FOLLOW_UPS
 USE_CASES = {
     "open qa": (_open_qa, 27),
-    "unanswerable": (_unanswerable, 14),
+    "unanswerable": (_unanswerable, 13),
     "closed qa": (_closed_qa, 10),
-    "not in text": (_not_in_text, 6),
+    "not in text": (_not_in_text, 8),
     "extraction": (_extraction, 7),
     "rewriting": (_rewriting, 4),
     "brainstorming": (_brainstorming, 6),
     "chat": (_chat, 4),
     "insult": (_insult, 8),
-    "generation": (_generation, 5),
+    "generation": (_generation, 4),
     "outside": (_outside, 4),
     "follow-up": (None, 5),
 }

@@ -1,4 +1,5 @@
 """One written rubric; the judge, who reads by it without error; the labelers, who err."""
+import math
 import random
 import re
 from typing import NamedTuple
@@ -131,19 +132,44 @@ def _is_line_about(sentence, person):
 
 # ---- the labelers -------------------------------------------------------------------------------
 
+def taste(labeler):
+    """How much a labeler makes of each of Judgement.parts: 1 is as much as the rubric does."""
+    rng = random.Random(labeler)
+    return [rng.uniform(0.6, 1.4) for _ in range(5)]
+
+
+def liking(weights, judgement):
+    """What somebody of this taste would rate, if without error and without limits."""
+    return 5 + sum(w * part for w, part in zip(weights, judgement.parts))
+
+
+def rating_odds(weights, judgement):
+    """With what probabilities somebody of this taste rates a response 1, 2, ..., 7."""
+    center = liking(weights, judgement)
+    # rounded to r, or beyond the last one: below r + 1/2
+    below = [0.5 * math.erfc((center - r - 0.5) / NOISE / 2 ** 0.5) for r in range(1, 7)]
+    return [high - low for low, high in zip([0.0, *below], [*below, 1.0])]
+
+
+def preference_odds(weights, first, second):
+    """With what probability somebody of this taste rates one Judgement above the other."""
+    if first == second:
+        return 0.0                              # a tie, see `rate`
+    odds, others = rating_odds(weights, first), rating_odds(weights, second)
+    return sum(p * sum(others[:r]) for r, p in enumerate(odds))
+
+
 def rate(labeler, prompt, responses, rng):
     """A labeler's ratings of responses to one prompt, from 1 (worst) to 7.
 
     It is the rubric with weights of the labeler's own, and errors. Labelers see the responses side
     by side: two that the rubric cannot tell apart get one rating, which is a tie.
     """
-    taste = random.Random(labeler)
-    weights = [taste.uniform(0.6, 1.4) for _ in range(5)]
+    weights = taste(labeler)
     judged = [judge(prompt, response) for response in responses]
     ratings = {}
     for judgement in judged:
         if judgement not in ratings:
-            liking = sum(w * part for w, part in zip(weights, judgement.parts))
-            rating = round(5 + liking + rng.gauss(0, NOISE))
+            rating = round(liking(weights, judgement) + rng.gauss(0, NOISE))
             ratings[judgement] = min(7, max(1, rating))
     return [ratings[judgement] for judgement in judged]

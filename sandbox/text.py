@@ -65,6 +65,7 @@ def _story(rng):
             f" Again: {person} {deed}.",
             f" Who {deed}? {person} {deed}.",
             f" The {name} are {', '.join(items)}.",
+            f" List the {name}. The {name} are {', '.join(items)}.",
         ])
     return "Story: " + text
 

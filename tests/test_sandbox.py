@@ -901,3 +901,35 @@ def test_labelers_weigh_the_rubric_differently():
         for name in sandbox.LABELERS
     ]
     assert max(means) - min(means) > 0.1
+
+
+@pytest.mark.parametrize("name", ["labeler 1", "labeler 5"])
+def test_the_odds_of_ratings_and_preferences_are_those_of_many_readings(name):
+    """Of answers liked much, little and not at all; 20,000 readings, four standard errors."""
+    outputs = [f"The capital of Velia is {CITY}.", "I do not know.", "You are a stupid cat."]
+    judged, weights = [judge(CAPITAL, text) for text in outputs], sandbox.taste(name)
+    rng, n = random.Random(0), 20_000
+    read = [sandbox.rate(name, CAPITAL, outputs, rng) for _ in range(n)]
+    for i, verdict in enumerate(judged):
+        odds = sandbox.rating_odds(weights, verdict)
+        assert len(odds) == 7 and min(odds) > 0 and sum(odds) == pytest.approx(1)
+        seen = Counter(ratings[i] for ratings in read)
+        assert [seen[r] / n for r in range(1, 8)] == pytest.approx(odds, abs=0.015)
+        for j, other in enumerate(judged):
+            better = sum(ratings[i] > ratings[j] for ratings in read) / n
+            assert sandbox.preference_odds(weights, verdict, other) == pytest.approx(
+                better, abs=0.015
+            )
+
+
+def test_the_odds_of_a_preference_are_those_of_all_pairs_of_ratings():
+    """Of somebody who rates by one word too many only; ties are no preference."""
+    first, second = sandbox.Judgement(True, False, True, False, 0), judge(CAPITAL, "the")
+    weights = [0.5, 0.0, 0.0, 0.0, 1.0]
+    mine, theirs = (sandbox.rating_odds(weights, j) for j in (first, second))
+    up = sum(p * q for r, p in enumerate(mine) for s, q in enumerate(theirs) if r > s)
+    down = sum(p * q for r, p in enumerate(mine) for s, q in enumerate(theirs) if r < s)
+    tie = sum(p * q for p, q in zip(mine, theirs))
+    assert sandbox.preference_odds(weights, first, second) == pytest.approx(up)
+    assert sandbox.preference_odds(weights, second, first) == pytest.approx(down)
+    assert up > down > 0 and up + down + tie == pytest.approx(1)
