@@ -258,13 +258,15 @@ def choose(rm, asked, responses, best_of, batch):
 
 
 @torch.no_grad()
-def respond(model, rm, enc, prompts, cfg, temperature=1.0, best_of=1, shots=(), samples=1):
+def respond(model, rm, enc, prompts, cfg, temperature=1.0, best_of=1, shots=(), samples=1,
+            cut=False):
     """`samples` answers to each of N prompts, each the one of `best_of` responses that `rm` scores
     highest -> N lists of n Responses; their scores (N, n), 0 without `rm`.
 
     A prompt draws the same numbers whatever the batch it is in; cfg holds max_new, batch (how many
     responses are sampled together) and seed. `shots` are messages that `model` reads before each
-    prompt, and `rm` does not. Raises ValueError if `rm` gives a score that is not finite.
+    prompt, and `rm` does not; with them, or with `cut`, an answer ends with its first paragraph.
+    Raises ValueError if `rm` gives a score that is not finite.
     """
     counts = Counter()
     asked, read = encoded(model, enc, prompts, cfg.max_new, shots, counts)
@@ -284,7 +286,7 @@ def respond(model, rm, enc, prompts, cfg, temperature=1.0, best_of=1, shots=(), 
             drawn = generate.sample(model, [read[i] for i in rows], cfg.max_new, enc.eot_token,
                                     n=len(part), temperature=temperature, seed=seed,
                                     draws=(own, each * N))
-            responses += [as_response(enc, ids, cfg.max_new, prompted=bool(shots))
+            responses += [as_response(enc, ids, cfg.max_new, prompted=bool(shots) or cut)
                           for ids in drawn.responses]
         kept, score = choose(rm, [asked[i] for i in rows], responses, best_of, cfg.batch)
         for k, i in enumerate(rows):
@@ -357,14 +359,16 @@ def log_ratios(model, baseline, read, asked, said, batch):
 
 
 @torch.no_grad()
-def answer(model, baseline, rm, enc, prompts, temperature, cfg, best_of=1, shots=(), samples=1):
+def answer(model, baseline, rm, enc, prompts, temperature, cfg, best_of=1, shots=(), samples=1,
+           cut=False):
     """What `respond` samples, measured -> Answers.
 
     The KL of a best of n is a bound: log best/pi_baseline is log best/pi, at most best_of_n_kl on
     average, and log pi/pi_baseline, which is measured on what was kept. Raises ValueError if `rm`
     gives a score that is not finite.
     """
-    said, rm_score = respond(model, rm, enc, prompts, cfg, temperature, best_of, shots, samples)
+    said, rm_score = respond(model, rm, enc, prompts, cfg, temperature, best_of, shots, samples,
+                             cut)
     asked, read = encoded(model, enc, prompts, cfg.max_new, shots, Counter())
     kl = log_ratios(model, baseline, read, asked, said, cfg.batch) + best_of_n_kl(best_of)
     judged = judge(prompts, said)

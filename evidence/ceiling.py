@@ -68,16 +68,21 @@ def judge_of(inputs, files_given):
 
 
 def main(cfg):
-    """As ppo.main, with the judge in place of the reward model."""
+    return reinforce(cfg, "ceiling", lambda models, inputs: judge_of(inputs, cfg.prompts))
+
+
+def reinforce(cfg, stage, scorer, **read):
+    """As ppo.main, with scorer(models, inputs) in place of the reward model. `read`: files that it
+    needs besides, by the names of their flags."""
     ppo.check(cfg)
-    run = files.begin(cfg, "ceiling", init=interop.model_files(cfg.init),
-                      rm=interop.model_files(cfg.rm), prompts=cfg.prompts, ptx=cfg.ptx)
+    run = files.begin(cfg, stage, init=interop.model_files(cfg.init),
+                      rm=interop.model_files(cfg.rm), prompts=cfg.prompts, ptx=cfg.ptx, **read)
     if run.metrics is not None:
         return run.metrics
     counts, state = Counter(), {"kl_coef": cfg.kl_coef}
     models, enc = ppo.load_models(cfg, run.device)
     inputs = ppo.load_inputs(cfg, enc, models.policy.cfg.block_size, counts)
-    models = models._replace(rm=judge_of(inputs, cfg.prompts))
+    models = models._replace(rm=scorer(models, inputs))
     print(interop.report(counts))
 
     def evaluate(step, policy):

@@ -16,15 +16,13 @@ class Curves(NamedTuple):
     true: np.ndarray    # mean true score
 
 
-def to_figures(run, curves):
-    """Curves of a run, "free 200" say -> figures "free 200 kl", "free 200 rm", "free 200 true"."""
-    named = curves._asdict()
-    return {f"{run} {name}": np.asarray(values).tolist() for name, values in named.items()}
-
-
-def of_figures(figures, run):
-    """Curves of a run from its figures, which are called as to_figures calls them."""
-    return Curves(*(np.array(figures[f"{run} {name}"]) for name in Curves._fields))
+def of(figures, start=None):
+    """Curves from the lists that experiments.of_rollouts returns; `start`: SFT's true score, better
+    known than from the first rollout."""
+    curves = Curves(*(np.array(figures[name]) for name in Curves._fields))
+    if start is not None:
+        curves.true[0] = start
+    return curves
 
 
 def smooth(values, width=5):
@@ -56,32 +54,79 @@ def distance(curves):
 
 # ---- whole curves -----------------------------------------------------------------------------
 
+def shape(d, form):
+    """g(d) of `fit`."""
+    return d if form == "bon" else np.log(d)
+
+
 def fit(d, gain, form):
     """Least squares of gain = d (alpha - beta g(d)); g(d) is d for "bon", log d for "rl".
 
     [Gao] Eq. 1, 2. d and gain (N,), d > 0. Returns (alpha, beta) and R squared.
     """
-    g = d if form == "bon" else np.log(d)
-    design = np.stack([d, -d * g], 1)       # (N, 2)
+    design = np.stack([d, -d * shape(d, form)], 1)           # (N, 2)
     (alpha, beta), *_ = np.linalg.lstsq(design, gain, rcond=None)
     errors = gain - design @ [alpha, beta]
     return (alpha, beta), 1 - (errors ** 2).sum() / ((gain - gain.mean()) ** 2).sum()
 
 
-def gain_fit(curves, form):
-    """R squared of a form of [Gao], "rl" or "bon", for the true score that a run gained."""
+def gained(curves):
+    """How far a run is from SFT, sqrt(KL), and what its true score gained there: two arrays, the
+    nearest first. At the start there is no gain, and log d has no value."""
     d = np.sqrt(np.maximum(curves.kl, 0))
     gain = curves.true - curves.true[0]
-    away = d > 0.1                  # at the start there is no gain, and log d has no value
-    return fit(d[away], gain[away], form)[1]
+    order = np.argsort(d, kind="stable")
+    order = order[d[order] > 0.1]
+    return d[order], gain[order]
 
 
-def frontier_gap(free, penalty):
-    """How far apart the true scores of a run with the KL penalty and a free one are at one KL."""
+def gain_fit(curves, form):
+    """R squared of a form of [Gao], "rl" or "bon", for the true score that a run gained."""
+    return fit(*gained(curves), form)[1]
+
+
+def fitted_peak(curves):
+    """Where the fit d (alpha - beta d) to a run's gain is highest: alpha / 2 beta, if that is
+    between SFT and twice the way that was gone, or else the nearer of these."""
+    d, gain = gained(curves)
+    (alpha, beta), _ = fit(d, gain, "bon")
+    if beta <= 0:                                            # it never turns
+        return 2 * d[-1] if alpha > 0 else 0.0
+    return float(np.clip(alpha / (2 * beta), 0, 2 * d[-1]))
+
+
+def gain_at(curves, distance):
+    """The true score gained at a distance from SFT, points, or at the end of a run that does not go
+    so far: of the smoothed curves."""
+    d = np.sqrt(np.maximum(smooth(curves.kl), 0))
+    order = np.argsort(d, kind="stable")
+    return float(np.interp(distance, d[order], smooth(curves.true)[order]) - curves.true[0])
+
+
+def extrapolation_error(curves, form, seen=0.6):
+    """A form is fitted to the nearer points of a run, a share of them: by how much it misses the
+    others, root mean square, points."""
+    d, gain = gained(curves)
+    n = round(seen * len(d))
+    (alpha, beta), _ = fit(d[:n], gain[:n], form)
+    errors = gain[n:] - d[n:] * (alpha - beta * shape(d[n:], form))
+    return float(np.sqrt(np.mean(errors ** 2)))
+
+
+def reach(curves):
+    """How far from SFT a run went."""
+    return float(np.sqrt(max(0.0, smooth(curves.kl).max())))
+
+
+def frontier_gap(free, penalty, beyond=0.5):
+    """By how much the true score of a run with the KL penalty exceeds that of a free one at the
+    same KL, mean over its rollouts beyond so many nats, as far as the free one went."""
     kl, true = smooth(free.kl), smooth(free.true)
     order = np.argsort(kl)
-    same_kl = np.interp(smooth(penalty.kl), kl[order], true[order])
-    return np.mean(np.abs(smooth(penalty.true) - same_kl))
+    there = smooth(penalty.kl)
+    compared = (there > beyond) & (there < kl.max())
+    same_kl = np.interp(there[compared], kl[order], true[order])
+    return float(np.mean(smooth(penalty.true)[compared] - same_kl))
 
 
 def over_distance(runs, name, points=60):

@@ -12,21 +12,25 @@ from collections import defaultdict
 import numpy as np
 
 from evidence import curves
-from evidence.experiments import CHANGED, EPOCHS, ITERATIONS, NS
+from evidence.experiments import CHANGED, EPOCHS, NS
 from evidence.report import table
 from evidence.statistics import interval
+from evidence.world import SHORT
 from plumbing.results import check_out, replace_file
 
 SYSTEMS = {"base": "base", "prompted": "prompted base", "sft": "SFT", "feedme": "FeedME",
-           "bo16": "SFT, best of 16", "ppo": "PPO", "ptx": "PPO-ptx"}
+           "ppo": "PPO", "ptx": "PPO-ptx"}
 TAXED = {"base": "base", "sft": "SFT", "ppo": "PPO", "ptx": "PPO-ptx", "beta": "PPO, β × 100"}
-# trained on, of the 200, 2,000 and 13,200 that were collected: a labeler and a tenth of the
-# prompts are held out
-RMS = {"200": "140 rankings", "2000": "1,400 rankings", "12000": "9,500 rankings",
-       "small": "9,500, a small model"}
-DIGITS = {"elo": 1, "kl": 1, "length": 1}       # behind the point; 3 otherwise
+RMS = {"2000": "2,000 rankings", "20000": "20,000"}
+REWARD_EPOCHS = {"400 x 1": "400 rankings, 1 epoch", "400 x 2": "2 epochs",
+                 "400 x 8": "8 epochs", "4000 x 1": "4,000 rankings, 1 epoch",
+                 "4000 x 2": "2 epochs"}
+ROUNDS = {"first": "first round", "second": "second, of SFT's and the policy's samples",
+          "again": "second, of SFT's samples alone"}
+DIGITS = {"kl": 1, "length": 1}                 # behind the point; 3 otherwise
 JUDGED = {"true score": "true score", "helpful": "helpful", "hallucination": "hallucination",
           "harmless": "harmless"}
+SIGNS = {"above": "above", "below": "below", "negligible": "negligible", "unknown": "?"}
 
 
 # ---- tables -----------------------------------------------------------------------------------
@@ -43,65 +47,86 @@ def signed(mean, half):
 
 
 def figures_table(by_seed, rows, columns, digits=DIGITS):
-    """A table of the figures called "ROW COLUMN", empty where there is none.
+    """A table of figures, empty where there is none.
 
-    rows and columns: {as in the figure's name: as on the page}.
+    rows: {arm: as on the page}; columns: {figure: as on the page}.
     """
     lines = []
     for row, title in rows.items():
         cells = [title]
         for column in columns:
-            values = [f[f"{row} {column}"] for f in by_seed if f"{row} {column}" in f]
-            bound = "≤ " if (row, column) == ("bo16", "kl") else ""
-            cells.append(bound + shown(values, digits.get(column, 3)) if values else "")
+            values = [f[row][column] for f in by_seed if column in f[row]]
+            cells.append(shown(values, digits.get(column, 3)) if values else "")
         lines.append(cells)
     return table(["", *columns.values()], lines)
 
 
 def systems_table(by_seed):
     return figures_table(by_seed, SYSTEMS, {
-        "wins": "preferred to SFT", "elo": "Elo", **JUDGED, "rm score": "RM score", "kl": "KL",
-        "length": "length"})
+        "wins": "preferred to SFT", "equal length": "at equal length", **JUDGED,
+        "rm score": "RM score", "kl": "KL", "length": "length"})
 
 
 def tax_table(by_seed):
-    tuned = {name: title for name, title in TAXED.items() if name != "base"}
     return figures_table(by_seed, TAXED, {
         "loss": "pretraining loss", "accuracy": "few-shot accuracy", "questions": "questions",
-        "rewriting": "rewriting", "facts": "facts",
-    }) + figures_table(by_seed, tuned, {"reward": "RM score", "kl": "KL"})
+        "rewriting": "rewriting", "facts": "facts", "reward": "RM score", "kl": "KL"})
 
 
 def epochs_table(by_seed):
-    lines = []
-    for name in ("loss", "rm score", "true score"):
-        title = {"loss": "validation loss", "rm score": "RM score"}.get(name, name)
-        lines.append([title, *(shown(values) for values in zip(*(f[name] for f in by_seed)))])
-    return table(["", *("1 epoch" if n == 1 else f"{n} epochs" for n in EPOCHS)], lines)
+    return figures_table(by_seed, REWARD_EPOCHS, {
+        "loss": "held-out loss", "accuracy": "accuracy", "shortfall": "short of the best by",
+        "training loss": "training loss"})
+
+
+def sft_table(by_seed):
+    epochs = {str(n): "1 epoch" if n == 1 else f"{n} epochs" for n in EPOCHS}
+    return figures_table(by_seed, epochs, {
+        "loss": "validation loss", "rm score": "RM score", "true score": "true score"})
+
+
+def rounds_table(by_seed):
+    return figures_table(by_seed, ROUNDS, {
+        "over first": "preferred to the first", "true score": "true score",
+        "evasive": "evasive", "hallucination": "hallucination"})
 
 
 def peaks_table(by_seed):
     lines = []
     for rm, title in RMS.items():
-        free = [curves.of_figures(f, f"free {rm}") for f in by_seed]
-        best_of = [curves.of_figures(f, f"bon {rm}") for f in by_seed]
-        columns = [[f[f"accuracy {rm}"] for f in by_seed],
+        free = [curves.of(f[f"free {rm}"]) for f in by_seed]
+        best_of = [curves.of(f[f"bon {rm}"]) for f in by_seed]
+        columns = [[f[f"bon {rm}"]["accuracy"] for f in by_seed],
                    [run.true[0] for run in free],
                    [curves.at_peak(run, "true") for run in free],
                    [curves.distance(run) for run in free],
                    [curves.smooth(run.true)[-1] for run in free],
-                   [max(run.true) for run in best_of],
-                   [max(run.kl) ** 0.5 for run in best_of]]
+                   [run.true[-1] for run in best_of],
+                   [curves.fitted_peak(run) for run in best_of]]
         lines.append([title, *map(shown, columns)])
-    return table(["reward model", "held-out accuracy", "RL: true score at the start", "at the peak",
-                  "√KL there", "at the end", "best-of-n: highest true score",
-                  f"√KL at n = {NS[-1]}"], lines)
+    return table(["reward model of", "held-out accuracy", "RL: true score at the start",
+                  "at the peak", "√KL there", "at the end",
+                  f"best-of-n: true score at n = {NS[-1]}", "√KL of the fitted peak"], lines)
+
+
+def ensembles_table(by_seed):
+    lines = []
+    for arm, title in (("single", "one"), ("minimum", "the minimum of four")):
+        runs = [curves.of(f[arm]) for f in by_seed]
+        columns = [[run.true[0] for run in runs],
+                   [curves.at_peak(run, "true") for run in runs],
+                   [run.true[-10:].mean() for run in runs],
+                   [curves.reach(run) for run in runs]]
+        lines.append([title, *map(shown, columns)])
+    return table(["reward models", "true score at the start", "at the peak", "at the end",
+                  "√KL there"], lines)
 
 
 def forms_table(by_seed):
     lines = []
-    for run, title in (("free 12000", "RL"), ("bon 12000", "best-of-n")):
-        runs = [curves.of_figures(f, run) for f in by_seed]
+    for arm, title in (("free 2000", "RL, 2,000 rankings"), ("free 20000", "RL, 20,000"),
+                       ("bon 2000", "best-of-n, 2,000"), ("bon 20000", "best-of-n, 20,000")):
+        runs = [curves.of(f[arm]) for f in by_seed]
         fits = [[curves.gain_fit(run, form) for run in runs] for form in ("rl", "bon")]
         lines.append([title, *map(shown, fits)])
     return table(["R²", "d (α − β log d)", "d (α − β d)"], lines)
@@ -110,17 +135,13 @@ def forms_table(by_seed):
 def details_table(by_seed):
     lines = []
     for name in CHANGED:
-        saved = "saved model's " if name == "no ema" else ""
         cells = [name]
-        for what in (f"{saved}reward", f"{saved}true score", f"{saved}kl"):
-            changed, whole = f"{name}: {what}", f"everything: {what}"
-            mean, half = interval([f[changed] - f[whole] for f in by_seed])
-            cells.append(signed(mean, half) + (" *" if abs(mean) > half else ""))
+        for what in ("reward", "true score", "kl"):
+            mean, half = interval([f[name][what] - f["everything"][what] for f in by_seed])
+            cells.append(signed(mean, half))
         lines.append(cells)
-    about = (f"What the paper leaves open, each changed alone: difference to everything on, at the "
-             f"end of {ITERATIONS} iterations of PPO; of the average (EMA), which does not sample, "
-             f"in the model that is saved. * marks intervals without zero; of fifteen such "
-             f"intervals about one is expected to lack it by chance.")
+    about = (f"Each changed alone: difference to everything on, of the models saved after {SHORT} "
+             f"iterations of PPO.")
     return ["", about, *table(["changed", "reward", "true score", "KL"], lines)]
 
 
@@ -153,43 +174,50 @@ def commit():
 ABOUT = """\
 A toy world of small models and simulated labelers: what is tested is whether a mechanism appears \
 here, not whether a paper is right. Made by `python -m evidence.claims`, seeds {seeds}, \
-{hours:.1f} hours of one core. Means over the seeds with 95 % intervals (Student's t). A claim \
-**holds** if the interval of each of its quantities lies above zero, it **fails** if one lies \
-below, else it is **undecided**; the quantities were written down before their figures were seen. \
-[claims.jsonl](claims.jsonl) has every figure of every seed. Experiments by commit: {commits}."""
-# commits whose sandbox had no dialogues yet, but polite closings and 400 demonstrations
-FORMER = ("b58494b", "ca48d28", "f78e787")
+{hours:.1f} hours of one core. Means over the seeds with 95 % intervals (Student's t). Each claim \
+has quantities, which must be above zero if it is true, and each quantity a margin, nearer to zero \
+than which it does not matter. A quantity is *above* zero if its 95 % interval is and its mean is \
+no less than the margin, and *negligible* if its 90 % interval lies within the margin on both \
+sides. A claim **holds** if all its quantities are above zero, **in part** if the others are \
+negligible, and it is **negligible** if all are; it **fails** if one is below zero. That something \
+makes no difference holds if all quantities are negligible, and fails if the 95 % interval of one \
+lies beyond its margin. Findable is a mean so large that its interval lies above zero with four in \
+five such sets of seeds: a claim is **undecided** only for \
+want of data. Sentences, quantities, margins and numbers of seeds were written down before the \
+run. [claims.jsonl](claims.jsonl) has every figure of every seed. Experiments by commit: \
+{commits}."""
 
 
-def results(findings, remarks):
-    """RESULTS.md; remarks {number: what we make of the claim} -> text."""
+def results(findings, remarks, missing=()):
+    """RESULTS.md; remarks {number: what we make of the claim}; missing: the sentences of claims
+    that lack seeds -> text."""
     rows = []
     for f in findings:
         figures = [line["figures"] for line in f.lines]
         source = f"{f.claim.source}: {f.claim.paper}"
         rows.append([f.number, f.claim.sentence, source, filled(f.claim.ours, figures), tally(f)])
-    lines = [BEGINS["RESULTS.md"], "", about(findings), *former(findings)]
-    lines += table(["", "claim", "source and its figure", "here", ""], rows)
+    lines = [BEGINS["RESULTS.md"]]
+    if findings:
+        lines += ["", about(findings)]
+        lines += table(["", "claim", "source and its figure", "here", ""], rows)
+    if missing:
+        lines += ["", "Not measured yet in this world:", "", *(f"- {text}" for text in missing)]
     for f in findings:
         lines += section(f, remarks.get(f.number, ""))
     return "\n".join(lines) + "\n"
 
 
 def filled(text, by_seed):
-    """`text` with each {figure} in it replaced by the figure's mean and interval."""
-    return re.sub(r"{(.*?)}", lambda match: shown([f[match[1]] for f in by_seed]), text)
-
-
-def signs(finding):
-    """Where the interval of each quantity lies: "above" zero, "below", or on both sides, "?"."""
-    return ["above" if mean > half else "below" if mean < -half else "?"
-            for mean, half in finding.intervals.values()]
+    """`text` with each {arm.figure} in it replaced by the figure's mean and interval."""
+    def replaced(match):
+        arm, _, figure = match[1].partition(".")
+        return shown([f[arm][figure] for f in by_seed])
+    return re.sub(r"{(.*?)}", replaced, text)
 
 
 def tally(finding):
-    found = signs(finding)
-    return (f"**{finding.verdict}** ({found.count('above')} of {len(found)} above zero, "
-            f"{found.count('below')} below)")
+    """The verdict, and how many seeds it rests on."""
+    return f"**{finding.verdict}** ({len(finding.lines)} seeds)"
 
 
 def about(findings):
@@ -204,29 +232,20 @@ def about(findings):
     return ABOUT.format(seeds=", ".join(map(str, seeds)), hours=hours, commits="; ".join(made))
 
 
-def former(findings):
-    """A paragraph that names the claims which were measured in another world than today's, lines;
-    none if there are none."""
-    old = [f.number for f in findings if any(line["commit"] in FORMER for line in f.lines)]
-    if not old:
-        return []
-    which = "All claims" if len(old) == len(findings) else f"The claims {', '.join(old)}"
-    said = (f"{which} were measured in the former world, before the sandbox had dialogues (commits "
-            f"{', '.join(FORMER)}), and will be measured again.")
-    return ["", said]
-
-
 def section(finding, remark):
     """What RESULTS.md says of one claim, lines."""
     claim = finding.claim
+    wanted = "negligible" if claim.equal else "above zero"
     found = f"**{finding.verdict.capitalize()}** over {len(finding.lines)} seeds."
     lines = ["", f"## {finding.number}. {claim.sentence}", "",
              f"{claim.source}: {claim.paper}.", "",
-             f"{found} Each of these must be above zero:"]
+             f"{found} If it is true, each of these is {wanted}:"]
     rows = []
-    for (name, (mean, half)), sign in zip(finding.intervals.items(), signs(finding)):
-        rows.append([name, signed(mean, half), sign])
-    lines += table(["quantity", "mean and 95 % interval", ""], rows)
+    for name, e in finding.effects.items():
+        rows.append([name, signed(e.mean, e.half), f"{e.deviation:.3f}", f"{e.findable:.3f}",
+                     f"{e.margin:g}", SIGNS[e.sign]])
+    lines += table(["quantity", "mean and 95 % interval", "s over seeds", "findable", "margin", ""],
+                   rows)
     if claim.table:
         lines += claim.table([line["figures"] for line in finding.lines])
     return lines + (["", remark] if remark else [])
@@ -236,12 +255,9 @@ def section(finding, remark):
 
 def readme(text, findings):
     """The text of README.md with the table of the verdicts written again."""
-    rows = []
-    for f in findings:
-        above = f"{signs(f).count('above')} of {len(f.intervals)}"
-        rows.append([f.number, f.claim.sentence, f"**{f.verdict}**", above])
-    verdicts = table(["", "claim", "verdict", "above zero"], rows)
-    return between_markers(text, "verdicts", [*former(findings), *verdicts])
+    rows = [[f.number, f.claim.sentence, f"**{f.verdict}**"] for f in findings]
+    verdicts = table(["", "claim", "verdict"], rows) if rows else ["", "None is measured yet."]
+    return between_markers(text, "verdicts", verdicts)
 
 
 def between_markers(text, name, lines):
@@ -288,7 +304,7 @@ def plot(figures, folder):
 def draw_curves(plt, by_seed):
     """The true score and the reward model's against the distance from SFT. -> figure"""
     fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
-    for colour, (rm, title) in zip(("#d55e00", "#e69f00", "#0072b2", "#999999"), RMS.items()):
+    for colour, (rm, title) in zip(("#d55e00", "#0072b2"), RMS.items()):
         for ax, kind in zip(axes, ("free", "bon")):
             d, true, scores = against_distance(by_seed, kind, rm)
             (mean, half), (score, _) = interval(true), interval(scores)
@@ -310,7 +326,7 @@ def draw_curves(plt, by_seed):
 
 def against_distance(by_seed, kind, rm):
     """Distances (points,), true scores and a reward model's (seeds, points) of "free" or "bon"."""
-    runs = [curves.of_figures(f, f"{kind} {rm}") for f in by_seed]
+    runs = [curves.of(f[f"{kind} {rm}"]) for f in by_seed]
     if kind == "free":
         d, true = curves.over_distance(runs, "true")
         _, scores = curves.over_distance(runs, "rm")

@@ -4,6 +4,7 @@ Legend: N prompts, n and m answers of each, S systems, F features.
 """
 import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -72,9 +73,9 @@ def bootstrap(ours, theirs, prompts, seed=0, resamples=2000):
 
 
 @functools.cache
-def student_t(n):
-    """Within how many standard errors of the mean of n values, n > 1, the truth lies 95 times in
-    100.
+def student_t(n, share=0.95):
+    """Within how many standard errors of the mean of n values, n > 1, the truth lies with the
+    probability `share`.
 
     With t = sqrt(n - 1) tan(a) the density of Student's t becomes cos(a)^(n - 2), whose integral
     are the trapezoids of a fine grid, to eight digits. Beyond 12 / sqrt(n) nothing is left of it.
@@ -82,19 +83,56 @@ def student_t(n):
     a = np.linspace(0, min(np.pi / 2, 12 / math.sqrt(n)), 100_001)
     density = np.cos(a) ** (n - 2)
     area = np.append(0, np.cumsum(density[1:] + density[:-1]))
-    return math.sqrt(n - 1) * math.tan(np.interp(0.95 * area[-1], area, a))
+    return math.sqrt(n - 1) * math.tan(np.interp(share * area[-1], area, a))
 
 
-def interval(values):
+def interval(values, share=0.95):
     """Mean over the first axis of values (seeds, ...), and the half-width of its 95 % interval
-    (Student's t); infinite for one seed."""
+    (Student's t), or that of another share; infinite for one seed."""
     values = np.asarray(values, float)
     n = len(values)
     if n > 1:
-        half = student_t(n) * values.std(0, ddof=1) / n ** 0.5
+        half = student_t(n, share) * values.std(0, ddof=1) / n ** 0.5
     else:
         half = np.full(values.shape[1:], np.inf)
     return values.mean(0), half[()]                          # [()]: a number, not an array of one
+
+
+class Effect(NamedTuple):
+    """What a few seeds say of a quantity."""
+    mean: float
+    half: float         # half-width of the 95 % interval of the mean
+    n: int              # seeds
+    deviation: float    # standard deviation over the seeds
+    findable: float     # a mean so large has its interval above zero four times in five
+    margin: float       # a mean nearer to zero does not matter
+    sign: str           # above | below | negligible | unknown
+
+    @property
+    def matters(self):
+        """Whether the 95 % interval lies beyond the margin, on one side."""
+        return abs(self.mean) - self.half > self.margin
+
+
+def effect(values, margin):
+    """Values of two seeds or more -> Effect.
+
+    It is negligible if two one-sided tests at 5 % say that the mean lies within the margin: if its
+    90 % interval does (Schuirmann 1987). It is above or below zero if the 95 % interval is, and the
+    mean is no nearer to zero than the margin.
+    """
+    values = np.asarray(values, float)
+    n, deviation = len(values), values.std(ddof=1)
+    mean, half = interval(values)
+    _, narrow = interval(values, 0.9)
+    if max(mean + narrow, narrow - mean) < margin:
+        sign = "negligible"
+    elif abs(mean) > half and abs(mean) >= margin:
+        sign = "above" if mean > 0 else "below"
+    else:
+        sign = "unknown"
+    findable = (student_t(n) + student_t(n, 0.6)) * deviation / n ** 0.5
+    return Effect(*map(float, (mean, half)), n, float(deviation), float(findable), margin, sign)
 
 
 # ---- best of n ----------------------------------------------------------------------------------

@@ -14,62 +14,123 @@ from types import SimpleNamespace
 import pytest
 from orphans import hello, outlives
 
-from evidence import claims, experiments
+from evidence import claims
+from evidence import world as world_of
 from evidence.claims import Claim
+from evidence.statistics import effect
 from plumbing import cli
 
 # -------------------------------------------------------------------------------------------------
 # the verdict, and the claims
 
 
+ABOVE, BELOW, SMALL, UNSURE = [0.4, 0.5, 0.6], [-0.4, -0.5, -0.6], [-0.01, 0.0, 0.01], [-1, 0, 1]
+# it is not nothing, but whether it is more than 0.1 nobody knows
+SOME = [0.06, 0.09, 0.12]
+
+
 @pytest.mark.parametrize(
-    ("intervals", "says"),
+    ("values", "says", "says_equal"),
     [
-        ([(1, 0.5)], "holds"),
-        ([(1, 0.5), (0.6, 0.5)], "holds"),
-        ([(1, 0.5), (0.4, 0.5)], "undecided"),
-        ([(-0.4, 0.5)], "undecided"),
-        ([(0.5, 0.5)], "undecided"),
-        ([(-0.5, 0.5)], "undecided"),
-        ([(0, 0)], "undecided"),
-        ([(9, math.inf)], "undecided"),
-        ([(-1, 0.5)], "fails"),
-        ([(1, 0.5), (-1, 0.5)], "fails"),
-        ([(0, 1), (-1, 0.5), (1, 0.5)], "fails"),
+        ([ABOVE], "holds", "fails"),
+        ([ABOVE, ABOVE], "holds", "fails"),
+        ([BELOW], "fails", "fails"),
+        ([ABOVE, BELOW], "fails", "fails"),
+        ([UNSURE, BELOW, SMALL], "fails", "fails"),
+        ([SMALL], "negligible", "holds"),
+        ([SMALL, SMALL], "negligible", "holds"),
+        ([ABOVE, SMALL], "in part", "fails"),
+        ([UNSURE], "undecided", "undecided"),
+        ([ABOVE, UNSURE], "undecided", "fails"),
+        ([SMALL, UNSURE], "undecided", "undecided"),
+        ([SOME], "undecided", "undecided"),
+        ([SOME, SMALL], "undecided", "undecided"),
+        ([SOME, ABOVE], "undecided", "fails"),
     ],
 )
-def test_verdicts(intervals, says):
-    assert claims.verdict(intervals) == says
+def test_verdicts(values, says, says_equal):
+    for order in (values, values[::-1]):
+        effects = [effect(v, 0.1) for v in order]
+        assert claims.verdict(effects) == says
+        assert claims.verdict(effects, equal=True) == says_equal
 
 
 def test_the_claims_are_numbered_and_say_where_they_come_from():
     numbers = dict.fromkeys(n.rstrip("abcd") for n in claims.CLAIMS)
-    assert list(numbers) == [str(n) for n in range(1, 14)]
+    assert list(numbers) == [str(n) for n in range(1, 18)]
     for claim in claims.CLAIMS.values():
         assert claim.sentence.endswith(".") and claim.quantities
         assert re.match(r"\[|\w+ et al\. \d", claim.source)
+        assert 3 <= claim.seeds <= len(claims.SEEDS)
+        assert all(q.margin >= 0 for q in claim.quantities.values())
+        assert all(q.margin > 0 for q in claim.quantities.values()) or not claim.equal
+
+
+def test_claims_of_one_experiment_have_as_many_seeds():
+    seeds = {}
+    for claim in claims.CLAIMS.values():
+        assert seeds.setdefault(claim.measure, claim.seeds) == claim.seeds
 
 
 @pytest.mark.parametrize("number", claims.CLAIMS)
-def test_every_quantity_and_every_placeholder_of_a_claim_was_measured(root, number):
+def test_every_quantity_and_every_placeholder_of_a_measured_claim_is_there(root, number):
     claim, lines = claims.CLAIMS[number], claims.read_lines(f"{root}/docs/claims.jsonl")
     found = [r["figures"] for r in lines if r["experiment"] == claim.measure.__name__]
-    assert len(found) == 5
-    assert set(re.findall(r"{(.*?)}", claim.ours)) <= found[0].keys()
-    assert all(math.isfinite(value(f)) for value in claim.quantities.values() for f in found)
+    for figures in found:
+        for name in re.findall(r"{(.*?)}", claim.ours):
+            assert math.isfinite(claims.get(figures, name))
+        assert all(math.isfinite(q.figure(figures)) for q in claim.quantities.values())
 
 
 def test_quantities_of_curves():
     """A true score that peaks at 10, while the reward model's goes on."""
     true = [float(x) for x in (*range(11), *range(9, -1, -1))]
-    rm = list(range(21))
-    f = {f"{run} {name}": values for run in ("a", "b") for name, values in
-         (("true", true), ("rm", rm), ("kl", [4.0] * 21))}  # fmt: skip
-    f["b kl"] = [1.0] * 21
-    assert claims.of_run(claims.true_at_peak, "a")(f) == pytest.approx(8.8)
-    assert claims.of_run(claims.later_rm, "a")(f) == pytest.approx(18 - 10)
-    assert claims.minus_run(claims.curves.distance, "a", "b")(f) == pytest.approx(2 - 1)
-    assert claims.later("x")({"x": [0, 0, 0, 1, 4]}) == 3
+    a = {"kl": [4.0] * 21, "rm": list(range(21)), "true": true}
+    f = {"a": a, "b": a | {"kl": [1.0] * 21, "true": [0.0] * 20 + [3.0]}}
+    assert claims.of_run(claims.later_rm, "a", 0.1).figure(f) == pytest.approx(18 - 10)
+    assert claims.minus_run(claims.best_of_256, "b", "a", 0.1).figure(f) == pytest.approx(3)
+    assert claims.minus_run(claims.curves.distance, "a", "b", 0.1).figure(f) == pytest.approx(1)
+
+
+def test_quantities_of_figures():
+    f = {"4": {"x": 2.0}, "16": {"x": 5.0}}
+    assert claims.minus("16.x", "4.x", 0.1).figure(f) == 3
+    assert claims.above("4.x", 0.5, 0.1).figure(f) == 1.5
+    assert claims.below("4.x", 0.5, 0.1).figure(f) == -1.5
+
+
+def test_what_is_won_back_is_counted_from_half():
+    """Of a loss that rose by 0.4 and an accuracy that fell by 0.4, 0.3 are won back."""
+    f = {"base": {"loss": 1.0, "accuracy": 0.9}, "ppo": {"loss": 1.4, "accuracy": 0.5},
+         "ptx": {"loss": 1.1, "accuracy": 0.8}}  # fmt: skip
+    for name in ("loss", "accuracy"):
+        assert claims.won_back(name)(f) == pytest.approx(0.3 - 0.2)
+
+
+def test_a_run_of_ppo_begins_where_sft_is():
+    run = {"kl": [0.0] * 12, "rm": [0.0] * 12, "true": [0.9] * 12}
+    f = {"sft": {"true": [0.4]}, "free 2000": run, "bon 2000": run}
+    assert claims.run_of(f, "free 2000").true[0] == 0.4 and claims.end(claims.run_of(f, "bon 2000"))
+    assert claims.run_of(f, "bon 2000").true[0] == 0.9 and run["true"][0] == 0.9
+
+
+def test_two_runs_are_compared_as_far_out_as_both_went():
+    """One went to a distance of 2 and gained 1 on its way; the other to 3 and lost it all again."""
+    def run(d, true):
+        return {"kl": [x * x for x in d], "rm": d, "true": [true(x) for x in d]}
+
+    near, far = [i / 50 for i in range(101)], [i / 50 for i in range(151)]
+    f = {"minimum": run(near, lambda x: x / 2),
+         "single": run(far, lambda x: x / 4 if x < 2.5 else -9.0)}  # fmt: skip
+    assert claims.at_one_distance(f) == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_form_that_foretells_the_rest_of_a_run_misses_it_less():
+    d = [i / 10 for i in range(60)]
+    for form, other, g in (("rl", "bon", lambda x: math.log(x or 1)), ("bon", "rl", lambda x: x)):
+        run = {"kl": [x * x for x in d], "rm": d, "true": [x * (2 - 0.3 * g(x)) for x in d]}
+        assert claims.of_run(claims.foretells(form, other), "a", 0.1).figure({"a": run}) > 0.05
+        assert claims.of_run(claims.foretells(other, form), "a", 0.1).figure({"a": run}) < -0.05
 
 
 # -------------------------------------------------------------------------------------------------
@@ -92,26 +153,26 @@ The end.
 
 def tall(world):
     CALLS.append(("tall", world.seed))
-    return {"height": world.seed / 100, "trees": [1.0 + world.seed, 2000], "count": 123_456}
+    return {"oak": {"height": world.seed / 100, "rings": [1.0 + world.seed, 2000]},
+            "all": {"count": 123_456}}
 
 
 def wide(world):
     CALLS.append(("wide", world.seed))
-    return {"width": -2 + world.seed / 1000}
+    return {"oak": {"width": -2 + world.seed / 1000}}
 
 
-def height(f):
-    return f["height"]
-
-
+HEIGHT = claims.above("oak.height", 0, 0.01)
 MADE_UP = {
-    "1": Claim("Trees are tall.", "[T] 1", "9 m", tall, "height {height}, {count}",
-               {"height": height, "height minus 1.03": claims.above("height", 1.03)}),
-    "2": Claim("Trees are wide.", "[T] 2", "2 m", wide, "width {width}",
-               {"width": lambda f: f["width"]}),
-    "3": Claim("Trees have height.", "[T] 3", "", tall, "{height}", {"height": height}),
+    "1": Claim("Trees are tall.", "[T] 1", "9 m", tall, "height {oak.height}, {all.count}",
+               {"height": HEIGHT, "height minus 1.03": claims.above("oak.height", 1.03, 0.01)}),
+    "2": Claim("Trees are wide.", "[T] 2", "2 m", wide, "width {oak.width}",
+               {"width": claims.above("oak.width", 0, 0.01)}),
+    "3": Claim("Trees have height.", "[T] 3", "", tall, "{oak.height}", {"height": HEIGHT}),
+    "4": Claim("Trees have 1.03.", "[T] 4", "", tall, "{oak.height}",
+               {"height minus 1.03": claims.above("oak.height", 1.03, 0.02)}, equal=True),
 }  # fmt: skip
-VERDICTS = {"1": "undecided", "2": "fails", "3": "holds"}
+VERDICTS = {"1": "undecided", "2": "fails", "3": "holds", "4": "holds"}
 
 
 @contextmanager
@@ -126,6 +187,7 @@ def config(tmp_path, monkeypatch):
     CALLS.clear()
     (tmp_path / "README.md").write_text(README)
     monkeypatch.setattr(claims, "CLAIMS", dict(MADE_UP))
+    monkeypatch.setattr(claims, "SEEDS", range(101, 120))
     context = SimpleNamespace(Pool=in_this_process)
     monkeypatch.setattr(claims.multiprocessing, "get_context", lambda kind: context)
     monkeypatch.setattr(cli, "keep_freed_memory", lambda: None)
@@ -157,18 +219,21 @@ def test_the_page_says_what_the_lines_say(config):
     for number, says in VERDICTS.items():
         assert f"**{says}**" in cells(text, number)[-1]
     assert cells(text, 1)[1:4] == ["Trees are tall.", "[T] 1: 9 m", "height 1.030 ± 0.020, 123,456"]
-    assert cells(text, "height minus 1.03")[1] in ("+0.000 ± 0.020", "-0.000 ± 0.020")
-    assert cells(text, "height minus 1.03")[2] == "?"
-    assert cells(text, "width")[1:] == ["-1.897 ± 0.002", "below"]
-    assert text.count("| height | +1.030 ± 0.020 | above |") == 2
+    unsure, small = [row for row in text.splitlines() if row.startswith("| height minus 1.03 |")]
+    # 1.66 standard deviations can be found: (2.776 + 0.941) / √5
+    assert unsure.split(" | ")[2:] == ["0.016", "0.026", "0.01", "? |"]
+    assert small.split(" | ")[2:] == ["0.016", "0.026", "0.02", "negligible |"]
+    assert small.split(" | ")[1] in ("+0.000 ± 0.020", "-0.000 ± 0.020")
+    assert cells(text, "width")[1:] == ["-1.897 ± 0.002", "0.002", "0.003", "0.01", "below"]
+    assert text.count("| height | +1.030 ± 0.020 | 0.016 | 0.026 | 0.01 | above |") == 2
     assert "over 5 seeds" in text and "101, 102, 103, 104, 105" in text
 
 
 def test_the_verdicts_are_written_into_the_readme(config):
     claims.main(config)
     text = read(os.path.dirname(config.docs), "README.md")
-    assert cells(text, 1)[1:] == ["Trees are tall.", "**undecided**", "1 of 2"]
-    assert cells(text, 2)[1:] == ["Trees are wide.", "**fails**", "0 of 1"]
+    assert cells(text, 1)[1:] == ["Trees are tall.", "**undecided**"]
+    assert cells(text, 2)[1:] == ["Trees are wide.", "**fails**"]
     assert text.startswith("# Trees\n\n<!-- verdicts -->\n\n| ") and "something old" not in text
     assert text.endswith("|\n\n<!-- /verdicts -->" + README.split("<!-- /verdicts -->")[1])
     claims.main(replace(config, page=True))
@@ -178,10 +243,13 @@ def test_the_verdicts_are_written_into_the_readme(config):
 
 def test_an_experiment_of_two_claims_is_run_once_a_seed(config):
     claims.main(config)
-    assert sorted(CALLS) == [(name, seed) for name in ("tall", "wide") for seed in range(101, 106)]
+    # two seeds at a time, as there are two workers
+    assert CALLS == [(name, seed) for seeds in ((101, 102), (103, 104), (105,))
+                     for name in ("tall", "wide") for seed in seeds]  # fmt: skip
     found = [json.loads(line) for line in read(config.docs, "claims.jsonl").splitlines()]
     assert [(r["experiment"], r["seed"]) for r in found] == sorted(CALLS)
-    assert found[0]["figures"] == {"height": 1.01, "trees": [102.0, 2000], "count": 123_456.0}
+    assert found[0]["figures"] == {
+        "oak": {"height": 1.01, "rings": [102.0, 2000]}, "all": {"count": 123_456.0}}  # fmt: skip
     assert all(r["commit"] and r["seconds"] >= 0 for r in found)
 
 
@@ -189,8 +257,17 @@ def test_some_claims_and_some_seeds(config):
     cfg = replace(config, claims=("2",), seeds=(7, 8))
     assert claims.main(cfg) == {"2": "fails"} and CALLS == [("wide", 7), ("wide", 8)]
     # what was measured for other claims stays on the page
-    assert claims.main(replace(cfg, claims=("3",))) == {"1": "fails", "2": "fails", "3": "holds"}
+    assert claims.main(replace(cfg, claims=("3",))) == {
+        "1": "fails", "2": "fails", "3": "holds", "4": "fails"}  # fmt: skip
     assert CALLS[2:] == [("tall", 7), ("tall", 8)]
+
+
+def test_a_claim_may_have_more_seeds_than_others(config, monkeypatch):
+    monkeypatch.setitem(claims.CLAIMS, "2", MADE_UP["2"]._replace(seeds=7))
+    claims.main(config)
+    of = {name: [seed for called, seed in CALLS if called == name] for name in ("tall", "wide")}
+    assert of == {"tall": list(range(101, 106)), "wide": list(range(101, 108))}
+    assert "(7 seeds)" in cells(read(config.docs, "RESULTS.md"), 2)[-1]
 
 
 def test_an_interrupted_run_goes_on(config, monkeypatch):
@@ -207,6 +284,14 @@ def test_an_interrupted_run_goes_on(config, monkeypatch):
     monkeypatch.setitem(claims.CLAIMS, "2", MADE_UP["2"])
     assert claims.main(config) == VERDICTS
     assert len(CALLS) == len(set(CALLS)) == 10, "nothing twice"
+
+
+def test_before_anything_is_measured_the_pages_say_so(config):
+    assert claims.main(replace(config, page=True)) == {} and CALLS == []
+    text = read(config.docs, "RESULTS.md")
+    assert text.startswith("# Does it hold?") and "**" not in text
+    assert all(f"- {claim.sentence}" in text for claim in MADE_UP.values())
+    assert "None is measured yet." in read(os.path.dirname(config.docs), "README.md")
 
 
 def test_page_measures_nothing(config):
@@ -243,27 +328,6 @@ def test_a_plot_says_whose_it_is(config, monkeypatch):
     assert os.listdir(config.docs) == ["overoptimisation.png"]
 
 
-def test_claims_of_another_world_are_named_until_they_are_measured_again(config):
-    claims.main(config)
-    path, readme = f"{config.docs}/claims.jsonl", os.path.dirname(config.docs)
-    lines = claims.read_lines(path)
-    old = claims.page.FORMER[0]
-    says = "were measured in the former world"
-
-    def pages(commits):
-        changed = [line | {"commit": commits.get(line["experiment"], "new")} for line in lines]
-        claims.results.write_jsonl(path, changed)
-        claims.main(replace(config, page=True))
-        return read(config.docs, "RESULTS.md"), read(readme, "README.md")
-
-    for text in pages({}):
-        assert says not in text
-    for text in pages({"tall": old}):
-        assert f"The claims 1, 3 {says}" in text
-    for text in pages({"tall": old, "wide": old}):
-        assert f"All claims {says}" in text
-
-
 # -------------------------------------------------------------------------------------------------
 # what is refused
 
@@ -273,7 +337,6 @@ def test_claims_of_another_world_are_named_until_they_are_measured_again(config)
     [
         ({"seeds": (101, 101)}, "two different"),
         ({"seeds": (101,)}, "two different"),
-        ({"page": True}, "no claim with all seeds"),
     ],
 )
 def test_settings_that_lead_to_no_page_are_refused(config, wrong, says):
@@ -282,7 +345,8 @@ def test_settings_that_lead_to_no_page_are_refused(config, wrong, says):
     assert CALLS == []
 
 
-LINE = {"experiment": "tall", "seed": 101, "commit": "", "seconds": 1, "figures": {"height": 1.0}}
+LINE = {"experiment": "tall", "seed": 101, "commit": "", "seconds": 1,
+        "figures": {"oak": {"height": 1.0}}}  # fmt: skip
 
 
 @pytest.mark.parametrize("flags", ["--workers 0", "--seeds 1 -1"])
@@ -303,9 +367,9 @@ def test_settings_without_a_sense_are_refused(flags):
         json.dumps(LINE | {"seconds": math.inf}),
         json.dumps(LINE | {"figures": 3}),
         json.dumps(LINE | {"figures": {}}),
-        json.dumps(LINE | {"figures": {"height": "1"}}),
-        json.dumps(LINE | {"figures": {"height": math.nan}}),
-        json.dumps(LINE | {"figures": {"height": 1.0, "trees": [1.0, math.inf]}}),
+        json.dumps(LINE | {"figures": {"oak": {"height": "1"}}}),
+        json.dumps(LINE | {"figures": {"oak": {"height": math.nan}}}),
+        json.dumps(LINE | {"figures": {"oak": {"height": 1.0, "rings": [1.0, math.inf]}}}),
     ],
 )
 def test_a_broken_line_is_named(config, broken):
@@ -319,21 +383,21 @@ def test_a_broken_line_is_named(config, broken):
 @pytest.mark.parametrize("figure", [math.nan, [1.0, -math.inf]])
 def test_a_figure_that_is_not_finite_is_no_line(config, monkeypatch, figure):
     def broken(world):
-        return {"width": figure} if world.seed == 103 else wide(world)
+        return {"oak": {"width": figure}} if world.seed == 103 else wide(world)
 
     broken.__name__ = "wide"
     monkeypatch.setitem(claims.CLAIMS, "2", MADE_UP["2"]._replace(measure=broken))
-    with pytest.raises(ValueError, match="wide, seed 103: the width is not finite"):
+    with pytest.raises(ValueError, match="wide, seed 103, oak: the width is not finite"):
         claims.main(config)
     lines = read(config.docs, "claims.jsonl").splitlines()
-    assert len(lines) == 7 and "NaN" not in str(lines) and "Infinity" not in str(lines)
+    assert len(lines) == 6 and "NaN" not in str(lines) and "Infinity" not in str(lines)
 
 
 def test_what_stops_an_experiment_is_a_sentence_and_a_bug_is_not(config, monkeypatch):
     """An exception that comes from another process has lost where it was raised."""
 
     def stopped(world):
-        experiments.load(os.path.join(world.folder, "base.pt"))
+        world_of.load(os.path.join(world.folder, "base.pt"))
 
     def bug(world):
         return {}["height"]
@@ -373,14 +437,14 @@ def test_a_page_that_cannot_be_written_is_refused_before_anything_is_measured(co
     assert CALLS == []
 
 
-@pytest.mark.parametrize("wrong", ["4", "0", "-1", "one", "1.0", ""])
+@pytest.mark.parametrize("wrong", ["5", "0", "-1", "one", "1.0", ""])
 def test_an_unknown_claim_is_refused_with_one_sentence(config, wrong, monkeypatch, capsys):
     with pytest.raises(ValueError, match=rf"no claim {re.escape(wrong)}.*1, 2, 3"):
         claims.main(replace(config, claims=("1", wrong)))
     assert CALLS == [] and not os.path.exists(config.docs)
-    if wrong == "4":
+    if wrong == "5":
         monkeypatch.setattr(sys, "argv", ["claims.py", "1", wrong])
         with pytest.raises(SystemExit, match="2"):
             cli.run(claims.main, claims.Config, claims.PRESETS, claims.__doc__, "claims")
         said = capsys.readouterr().err.splitlines()
-        assert len(said) == 1 and said[0].startswith("error: there is no claim 4")
+        assert len(said) == 1 and said[0].startswith("error: there is no claim 5")

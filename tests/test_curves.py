@@ -19,15 +19,11 @@ def curve(form, d, alpha=2.0, beta=0.3):
     return d * (alpha - beta * (d if form == "bon" else np.log(d)))
 
 
-def test_curves_are_figures_and_back():
-    run = Curves(np.array([0.0, 1.5]), np.array([0.1, 0.2]), np.array([3.0, 2.0]))
-    figures = curves.to_figures("free 200", run)
-    assert figures == {
-        "free 200 kl": [0.0, 1.5],
-        "free 200 rm": [0.1, 0.2],
-        "free 200 true": [3.0, 2.0],
-    }
-    assert np.array_equal(curves.of_figures(figures | {"other kl": []}, "free 200"), run)
+def test_curves_are_made_of_lists():
+    run = curves.of({"true": [3.0, 2.0], "accuracy": 1, "rm": [0.1, 0.2], "kl": [0.0, 1.5]})
+    assert [x.tolist() for x in run] == [[0.0, 1.5], [0.1, 0.2], [3.0, 2.0]]
+    figures = {"true": [3.0, 2.0], "rm": [0.1, 0.2], "kl": [0.0, 1.5]}
+    assert curves.of(figures, 2.5).true.tolist() == [2.5, 2.0] and figures["true"] == [3.0, 2.0]
 
 
 def test_smooth_is_a_moving_average():
@@ -70,11 +66,60 @@ def test_the_law_that_made_a_run_fits_it_best():
         assert curves.gain_fit(run, wrong) < 1 - 1e-6
 
 
+@pytest.mark.parametrize("peak", [0.9, 2.0, 3.3])
+def test_the_peak_of_the_fit_is_that_of_the_curve(peak):
+    """Found by trying many places; in any order of the rollouts, and before the peak as well."""
+    d = np.linspace(0, 2.5, 30)
+    gain = curve("bon", d, alpha=2.0, beta=1 / peak)
+    many = np.linspace(0, 5, 50_001)
+    assert many[curve("bon", many, alpha=2.0, beta=1 / peak).argmax()] == pytest.approx(peak, 1e-3)
+    shuffled = np.append(0, np.random.default_rng(0).permutation(29) + 1)
+    for order in (slice(None), shuffled):
+        run = Curves(d[order] ** 2, d, 0.4 + gain[order])
+        assert curves.fitted_peak(run) == pytest.approx(peak)
+
+
+def test_a_fit_that_does_not_turn_has_its_peak_at_the_end():
+    d = np.linspace(0, 2, 20)
+    assert curves.fitted_peak(Curves(d**2, d, d + d**2)) == pytest.approx(4)
+    assert curves.fitted_peak(Curves(d**2, d, 2 * d - d**2 / 50)) == pytest.approx(4)
+    assert curves.fitted_peak(Curves(d**2, d, -d - d**2)) == 0
+    assert curves.fitted_peak(Curves(d**2, d, -d + d**2 / 9)) == 0
+
+
+def test_the_gain_at_a_distance():
+    d = np.linspace(0, 3, 400)
+    run = Curves(d**2, d, 0.4 + 2 * d)
+    assert curves.gain_at(run, 1.0) == pytest.approx(2, abs=0.01)
+    assert curves.gain_at(run, 2.5) == pytest.approx(5, abs=0.01)
+
+
+@pytest.mark.parametrize(("form", "other"), [("bon", "rl"), ("rl", "bon")])
+def test_the_form_that_made_a_curve_foretells_its_end(form, other):
+    d = np.linspace(0, 4, 60)
+    true = np.append(0.7, 0.7 + curve(form, d[1:]))
+    run = Curves(d**2, true, true)
+    assert curves.extrapolation_error(run, form) == pytest.approx(0, abs=1e-9)
+    assert curves.extrapolation_error(run, other) > 0.05
+    # of what the fit has seen nothing counts, of the others each as much
+    bent = true.copy()
+    bent[-1] += 0.5
+    missed = curves.extrapolation_error(run._replace(true=bent), form)
+    unseen = (d > 0.1).sum() - round(0.6 * (d > 0.1).sum())
+    assert missed == pytest.approx(0.5 / unseen**0.5)
+
+
 @pytest.mark.parametrize("shift", [0, 0.7, -0.7])
 def test_frontiers_are_compared_at_the_same_kl(shift):
     kl, inside = np.linspace(0, 10, 60), np.linspace(2, 6, 30)
     free, penalty = Curves(kl, kl, 2 * kl), Curves(inside, inside, 2 * inside + shift)
-    assert curves.frontier_gap(free, penalty) == pytest.approx(abs(shift), abs=1e-9)
+    assert curves.frontier_gap(free, penalty) == pytest.approx(shift, abs=1e-9)
+    # what lies near the start, or where the free run never was, is not compared
+    kl = np.linspace(0, 3, 60)
+    rising = Curves(kl, kl, 2 * kl + np.where(kl > 2, 50.0, 0.0) * (kl > 2.1))
+    short = Curves(free.kl / 5, free.rm, free.true / 5)
+    assert abs(curves.frontier_gap(short, rising, beyond=1.0)) < 1
+    assert curves.reach(short) == pytest.approx(2**0.5, abs=0.05)
 
 
 def test_runs_are_compared_as_far_as_all_of_them_went():

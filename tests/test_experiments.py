@@ -20,9 +20,9 @@ import label
 import ppo
 import reward
 import sandbox
-from evidence import answers, claims, experiments
-from evidence.experiments import World
+from evidence import answers, claims, ensemble, experiments, world
 from evidence.statistics import best_of_n_kl
+from evidence.world import World
 from generate import sample
 from model import GPT, GPTConfig, Scorer
 from plumbing.files import save_checkpoint
@@ -70,9 +70,9 @@ def ran(folder):
 
 
 def test_a_file_is_made_once_with_its_seed_and_preset(tmp_path, capsys):
-    world, folder = World(9, str(tmp_path / "9")), str(tmp_path / "9")
-    made = [world.make(name, stage(tmp_path)) for name in ("a.pt", "a.pt")]
-    made.append(world.make("b.pt", stage(tmp_path), width=5))
+    w, folder = World(9, str(tmp_path / "9")), str(tmp_path / "9")
+    made = [w.make(name, stage(tmp_path)) for name in ("a.pt", "a.pt")]
+    made.append(w.make("b.pt", stage(tmp_path), width=5))
     assert made == [f"{folder}/a.pt", f"{folder}/a.pt", f"{folder}/b.pt"]
     assert ran(tmp_path) == [f"{folder}/a.pt 9 3", f"{folder}/b.pt 9 5"]
     assert "from the stage" not in capsys.readouterr().out
@@ -80,21 +80,21 @@ def test_a_file_is_made_once_with_its_seed_and_preset(tmp_path, capsys):
 
 
 def test_a_file_whose_making_failed_is_made_again(tmp_path):
-    world, bad = World(9, str(tmp_path)), stage(tmp_path, fail=[KeyboardInterrupt()])
+    w, bad = World(9, str(tmp_path)), stage(tmp_path, fail=[KeyboardInterrupt()])
     with pytest.raises(KeyboardInterrupt):
-        world.make("a.pt", bad)
-    assert os.path.exists(world.make("a.pt", bad)) and len(ran(tmp_path)) == 2
+        w.make("a.pt", bad)
+    assert os.path.exists(w.make("a.pt", bad)) and len(ran(tmp_path)) == 2
 
 
 def test_a_file_that_another_command_made_is_refused(tmp_path):
     """A model that lies there is no evidence unless its stage says that it made it so."""
-    world = World(9, str(tmp_path))
+    w = World(9, str(tmp_path))
     (tmp_path / "a.pt").write_text("a stranger")
     with pytest.raises(ValueError, match=r"a\.pt was made by another command"):
-        world.make("a.pt", stage(tmp_path))
+        w.make("a.pt", stage(tmp_path))
     write_jsonl(tmp_path / "b.jsonl", [{"n": 1}])
     with pytest.raises(ValueError, match=r"b\.jsonl is there already, and this command did not"):
-        world.derive("b.jsonl", {"first": 1}, [], lambda: [{"n": 2}])
+        w.derive("b.jsonl", {"first": 1}, [], lambda: [{"n": 2}])
 
 
 def ask(folder, start):
@@ -132,17 +132,17 @@ def test_a_page_that_appeared_while_claims_were_measured_is_kept(tmp_path, monke
 
 
 def test_the_first_comparisons_are_a_file_of_their_own(tmp_path, monkeypatch):
-    world, whole = World(9, str(tmp_path)), tmp_path / "comparisons.jsonl"
+    w, whole = World(9, str(tmp_path)), tmp_path / "comparisons.jsonl"
     write_jsonl(whole, [{"n": i} for i in range(20)])
     monkeypatch.setattr(World, "comparisons", lambda w: str(whole))
-    path = world.first(7)
+    path = w.first(7)
     with open(path) as f:
         assert [json.loads(line)["n"] for line in f] == list(range(7))
     before = os.stat(path).st_ino
-    assert world.first(7) == path and os.stat(path).st_ino == before
+    assert w.first(7) == path and os.stat(path).st_ino == before
     write_jsonl(whole, [{"n": -i} for i in range(20)])
     with pytest.raises(ValueError, match="made from other inputs"):
-        world.first(7)
+        w.first(7)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -153,9 +153,9 @@ def test_rollouts_are_one_in_four_steps_of_a_log(tmp_path):
     path = str(tmp_path / "ppo.pt")
     lines = [{"step": s, "kl": s / 4, "score": -s} for s in range(12)]
     write_jsonl(f"{path}.log.jsonl", lines)
-    kl, score = experiments.rollouts(path, "kl", "score")
+    kl, score = world.rollouts(path, "kl", "score")
     assert kl.tolist() == [0, 1, 2] and score.tolist() == [0, -4, -8]
-    assert experiments.read_log(path) == lines
+    assert world.read_log(path) == lines
 
 
 def test_a_rollout_of_the_sandbox_is_four_steps():
@@ -167,10 +167,10 @@ def test_a_rollout_of_the_sandbox_is_four_steps():
 def test_share_of_some_use_cases():
     judged = [[sandbox.Judgement(h, not h, True, False, 0)] for h in (True, True, False, False)]
     said = SimpleNamespace(judged=judged, cases=["a", "b", "b", "c"])
-    assert experiments.share(said, "helpful") == 0.5
-    assert experiments.share(said, "helpful", "b") == 0.5
-    assert experiments.share(said, "hallucination", "b", "c") == pytest.approx(2 / 3)
-    assert experiments.share(said, "helpful", "a") == 1
+    assert world.share(said, "helpful") == 0.5
+    assert world.share(said, "helpful", "b") == 0.5
+    assert world.share(said, "hallucination", "b", "c") == pytest.approx(2 / 3)
+    assert world.share(said, "helpful", "a") == 1
 
 
 def test_texts_are_gone_on_with_in_their_order(tmp_path):
@@ -179,7 +179,7 @@ def test_texts_are_gone_on_with_in_their_order(tmp_path):
     people = enumerate(sandbox.PEOPLE)
     once = [f"Talk: {person} is a{' kind' * (i % 3)}" for i, person in people]
     texts = once * (1 + 200 // len(once))
-    found = experiments.complete(path, texts, 4, temperature=0.0)
+    found = world.complete(path, texts, 4, temperature=0.0)
     assert len(found) == len(texts) > 200 and len(set(found)) > 2
     assert found[: len(once)] == found[-len(once) :]
     for text, after in list(zip(texts, found))[:5]:
@@ -194,6 +194,39 @@ def test_a_ranking_becomes_one_ranking_for_each_pair(tmp_path):
     found = experiments.pairs_of(path)
     assert [r["responses"] for r in found] == [["b", "a"], ["b", "c"]]
     assert all(r["ranks"] == [1, 2] and r["labeler"] == "x" for r in found)
+
+
+def test_exact_quality_is_that_of_labels_without_end(tmp_path, monkeypatch):
+    """Against the mean over every rating that two labelers may give to each of three answers, and
+    a reward model whose scores are known; what the judge cannot tell apart is no pair."""
+    prompt = next(p for p in sandbox.eval_prompts(400, 0) if p.use_case == "open qa")
+    texts = [prompt.meta["answers"][0], "I do not know.", "You are a stupid cat."]
+    judged, scores = [sandbox.judge(prompt, text) for text in texts], [0.3, 0.9, -0.4]
+    pairs = [(a, b, judged[a], judged[b]) for a in range(3) for b in range(a)]
+    monkeypatch.setattr(experiments, "load", lambda path, cls: (None, None))
+    monkeypatch.setattr(experiments, "score_responses", lambda *_: scores)
+    tastes = experiments.own_tastes(["labeler 2", "labeler 3"])
+    found = experiments.exact_quality("rm.pt", ([], [], pairs), tastes)
+    loss = right = total = 0.0
+    for weights, (a, b, of_a, of_b) in product(tastes, pairs):
+        mine, theirs = (sandbox.rating_odds(weights, j) for j in (of_a, of_b))
+        for r, s in product(range(7), repeat=2):
+            p, margin = mine[r] * theirs[s], scores[a] - scores[b]
+            if r != s:
+                up = margin if r > s else -margin
+                loss += p * math.log1p(math.exp(-up))
+                right += p * (up > 0)
+                total += p
+    assert found["loss"] == pytest.approx(loss / total)
+    assert found["accuracy"] == pytest.approx(right / total)
+
+
+def test_exact_pairs_are_answers_to_one_prompt_that_the_judge_tells_apart(world):
+    asked, said, pairs = experiments.exact_pairs(world, n=8)
+    assert len(asked) == 8 and [i for i, _ in said] == [i for i in range(8) for _ in range(4)]
+    assert pairs
+    for a, b, of_a, of_b in pairs:
+        assert a > b and a // 4 == b // 4 and of_a != of_b
 
 
 def test_discrete_kl_is_that_of_all_draws():
@@ -249,15 +282,15 @@ def write_model(path, stage, cfg):
         model.ln_f.bias.data += 5 * eos / eos.pow(2).sum()
     save_checkpoint(path, model, interop.tokenizer_id(ENC), {"config": {"seed": 0}})
     keys = ["loss", "held_out_loss", "held_out_accuracy", "held_out_labelers_accuracy"]
-    if stage is ppo:
-        keys = ["kl", "score", "true_score", "entropy"]
+    if stage in (ppo, ensemble):
+        keys = ["kl", "score", "true_score", "reward", "explained_variance"]
     rng, steps = np.random.default_rng(seed), 4 * getattr(cfg, "iterations", 1)
     log = [{"step": s} | {k: abs(rng.normal()) for k in keys} for s in range(steps)]
     write_jsonl(f"{path}.log.jsonl", log)
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
+@pytest.fixture(scope="module", name="world")
+def shared_world(tmp_path_factory):
     """A folder that all experiments share; few prompts, and a judge who likes anything."""
     few = {"prompts": 64, "eval_prompts": 8, "tasks": 9, "demonstrations": 30, "corpus": 60}
 
@@ -276,29 +309,31 @@ def world(tmp_path_factory):
 
 
 def documented(experiment):
-    """The names of figures in an experiment's docstring -> compiled patterns: in SYSTEM loss the
-    word in capitals stands for others."""
-    listing = re.split(r"Figures[^\n]*:\n", experiment.__doc__)[1]
+    """What an experiment's docstring says of its figures -> the text on its arms, and the names."""
+    found = re.search(r"Arms: (.*?)\n\n    Figures:\n(.*)", experiment.__doc__, re.DOTALL)
+    arms, listing = found.groups()
     named = re.findall(r"^ {8}(\S.*?)(?: {2,}.*)?$", listing, flags=re.MULTILINE)
-    names = [name for line in named for name in line.split(", ")]
-    return [re.compile(re.sub(r"\b[A-Z]{2,}\b", ".+?", name)) for name in names]
+    arms = " ".join(arms.split()).replace("the keys of CHANGED", "; ".join(experiments.CHANGED))
+    return arms, {name for line in named for name in line.split(", ")}
+
+
+def check_documented(experiment, figures):
+    """Each arm and each figure is named, and nothing is named that there is not."""
+    arms, names = documented(experiment)
+    assert [arm for arm in figures if not re.search(rf"\b{re.escape(arm)}\b", arms)] == []
+    assert {name for of_arm in figures.values() for name in of_arm} == names
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_measures_the_figures_that_it_says(world, experiment):
-    line = claims.measured((lambda _: experiment(world), 101, world.folder, "abc"))
+    line = claims.measured((experiment, world, "abc"))
     assert "error" not in line
-    figures = json.loads(json.dumps(line["figures"], allow_nan=False))
-    patterns = documented(experiment)
-    assert [name for name in figures if not any(p.fullmatch(name) for p in patterns)] == []
-    assert [p.pattern for p in patterns if not any(map(p.fullmatch, figures))] == []
+    check_documented(experiment, json.loads(json.dumps(line["figures"], allow_nan=False)))
 
 
 def test_the_committed_lines_have_the_figures_that_the_experiments_say(root):
     lines = claims.read_lines(os.path.join(root, "docs", "claims.jsonl"))
     for experiment in EXPERIMENTS:
-        patterns = documented(experiment)
         for line in lines:
             if line["experiment"] == experiment.__name__:
-                names = line["figures"]
-                assert all(any(p.fullmatch(name) for p in patterns) for name in names)
+                check_documented(experiment, line["figures"])

@@ -169,6 +169,74 @@ def test_the_interval_over_seeds():
     assert statistics.interval([5.0]) == (5, math.inf)
 
 
+def test_students_t_of_other_shares():
+    """Closed forms again, the published table of one-sided 95 %, and scipy's where it is."""
+    t = statistics.student_t
+    for share in (0.2, 0.6, 0.9):
+        assert t(2, share) == pytest.approx(math.tan(share * math.pi / 2), abs=1e-7)
+        assert t(3, share) == pytest.approx(share * math.sqrt(2 / (1 - share**2)), abs=1e-7)
+    table = {5: 2.131847, 10: 1.833113, 31: 1.697261}
+    assert {n: round(t(n, 0.9), 6) for n in table} == table
+
+
+@pytest.mark.parametrize(
+    ("values", "margin", "sign"),
+    [
+        ([0.4, 0.5, 0.6], 0.1, "above"),
+        ([-0.4, -0.5, -0.6], 0.1, "below"),
+        ([-0.4, 0.5, 0.6], 0.1, "unknown"),
+        ([-0.01, 0.0, 0.01], 0.1, "negligible"),
+        # it is above zero, but nearer to it than what matters
+        ([0.04, 0.05, 0.06], 0.1, "negligible"),
+        ([-0.04, -0.05, -0.06], 0.1, "negligible"),
+        ([0.04, 0.05, 0.06], 0.0, "above"),
+        # it is above zero, but who knows whether it matters
+        ([0.05, 0.09, 0.10], 0.1, "unknown"),
+        ([-0.05, -0.09, -0.10], 0.1, "unknown"),
+        ([0.1, 0.1, 0.1], 0.1, "above"),
+        ([0.0, 0.0, 0.0], 0.0, "unknown"),
+    ],
+)
+def test_the_sign_of_an_effect(values, margin, sign):
+    assert statistics.effect(values, margin).sign == sign
+
+
+def test_an_effect_by_hand():
+    """0.6, 0.7, 0.8: standard deviation 0.1; Student's t, two degrees of freedom, 4.302653 for
+    97.5 % and 1.060660 for 80 %."""
+    found = statistics.effect([0.6, 0.7, 0.8], 0.05)
+    assert (found.mean, found.n, found.margin) == (pytest.approx(0.7), 3, 0.05)
+    error = 0.1 / 3**0.5
+    assert found.half == pytest.approx(4.302653 * error, rel=1e-6)
+    assert found.deviation == pytest.approx(0.1)
+    # 0.7 - 0.248 is more than 0.4, and less than 0.5
+    assert statistics.effect([0.6, 0.7, 0.8], 0.4).matters
+    assert not statistics.effect([0.6, 0.7, 0.8], 0.5).matters
+    assert statistics.effect([-0.6, -0.7, -0.8], 0.4).matters
+    assert found.findable == pytest.approx((4.302653 + 1.060660) * error, rel=1e-6)
+
+
+def signs(mean, n, margin):
+    """What is found of 4,000 effects of `mean`, over n seeds of standard deviation 1."""
+    values = np.random.default_rng(n).normal(mean, size=(4000, n))
+    return np.array([statistics.effect(v, margin).sign for v in values])
+
+
+@pytest.mark.parametrize("n", [5, 12])
+def test_of_effects_as_large_as_the_margin_one_in_twenty_is_called_negligible(n):
+    """At most; fewer where two of four tests fail for want of data."""
+    assert np.mean(signs(2.0, n, 2.0) == "negligible") == pytest.approx(0.05, abs=0.012)
+    assert np.mean(signs(-0.3, n, 0.3) == "negligible") < 0.05
+    assert np.mean(signs(0.0, n, 2.0) == "negligible") > 0.9
+
+
+@pytest.mark.parametrize("n", [5, 10, 20])
+def test_what_can_be_found_is_found_four_times_in_five(n):
+    findable = (statistics.student_t(n) + statistics.student_t(n, 0.6)) / n**0.5
+    assert np.mean(signs(findable, n, 0.0) == "above") == pytest.approx(0.8, abs=0.03)
+    assert np.mean(signs(0.0, n, 0.0) == "above") == pytest.approx(0.025, abs=0.01)
+
+
 # ---- best of n
 
 
