@@ -25,7 +25,7 @@ class Config(ppo.Config):
     how: str = "minimum"            # of the scores of all; mean | minimum
 
 
-PRESETS = {"sandbox": {}}
+PRESETS = {"sandbox": {"out": "ensemble.pt"}}
 
 
 class Ensemble(NamedTuple):

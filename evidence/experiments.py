@@ -21,7 +21,15 @@ import sft
 from evidence import ensemble
 from evidence.answers import score_responses
 from evidence.statistics import best_of_n, length_controlled, win_rate
-from evidence.world import complete, held_out_loss, load, read_log, rollouts, share
+from evidence.world import (
+    PROMPTS,
+    complete,
+    held_out_loss,
+    load,
+    read_log,
+    rollouts,
+    share,
+)
 from generate import sample
 from interop.records import to_ranking
 from model import Scorer
@@ -319,7 +327,8 @@ def over_optimisation(w):
         accuracy            of the reward model, on exact held-out preferences; of bon only
     """
     rms = {"2000": w.reward_model("rm-2000.pt", data=(w.first(2000),)), "20000": w.rm()}
-    start = w.answers(w.sft())
+    # of PPO's own prompts, as the rollouts are
+    start = w.answers(w.sft(), sandbox.prompts(PROMPTS, w.seed))
     figures = {"sft": {"kl": [0.0], "rm": [start.rm_score.mean().item()],
                        "true": [start.score.mean().item()]}}
     for name, rm in rms.items():
