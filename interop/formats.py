@@ -17,7 +17,7 @@ import re
 from collections import Counter
 
 from data import ROLES
-from interop.records import read_file
+from interop.records import LEFT_OUT, is_left_out, read_file
 
 # The only turn marks of HH: "Human:" within a line is text.
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
@@ -53,7 +53,8 @@ def turns(value, role="user"):
         if speaker not in ROLES or not isinstance(content, str):
             raise Skip("records skipped: a message of another role than system, user, assistant, "
                        "or not a text")
-        messages.append({"role": speaker, "content": content})
+        message = {"role": speaker, "content": content}
+        messages.append(message | {"train": False} if is_left_out(m) else message)
     return messages
 
 
@@ -301,7 +302,8 @@ def instruction(r):
         response = last["content"] if last["role"] == "assistant" else ""
     if isinstance(response, str) and not response.strip():
         raise Skip("records skipped: the response is empty")
-    yield {"prompt": prompt_of(r), "response": response, "label": r.get("label")}
+    marks = {name: r[name] for name in ("label", *LEFT_OUT) if name in r}
+    yield {"prompt": prompt_of(r), "response": response, **marks}
 
 
 def self_instruct(r):

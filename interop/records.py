@@ -32,6 +32,8 @@ GZIP = b"\x1f\x8b"
 PIECE = 2**20                     # bytes unpacked at once
 MOST_PACKED = 100                 # text is packed to a tenth or a third of its size
 BEST_RATING = 7
+# fields of a record or a message that say "not to be trained on", if they are 0 or false
+LEFT_OUT = ("weight", "train")
 MOST_RESPONSES = 256              # K make K * (K - 1) / 2 pairs; a labeler ranks 4 to 9
 
 
@@ -107,7 +109,26 @@ def as_messages(value, where):
                          f'{{"role": system|user|assistant, "content": text}}')
     if not any(m["content"].strip() for m in value):
         raise ValueError(f"{where}: the prompt is empty")
-    return [{"role": m["role"], "content": m["content"]} for m in value]
+    return [{"role": m["role"], "content": m["content"]}
+            | ({"train": False} if is_left_out(m) else {}) for m in value]
+
+
+def is_left_out(x):
+    """Whether a record or a message is marked as not to be trained on, in JSON or in a table."""
+    return any(_is_none(x[name]) for name in LEFT_OUT if name in x)
+
+
+def _is_none(mark):
+    """Whether a mark says 0, no or bad. None says nothing."""
+    if isinstance(mark, str):
+        mark = mark.strip().lower()
+        if mark in ("false", "no", "bad", "negative"):
+            return True
+        try:
+            mark = float(mark)
+        except ValueError:
+            return False
+    return isinstance(mark, (bool, int, float)) and mark <= 0
 
 
 def _is_message(m):
@@ -205,8 +226,11 @@ def demonstrations(records, counts: Counter) -> list[Demonstration]:
     found = []
     for where, r in records:
         _refuse_text(where, r, "demonstrations")
-        if str(r.get("label", "")).lower() in ("false", "0"):
+        if _is_none(r.get("label")):
             counts["records skipped: their reply is labelled bad"] += 1
+            continue
+        if is_left_out(r):
+            counts["records skipped: marked as not to be trained on"] += 1
             continue
         if {"responses", "ratings"} <= r.keys() and not {"comparisons", "ranks"} & r.keys():
             found += _rated_best(where, r, counts)
@@ -244,11 +268,15 @@ def _demonstration(where, r, counts):
     """A record with messages, or with prompt and response, -> a list of one, or of none."""
     if "messages" in r:
         messages = as_messages(r["messages"], where)
-        end = 0                                # behind the last reply that says something
+        end = 0                                # behind the last reply that can be trained on
         for i, m in enumerate(messages):
-            if m["role"] == "assistant" and m["content"].strip():
+            if m["role"] != "assistant":
+                continue
+            if is_left_out(m):
+                counts["replies read only: marked as not to be trained on"] += 1
+            elif m["content"].strip():
                 end = i + 1
-        counts["messages left out: they have no reply"] += len(messages) - end
+        counts["messages left out: no reply to train on follows"] += len(messages) - end
         messages = messages[:end]
         if not messages:
             return []

@@ -134,6 +134,35 @@ def test_every_file_is_read_whole_and_what_is_left_out_is_counted(
         assert n < prompts or asked == messages
 
 
+MARKED = [
+    # OpenAI's fine-tuning, Axolotl's, a table, prompts and completions
+    ({"messages": [*said("a"), said("x", "b")[1] | {"weight": 0}, *said("c", "d")]}, ["d"]),
+    ({"conversations": [{"from": "human", "value": "a"},
+                        {"from": "gpt", "value": "b", "train": False},
+                        {"from": "human", "value": "c"}, {"from": "gpt", "value": "d"}]}, ["d"]),
+    ({"prompt": "a", "completion": "b", "weight": "0"}, []),
+    ({"instruction": "a", "input": "", "output": "b", "train": False}, []),
+    ({"question": "a", "answer": "b", "label": -1.0}, []),
+    ({"prompt": "a", "completion": "b", "weight": 0.7}, ["b"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("record", "trained"), MARKED)
+def test_what_is_marked_is_not_trained_on_in_any_format(record, trained, enc, tmp_path):
+    other = {key: value for key, value in record.items() if key not in ("weight", "train", "label")}
+    other = {key: [dict(m, weight=1, train=True) for m in value] if isinstance(value, list) else
+             value for key, value in other.items()}  # fmt: skip
+    path = tmp_path / "marked.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in (record, other)))
+    found = records.demonstrations(formats.read_records(str(path), Counter()), Counter())
+    assert len(found) == bool(trained) + 1
+    rows = encode_demonstrations(found, enc, 100, Counter())
+    said_by = [enc.decode([t for t, on in zip(*row) if on]).split("<|endoftext|>") for row in rows]
+    learned = [[text.strip() for text in texts if text.strip()] for texts in said_by]
+    assert (learned[0] if trained else []) == trained
+    assert learned[-1][-1] in ("b", "d")
+
+
 def test_hh_prompts_end_with_the_last_turn_that_both_sides_begin(real):
     """Turn by turn, and what was read puts the published dialogues together again, but for white
     space around turns. In nine pairs a cut at each side's own last mark would have made two
@@ -448,8 +477,8 @@ GOOD = {records.demonstrations: {"prompt": "Q?", "response": "Yes."},
      "the response is empty"),
     (records.demonstrations, {"prompt": "Q?", "completion": "No.", "label": False},
      "their reply is labelled bad"),
-    (records.demonstrations, {"conversations": [HUMAN]}, "messages left out: they have no reply"),
-    (records.demonstrations, {"messages": said("Q?")}, "messages left out: they have no reply"),
+    (records.demonstrations, {"conversations": [HUMAN]}, "no reply to train on follows"),
+    (records.demonstrations, {"messages": said("Q?")}, "no reply to train on follows"),
     (records.demonstrations, {"conversations": [{"from": "tool", "value": "4"}, GPT]},
      "a message of another role"),
     (records.demonstrations,

@@ -133,6 +133,45 @@ def test_what_is_rated_7_is_a_demonstration():
         demonstrations(told(rated[2]), Counter())
 
 
+@pytest.mark.parametrize("mark", [False, 0, 0.0, -1, "false", "0", "-1", " False", "no", "bad"])
+@pytest.mark.parametrize("field", ["label", "weight", "train"])
+def test_a_record_that_is_marked_is_no_demonstration(field, mark):
+    bad = {"prompt": "Hi.", "response": "x", field: mark}
+    good = [{"prompt": "Hi.", "response": "y", field: g}
+            for g in (True, 1, 0.5, "true", "1.0", "good", "", None, [0])]  # fmt: skip
+    counts = Counter()
+    found = demonstrations(told(bad, *good), counts)
+    assert [d.messages[-1]["content"] for d in found] == ["y"] * len(good)
+    why = "their reply is labelled bad" if field == "label" else "marked as not to be trained on"
+    assert counts == {f"records skipped: {why}": 1}
+    # as a question it is as good as any
+    assert len(prompts(told(bad, *good), Counter())) == 10
+
+
+def marked(turns, *skipped, **mark):
+    """Messages, of which some replies have a mark."""
+    return [m | mark if i in skipped else m for i, m in enumerate(turns)]
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"weight": "0"}])
+def test_a_reply_that_is_marked_is_read_and_not_trained_on(mark):
+    """OpenAI's and Axolotl's marks. After the last reply that is left nothing is to be learned."""
+    turns, counts = said("a", "b", "c", "d", "e", "f"), Counter()
+    records = [
+        {"messages": marked(turns, 1, **mark)},
+        {"messages": marked(turns, 3, 5, **mark)},
+        {"messages": marked(turns, 1, 3, 5, **mark)},
+        {"messages": marked(turns, 1, weight=1)},
+    ]
+    found = demonstrations(told(*records), counts)
+    plain = [{k: m[k] for k in ("role", "content")} for m in turns]
+    assert found[0].messages == [plain[0], plain[1] | {"train": False}, *plain[2:]]
+    assert found[1].messages == plain[:2]
+    assert found[2].messages == plain and len(found) == 3
+    assert counts["replies read only: marked as not to be trained on"] == 6
+    assert counts["messages left out: no reply to train on follows"] == 4 + 6
+
+
 def test_of_a_rated_dialogue_only_the_last_reply_is_trained_on():
     """Nobody rated those before it. It is on the same side of a split as the plain dialogue."""
     asked = said("Hi.", "Hello.", "And now?")
