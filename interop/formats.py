@@ -17,7 +17,7 @@ import re
 from collections import Counter
 
 from data import ROLES
-from interop.records import LEFT_OUT, is_left_out, read_file
+from interop.records import LEFT_OUT, is_left_out, read_file, shown
 
 # The only turn marks of HH: "Human:" within a line is text.
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
@@ -26,6 +26,7 @@ LONGEST_THREAD = 100            # messages of OASST: people write a dozen
 # What commands write: no data, though --out may lie in a folder of data.
 RESULTS = (".pt", ".part", ".lock", ".log.jsonl", ".made.json", ".tmp")
 MOST_NESTED = 250               # levels of a JSON value
+WATCHED = 500                   # first records of a file, in which fields that nobody reads show
 SPEAKERS = {   # who speaks, by other names than those of ROLES
     "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant",
     "developer": "system",
@@ -378,13 +379,38 @@ def read_records(paths, counts: Counter, columns=""):
         _, first = rows[0]
         if {"message_id", "role", "text"} <= first.keys():
             rows = oasst_messages(rows, counts)
-        for where, r in rows:
-            yield from _read_record(where, r, counts)
+        fields, used = {}, set()
+        for i, (where, r) in enumerate(rows):
+            name, reader = _format_of(where, r)
+            if i < WATCHED:
+                fields |= dict.fromkeys(r)
+                r = _Watched(r, used)
+            yield from _read_record(where, r, counts, name, reader)
+        unused = [shown(field) for field in fields if field not in used]
+        if unused:
+            counts[f"records with fields not used: {', '.join(unused[:20])}"] += len(rows)
 
 
-def _read_record(where, r, counts):
+class _Watched(dict):
+    """A record that adds to the set `used` what is read of it."""
+    def __init__(self, record, used):
+        super().__init__(record)
+        self.used = used
+
+    def __getitem__(self, field):
+        self.used.add(field)
+        return super().__getitem__(field)
+
+    def get(self, field, default=None):
+        self.used.add(field)
+        return super().get(field, default)
+
+    def __or__(self, more):
+        return _Watched(super().__or__(more), self.used)
+
+
+def _read_record(where, r, counts, name, reader):
     """Yield (where, canonical record) for each that is in a published one."""
-    name, reader = _format_of(where, r)
     counts[f"read as {name}"] += 1
     try:
         for x in reader(r):

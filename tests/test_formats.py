@@ -41,6 +41,7 @@ TEXT = "pretrain/tinyshakespeare.txt"
 
 TIED, UNDECIDED = "prompts skipped: all responses tied", "pairs without a preference"
 ORPHANS = "messages left out: orphans, whose parent is not in the file"
+UNUSED = "records with fields not used: "
 ALL = [   # file, what it holds, how many, how many prompts, and what is counted
     (HH[0], records.rankings, 1496, 1496, {"read as HH pairs": 1496, "comparisons": 1496}),
     (HH[1], records.rankings, 504, 506,
@@ -48,7 +49,8 @@ ALL = [   # file, what it holds, how many, how many prompts, and what is counted
     (HH[2], records.rankings, 2290, 2315,
      {"read as HH pairs": 2315, "comparisons": 2290, UNDECIDED: 25, TIED: 25}),
     (QA, records.rankings, 340, 350,
-     {"read as QA-Feedback": 350, "comparisons": 1126 + 696, UNDECIDED: 278, TIED: 10}),
+     {"read as QA-Feedback": 350, "comparisons": 1126 + 696, UNDECIDED: 278, TIED: 10,
+      f"{UNUSED}gold, feedback": 350}),
     (OASST, records.rankings, 309, 309, {
         "OASST messages": 1505, "read as OASST trees": 141, "comparisons": 764, UNDECIDED: 1,
         ORPHANS: 2,
@@ -58,15 +60,18 @@ ALL = [   # file, what it holds, how many, how many prompts, and what is counted
     (DOLLY, records.demonstrations, 3000, 3000, {"read as Dolly": 3000}),
     (GSM8K, records.demonstrations, 1000, 1000, {"read as questions and answers": 1000}),
     (ALPACA, records.demonstrations, 800, 800, {"read as Alpaca": 800}),
-    (SEEDS, records.demonstrations, 175, 175, {"read as self-instruct tasks": 175}),
-    (SHAREGPT, records.demonstrations, 500, 500, {"read as ShareGPT": 500}),
+    (SEEDS, records.demonstrations, 175, 175, 
+     {"read as self-instruct tasks": 175, f"{UNUSED}id, name, is_classification": 175}),
+    (SHAREGPT, records.demonstrations, 500, 500, {"read as ShareGPT": 500, f"{UNUSED}id": 500}),
     (KTO, records.demonstrations, 150, 300,
      {"read as chat messages": 300, "records skipped: their reply is labelled bad": 150}),
     (CHAT, records.demonstrations, 4, 4, {"read as chat messages": 4}),
     (MT_BENCH, records.prompts, 80, 80,
-     {"read as turns": 80, "later turns left out: they follow a reply that is not there": 80}),
-    (VICUNA, records.prompts, 80, 80, {"read as turns": 80}),
-    (HUMAN_EVAL, records.prompts, 164, 164, {"read as prompts": 164}),
+     {"read as turns": 80, "later turns left out: they follow a reply that is not there": 80,
+      f"{UNUSED}question_id, reference": 80}),
+    (VICUNA, records.prompts, 80, 80, {"read as turns": 80, f"{UNUSED}question_id": 80}),
+    (HUMAN_EVAL, records.prompts, 164, 164,
+     {"read as prompts": 164, f"{UNUSED}task_id, entry_point, canonical_solution, test": 164}),
     (TEXT, records.texts, 1, 0, {"read as texts": 1, "documents": 1}),
 ]
 READER = {name: read for name, read, *_ in ALL}
@@ -301,6 +306,7 @@ def test_oasst_trees_give_what_their_flat_messages_give(real, put):
                "trees.jsonl.gz")
     nested, counts = load(records.rankings, path)
     flat, flat_counts = load(records.rankings, real(OASST))
+    assert counts.pop(f"{UNUSED}message_tree_id, tree_state") == 141
     assert nested == flat and flat_counts == counts | {"OASST messages": 1505, ORPHANS: 2}
 
 
@@ -409,9 +415,36 @@ def test_pairs_as_they_are_documented(put, name):
     assert found.messages == prompt
     assert (found.responses[better], found.responses[worse]) == ("Yes.", "No.")
     assert found.labeler == record.get("worker", "")
-    assert counts["comparisons"] == 1 and len(counts) == 2
+    unused = [what for what in counts if what.startswith(UNUSED)]
+    assert counts["comparisons"] == 1 and len(counts) == 2 + len(unused)
     assert messages_of(records.prompts, put([record])) == [prompt]
     assert messages_of(records.demonstrations, put([record])) == [prompt + YES]
+
+
+@pytest.mark.parametrize(
+    ("read", "record", "unused"),
+    [
+        (records.demonstrations, {"question": "a", "answer": "b", "passage": "c"}, "passage"),
+        (records.demonstrations, {"prompt": "a", "response": "b", "use_case": "c"}, ""),
+        (records.demonstrations, {"messages": said("a", "b"), "source": 1, "tools": []},
+         "source, tools"),
+        (records.rankings, {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 2}, "margin"),
+        (records.rankings, {"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2],
+                            "labeler": "x", "why": ""}, "why"),
+        # what is not read of a record with a prompt
+        (records.prompts, {"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2]},
+         "responses, ranks"),
+        (records.texts, {"text": "a", "url\x1b[31m": "b"}, "url[31m"),
+    ],
+)
+def test_fields_that_nobody_reads_are_named(put, read, record, unused):
+    """Once a file, as often as there are records; also if some records lack them."""
+    bare = {k: v for k, v in record.items() if k not in unused.split(", ") and "\x1b" not in k}
+    known = bare if unused != "responses, ranks" else record
+    _, counts = load(read, put([known, record, record]))
+    named = [what for what in counts if what.startswith(UNUSED)]
+    assert named == ([UNUSED + unused] if unused else [])
+    assert all(counts[what] == 3 for what in named)
 
 
 def test_an_implicit_prompt_ends_between_words(put):

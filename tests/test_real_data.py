@@ -125,7 +125,8 @@ COMMANDS = {
     ("demonstrations/chat-messages/toy_chat_fine_tuning.first4.jsonl", 4, sft,
      "4 read as chat messages"),
     (MT_BENCH, 20, ppo, "20 read as turns, 20 later turns left out"),
-    ("prompts/vicuna_bench.question.jsonl", 20, ppo, "20 read as turns, 20 prompts"),
+    ("prompts/vicuna_bench.question.jsonl", 20, ppo, 
+     "20 read as turns, 20 records with fields not used: question_id, 20 prompts"),
     ("eval/HumanEval.jsonl.gz", 20, evaluate, "| gpt | 0.500"),
     (SHAKESPEARE, 400, pretrain, "1 read as texts, 1 documents"),
 ])
