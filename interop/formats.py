@@ -19,9 +19,10 @@ from collections import Counter
 from data import ROLES
 from interop.records import LEFT_OUT, is_left_out, read_file, shown
 
-# The only turn marks of HH: "Human:" within a line is text.
-TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-REPLY = "\n\nAssistant:"
+# What parts the turns of a dialogue in one string, "Human: ... Assistant: ...": in HH an empty
+# line, and then "Human:" within a line is text; a line's end or a space where there is no other.
+PARTED = ("\n\n", "\n", " ")
+REPLY = "Assistant:"
 LONGEST_THREAD = 100            # messages of OASST: people write a dozen
 # What commands write: no data, though --out may lie in a folder of data.
 RESULTS = (".pt", ".part", ".lock", ".log.jsonl", ".made.json", ".tmp")
@@ -31,6 +32,10 @@ SPEAKERS = {   # who speaks, by other names than those of ROLES
     "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant",
     "developer": "system",
 }
+
+
+class Unclear(Exception):
+    """What a file holds cannot be told; the message says what the user can do."""
 
 
 class Skip(Exception):
@@ -45,7 +50,8 @@ def turns(value, role="user"):
     A string is said by `role`, unless it is a dialogue with the turn marks of HH.
     """
     if isinstance(value, str):
-        return dialogue(value) if has_marks(value) else [{"role": role, "content": value}]
+        parted = parted_by(value)
+        return dialogue(value, parted) if parted else [{"role": role, "content": value}]
     messages = []
     for m in value if isinstance(value, list) else [value]:
         speaker = m.get("role", m.get("from"))
@@ -59,17 +65,23 @@ def turns(value, role="user"):
     return messages
 
 
-def has_marks(text):
-    """Whether it is a dialogue as HH writes them."""
-    return text.startswith("\n\nHuman:") or text.startswith("Human:") and REPLY in text
+def parted_by(text):
+    """Which of PARTED stands between the turns of a dialogue; "" if the text is none."""
+    if not text.lstrip().startswith("Human:"):
+        return ""
+    for parted in PARTED:
+        if parted + REPLY in text:
+            return parted
+    return "\n\n" if text.startswith("\n\nHuman:") else ""
 
 
-def dialogue(text):
+def dialogue(text, parted):
     """"\\n\\nHuman: Hi\\n\\nAssistant: Hello" -> messages.
 
     A last turn of the assistant without a word, the cue to answer, is none.
     """
-    parts = TURN.split(text)                     # ["", "Human", " Hi", "Assistant", " Hello"]
+    # ["", "Human", " Hi", "Assistant", " Hello"]
+    parts = re.split(rf"(?:^\s*|{parted})(Human|Assistant):", text)
     messages = []
     for speaker, content in zip(parts[1::2], parts[2::2]):
         role = SPEAKERS.get(speaker.lower(), "assistant")
@@ -85,15 +97,36 @@ def prompt_of(r):
     if "conversations" in r:
         prompt = turns(r["conversations"])
     else:
-        prompt = turns(r.get("prompt", r.get("instruction", r.get("question"))))
-        more = r.get("input", r.get("context"))
-        if isinstance(more, str) and more.strip():
+        asked = asked_in(r)
+        prompt, more = turns(asked), r.get("input", r.get("context"))
+        # a templated prompt holds it already
+        held = isinstance(more, str) and asked == r.get("prompt") and more.strip() in str(asked)
+        if isinstance(more, str) and more.strip() and not held:
             prompt[-1] = prompt[-1] | {"content": f"{prompt[-1]['content']}\n\n{more}"}
-    before = turns(r["system"], "system") if r.get("system") else []
-    for asked, reply in r.get("history") or ():
-        before += turns(asked)
-        before += turns(reply, "assistant")
-    return before + prompt
+    before = []
+    for turn in r.get("history") or ():
+        if isinstance(turn, dict):
+            before += turns(turn)
+        else:
+            asked, reply = turn
+            before += [*turns(asked), *turns(reply, "assistant")]
+    return with_system(r, before + prompt)
+
+
+def asked_in(r):
+    """The field that holds the prompt. Beside an instruction "prompt" may be the same in a
+    template, which may even hold the answer."""
+    prompt, instruction = r.get("prompt"), r.get("instruction")
+    if isinstance(prompt, str) and isinstance(instruction, str) and instruction.strip() in prompt:
+        return instruction
+    return next((r[x] for x in ("prompt", "instruction", "question") if r.get(x) is not None), None)
+
+
+def with_system(r, messages):
+    """Messages behind what the field "system" says, unless they say it themselves."""
+    if not r.get("system") or messages and messages[0]["role"] == "system":
+        return messages
+    return turns(r["system"], "system") + messages
 
 
 def pair(prompt, better, worse):
@@ -117,7 +150,7 @@ def canonical(r):
     """A record as records.py has them. Its prompt may have the turn marks of HH, or, named by
     --columns, parts in other fields."""
     parts = {"input", "context", "system", "history"} & r.keys()
-    if has_marks(str(r.get("prompt"))) or "prompt" in r and parts:
+    if parted_by(str(r.get("prompt"))) or "prompt" in r and parts:
         r = r | {"prompt": prompt_of(r)}
     yield r
 
@@ -126,12 +159,13 @@ def hh(r):
     """Anthropic HH-RLHF: two whole dialogues. The prompt ends at the last turn of the assistant
     that begins in both, since a reply may hold turn marks of its own."""
     common = os.path.commonprefix([r["chosen"], r["rejected"]])
-    end = common.rfind(REPLY)
+    parted = parted_by(r["chosen"])
+    end = common.rfind(parted + REPLY)
     if end < 0:
         raise Skip("pairs skipped: the two sides share no prompt")
-    start = end + len(REPLY)
+    start = end + len(parted + REPLY)
     better, worse = r["chosen"][start:].strip(), r["rejected"][start:].strip()
-    yield pair(dialogue(common[:end]), better, worse)
+    yield pair(dialogue(common[:end], parted), better, worse)
 
 
 def preference(r):
@@ -145,6 +179,10 @@ def preference(r):
     if isinstance(better, (list, dict)) and isinstance(worse, (list, dict)):
         yield _last_replies(prompt, turns(better), turns(worse))
     elif not asked and isinstance(better, str) and isinstance(worse, str):
+        texts = [field for field, value in r.items() if field not in ("chosen", "rejected")
+                 and (isinstance(value, list) or len(str(value).split()) > 1)]
+        if texts:
+            raise Unclear(f"which field holds the prompt? Name it: --columns prompt={texts[0]}")
         yield _split_prompt(better, worse)
     else:
         yield pair(prompt, better, worse)
@@ -272,7 +310,7 @@ def oasst_messages(records, counts):
             raise ValueError(f'{where}: "message_id" and "parent_id" must be strings')
         if name in messages:
             raise ValueError(f'{where}: "message_id" {name} is in the file twice')
-        messages[name] = m | {"replies": []}
+        messages[name] = m | {"replies": [*(m.get("replies") or ())]}
     counts["OASST messages"] += len(messages)
     trees = []
     for (where, _), m in zip(records, messages.values()):
@@ -288,7 +326,7 @@ def oasst_messages(records, counts):
 
 def chat(r):
     """Chat messages or ShareGPT's conversations; "label": false marks a bad reply."""
-    messages = turns(r["messages"]) if "messages" in r else prompt_of(r)
+    messages = with_system(r, turns(r["messages"])) if "messages" in r else prompt_of(r)
     if not messages:
         raise Skip("records skipped: no messages")
     yield r | {"messages": messages}
@@ -333,7 +371,7 @@ def is_tree(r):
 
 def is_hh(r):
     sides = (str(r.get("chosen")), str(r.get("rejected")))
-    return "prompt" not in r and all(map(has_marks, sides))
+    return "prompt" not in r and all(map(parted_by, sides))
 
 
 FORMATS = (
@@ -420,6 +458,8 @@ def _read_record(where, r, counts, name, reader):
                 yield where, x
     except Skip as e:
         counts[str(e)] += 1
+    except Unclear as e:
+        raise ValueError(f"{where}: {e}") from e
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
         raise ValueError(f"{where}: has the fields of {name} but not their form "
                          f"({type(e).__name__}: {e})") from e

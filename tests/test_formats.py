@@ -421,6 +421,83 @@ def test_pairs_as_they_are_documented(put, name):
     assert messages_of(records.demonstrations, put([record])) == [prompt + YES]
 
 
+CHOSEN = {"chosen": "It is so that yes.", "rejected": "It is so that no."}
+
+
+@pytest.mark.parametrize("other", [
+    {"query": "Is it so?"}, {"post": "It is\nso.", "id": "7"}, {"context": "It is so.", "n": 3},
+    {"turns": ["Is it so?"]}, {"history": [["Is it", "so?"]]},
+])  # fmt: skip
+def test_nothing_is_guessed_from_answers_while_there_is_other_text(put, other, capsys):
+    path = put([CHOSEN | other])
+    field = next(iter(other))
+    with pytest.raises(ValueError, match=f"line 1: which field holds .* --columns prompt={field}"):
+        load(records.rankings, path)
+    if isinstance(other[field], str):
+        [found], _ = load(records.rankings, path, f"prompt={field}")
+        assert found.messages == said(other[field]) and found.responses == [*CHOSEN.values()]
+    # marks and names are no text
+    marks = {"id": "a-7", "margin": 0.5, "split": "test"}
+    [found], _ = load(records.rankings, put([CHOSEN | marks]))
+    assert found.messages == said("It is so that ")
+
+
+TEMPLATE = "Below is a task.\n\n### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:"
+
+
+@pytest.mark.parametrize(
+    ("record", "messages"),
+    [
+        # an instruction that stands in a template too, which may hold the answer
+        ({"instruction": "Add.", "input": "1 and 2", "output": "3", "prompt": TEMPLATE},
+         said("Add.\n\n1 and 2", "3")),
+        ({"instruction": "Add.", "input": "", "output": "3", "text": "x", "prompt": "### Add. 3"},
+         said("Add.", "3")),
+        ({"prompt": TEMPLATE, "input": "1 and 2", "response": "3"}, said(TEMPLATE, "3")),
+        ({"prompt": "Add.", "input": "1 and 2", "completion": "3"}, said("Add.\n\n1 and 2", "3")),
+        # the system's message beside the others
+        ({"system": "Be kind.", "messages": said("a", "b")}, said("a", "b", system="Be kind.")),
+        ({"system": "No.", "messages": said("a", "b", system="S")}, said("a", "b", system="S")),
+        ({"system": "", "conversations": [HUMAN, GPT]}, said("Q?", "Yes.")),
+        # turns before, as pairs and as messages
+        ({"instruction": "c", "output": "d", "history": [["a", "b"]]}, said("a", "b", "c", "d")),
+        ({"instruction": "c", "output": "d", "history": said("a", "b")}, said("a", "b", "c", "d")),
+        ({"prompt": "c", "response": "d", "history": [HUMAN, GPT], "system": "S"},
+         said("Q?", "Yes.", "c", "d", system="S")),
+        # HH's marks with one line's end, with none
+        ({"prompt": "Human: a\nAssistant: b\nHuman: c\nAssistant:", "response": "d"},
+         said("a", "b", "c", "d")),
+        ({"prompt": "Human: a Assistant: b Human: c Assistant:", "response": "d"},
+         said("a", "b", "c", "d")),
+        ({"prompt": "Human: Say Human: x.\n\nAssistant:", "response": "d"},
+         said("Say Human: x.", "d")),
+        ({"prompt": "The Human: a Assistant: b", "response": "d"},
+         said("The Human: a Assistant: b", "d")),
+    ],
+)
+def test_a_prompt_is_read_once_and_whole(put, record, messages):
+    [found], _ = load(records.demonstrations, put([record]))
+    assert found.messages == messages
+
+
+@pytest.mark.parametrize("parted", ["\n\n", "\n", " "])
+def test_pairs_of_dialogues_with_other_marks(put, parted):
+    sides = [parted.join(["Human: a", "Assistant: b", "Human: c", f"Assistant: {x}"]) for x in "de"]
+    [found], counts = load(records.rankings, put([dict(zip(("chosen", "rejected"), sides))]))
+    assert found == Ranking(said("a", "b", "c"), ["d", "e"], [(0, 1)])
+    assert counts["read as HH pairs"] == 1
+
+
+def test_replies_nested_in_flat_messages_are_read(put):
+    reply = {"role": "assistant", "parent_id": "m"}
+    replies = [reply | {"message_id": f"r{k}", "text": text, "rank": k}
+               for k, text in enumerate(("Yes.", "No."))]  # fmt: skip
+    root = {"message_id": "m", "parent_id": None, "role": "prompter", "text": "Q?"}
+    [nested], _ = load(records.rankings, put([root | {"replies": replies}]))
+    [flat], _ = load(records.rankings, put([root, *replies]))
+    assert nested == flat and {*nested.responses} == {"Yes.", "No."}
+
+
 @pytest.mark.parametrize(
     ("read", "record", "unused"),
     [
