@@ -1,7 +1,7 @@
 """Public data as it is published -> canonical records (records.py), as JSON objects.
 
-A file is JSON lines, a JSON array, CSV with a `prompt` column or plain text, gzipped or not; its
-content decides, never its name. A record's fields say which format it is. Whoever adds a format
+A file is JSON lines, a JSON array, a table or plain text, packed or not; its content decides,
+never its name. A record's fields say which format it is. Whoever adds a format
 writes one reader and its line in FORMATS.
 
 A reader is a generator: it takes a published record and yields canonical JSON records. What is

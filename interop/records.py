@@ -14,10 +14,12 @@ A record is a JSON object, one a line; a prompt is a string or a list of {"role"
 formats.py turns what others publish into these. `demonstrations`, `prompts`, `rankings` and `texts`
 take pairs (where, record), where `where` is "FILE, line N", for the messages of errors.
 """
+import bz2
 import gzip
 import io
 import itertools
 import json
+import lzma
 import math
 import os
 import random
@@ -27,8 +29,24 @@ from collections import Counter, defaultdict
 from data import ROLES, Demonstration, Prompt, Ranking
 from interop.encode import report
 
-PARQUET = b"PAR1"                 # the first bytes of such files
-GZIP = b"\x1f\x8b"
+# what files are, by their first bytes: packed ones, which are unpacked ...
+PACKED = {b"\x1f\x8b": ("gzip", gzip.open), b"BZh": ("bzip2", bz2.open),
+          b"\xfd7zXZ\x00": ("xz", lzma.open)}
+# ... text that is not UTF-8 but says what it is ...
+ENCODED = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+# ... and others, which are named, with what makes text of them
+BINARY = {
+    b"PAR1": "Parquet; with pandas: pandas.read_parquet('{path}')"
+             ".to_json('x.jsonl', orient='records', lines=True)",
+    b"PK\x03\x04": "a zip archive (or a spreadsheet or a document, which are such): unpack it, or "
+                   "save it as CSV or text",
+    b"\x28\xb5\x2f\xfd": "packed by zstd: unpack it with zstd -d",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it",
+    b"ARROW1": "Arrow; with datasets: Dataset.from_file('{path}').to_json('x.jsonl')",
+    b"SQLite format 3\x00": "an SQLite database: export the table as CSV",
+    b"%PDF": "a PDF: pdftotext makes text of it",
+    b"\x89PNG": "a picture",
+}
 PIECE = 2**20                     # bytes unpacked at once
 MOST_PACKED = 100                 # text is packed to a tenth or a third of its size
 BEST_RATING = 7
@@ -40,7 +58,7 @@ MOST_RESPONSES = 256              # K make K * (K - 1) / 2 pairs; a labeler rank
 # ---- files --------------------------------------------------------------------------------------
 
 def read_file(path):
-    """The text of a UTF-8 file, gzipped or not.
+    """The text of a file in UTF-8, or in UTF-16 with its mark; packed by gzip, bzip2, xz, or not.
 
     Raises ValueError naming the file, and the line and byte that is not UTF-8.
     """
@@ -53,34 +71,44 @@ def read_file(path):
             raw = f.read()
     except OSError as e:
         raise ValueError(f"{path} cannot be read ({e.strerror}): see who may read it") from e
-    if raw.startswith(PARQUET):
-        raise ValueError(f"{path} is Parquet; with pandas: pandas.read_parquet('{path}')"
-                         f".to_json('x.jsonl', orient='records', lines=True)")
-    if raw.startswith(GZIP):
-        raw = _unpacked(path, raw)
+    packing = _by_first_bytes(raw, PACKED)
+    if packing:
+        raw = _unpacked(path, raw, *packing)
+    binary = _by_first_bytes(raw, BINARY)
+    if binary:
+        raise ValueError(f"{path} is {binary.format(path=path)}")
+    encoding = _by_first_bytes(raw, ENCODED) or "utf-8"
     try:
-        text = raw.decode()
+        text = raw.decode(encoding)
     except UnicodeDecodeError as e:
+        if encoding != "utf-8":
+            raise ValueError(f"{path}: byte {e.start} is not {encoding.upper()}, as the file's "
+                             f"mark says it is: save it as UTF-8") from e
         line = raw[:e.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}: byte {e.start} is not UTF-8; convert it, "
                          f"e.g. iconv -f latin1 -t utf-8") from e
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
-def _unpacked(path, raw):
-    """What a gzipped file holds. Raises ValueError if it is damaged, or if it is made to fill the
+def _by_first_bytes(raw, kinds):
+    """What `kinds` has for the beginning of a file, if anything."""
+    return next((kind for begins, kind in kinds.items() if raw.startswith(begins)), None)
+
+
+def _unpacked(path, raw, name, unpack):
+    """What a packed file holds. Raises ValueError if it is damaged, or if it is made to fill the
     memory: megabytes can unpack to gigabytes."""
     packed, pieces, size = io.BytesIO(raw), [], 0
     try:
-        with gzip.GzipFile(fileobj=packed) as f:
+        with unpack(packed) as f:
             for piece in iter(lambda: f.read(PIECE), b""):
                 pieces.append(piece)
                 size += len(piece)
                 if size > MOST_PACKED * packed.tell() + PIECE:
                     raise ValueError(f"{path} unpacks to more than {MOST_PACKED} times its size, "
-                                     f"which no text does: unpack it with gunzip if it is yours")
-    except (OSError, EOFError, zlib.error) as e:
-        raise ValueError(f"{path} is a damaged gzip file ({e}): fetch it again") from e
+                                     f"which no text does: unpack it yourself if it is yours")
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as e:
+        raise ValueError(f"{path} is a damaged {name} file ({e}): fetch it again") from e
     return b"".join(pieces)
 
 

@@ -729,7 +729,7 @@ REFUSED = {
         text("config.json", b'{"n_layer": 2,'),
         r"config\.json is not readable JSON",
     ),
-    "no text": (text("config.json", b"\xff\xfe\x00"), r"config\.json, line 1: .* not UTF-8"),
+    "no text": (text("config.json", b"\xfe\xfe\x00"), r"config\.json, line 1: .* not UTF-8"),
     "a list": (text("config.json", b"[1, 2]"), r"config\.json is not the config of a GPT-2"),
     "another model": (
         config(n_layer=GONE, num_hidden_layers=2),
