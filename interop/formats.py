@@ -26,6 +26,7 @@ REPLY = "Assistant:"
 LONGEST_THREAD = 100            # messages of OASST: people write a dozen
 # What commands write: no data, though --out may lie in a folder of data.
 RESULTS = (".pt", ".part", ".lock", ".log.jsonl", ".made.json", ".tmp")
+DELIMITERS = (",", "\t", ";")     # of tables
 MOST_NESTED = 250               # levels of a JSON value
 WATCHED = 500                   # first records of a file, in which fields that nobody reads show
 SPEAKERS = {   # who speaks, by other names than those of ROLES
@@ -510,16 +511,42 @@ def read_rows(path, renamed):
         yield from _json_array(path, text)
     elif re.match(r'\s*\{\s*["}]', text):
         yield from _json_lines(path, text)
-    elif _is_table(text, renamed):
-        yield from _csv_lines(path, text)
+    elif _parted_by(text, renamed):
+        yield from _csv_lines(path, text, _parted_by(text, renamed))
     elif text.strip():
+        _refuse_structured(path, text)
         yield path, {"text": text}
 
 
-def _csv_lines(path, text):
+def _refuse_structured(path, text):
+    """Raise ValueError for what is no text but lists, strings or a table of names unknown here."""
+    lines = [line for line in text[:20_000].split("\n") if line.strip()][:4]
+    first = shown(lines[0].strip())
+    if len(lines) > 1 and all(map(_is_json, lines)) or _is_json(text, (list,)):
+        raise ValueError(f"{path} is JSON, but of no objects with named fields: {first}; write "
+                         f'one a line, e.g. {{"prompt": ..., "response": ...}}')
+    if re.match(r"(---\s*\n\s*)?- +\w+:", text):
+        raise ValueError(f"{path} is YAML: {first}; write it as JSON lines")
+    for delimiter in DELIMITERS:
+        rows = [line.split(delimiter) for line in lines]
+        names = [name.strip() for name in rows[0]]
+        named = len(rows) > 2 and len(names) > 1 and all(map(str.isidentifier, names))
+        if named and len(set(map(len, rows))) == 1:
+            raise ValueError(f"{path} is a table, but no name in its first line is known: {first}; "
+                             f"say which is which: --columns prompt={names[0]}")
+
+
+def _is_json(text, kinds=(list, str)):
+    try:
+        return isinstance(json.loads(text), kinds)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _csv_lines(path, text, delimiter):
     """The dicts of a table whose first line has the names."""
     csv.field_size_limit(1 << 30)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     names, begins = [], 1                        # the line in which a row begins
     try:
         for row in reader:
@@ -612,18 +639,23 @@ def _inside(value):
     return value if isinstance(value, (list, tuple)) else []
 
 
-def _is_table(text, renamed):
-    """Whether the first line is the header of a CSV table: it has a `prompt`, or several plain
-    names of which one is known."""
+def _parted_by(text, renamed):
+    """What parts the fields of a table, "" if the text is none: the first line of a table has a
+    `prompt`, or several plain names of which one is known. The first column, if it counts the
+    rows, may be without a name."""
     first_line = text.partition("\n")[0][:10_000]
-    try:
-        header = next(csv.reader([first_line]), [])
-    except csv.Error:
-        return False                             # a carriage return in the midst of text
-    names = [renamed.get(name, name) for name in header]
-    known = {"text", "instruction", "question", "chosen", "messages"} & set(names)
-    plain = len(names) > 1 and all(name.isidentifier() for name in names)
-    return "prompt" in names or plain and bool(known)
+    for delimiter in DELIMITERS:
+        try:
+            header = next(csv.reader([first_line], delimiter=delimiter), [])
+        except csv.Error:
+            return ""                            # a carriage return in the midst of text
+        names = [renamed.get(name, name) for name in header]
+        known = {"text", "instruction", "question", "chosen", "messages"} & set(names)
+        named = names if names and names[0] else names[1:]
+        plain = len(names) > 1 and all(name.isidentifier() for name in named)
+        if "prompt" in names or plain and bool(known):
+            return delimiter
+    return ""
 
 
 def files_in(paths):

@@ -648,6 +648,55 @@ def test_anything_else_is_one_text(put, text):
         assert found == [text] and counts == {"read as texts": 1, "documents": 1}
 
 
+TABLE = [["prompt", "response"], ["Hi, you?", "Ho."], ["a\tb; c", 'd "e"\nf']]
+
+
+def as_table(delimiter, rows=TABLE):
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows(rows)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
+def test_tables_may_be_parted_by_tabs_and_semicolons(put, delimiter):
+    found = messages_of(records.demonstrations, put(as_table(delimiter)))
+    assert found == [said(*row) for row in TABLE[1:]]
+    # a column without a name counts the rows, as pandas does
+    counted = [["", "question", "answer"], *([str(i), *row] for i, row in enumerate(TABLE[1:]))]
+    found = messages_of(records.demonstrations, put(as_table(delimiter, counted)))
+    assert found == [said(*row) for row in TABLE[1:]]
+    named = [["frage", "antwort"], *TABLE[1:]]
+    found, _ = load(records.demonstrations, put(as_table(delimiter, named)),
+                    "prompt=frage,response=antwort")
+    assert [d.messages for d in found] == [said(*row) for row in TABLE[1:]]
+
+
+@pytest.mark.parametrize(("content", "says"), [
+    ('"Hi."\n"Ho."\n', 'is JSON, but of no objects .*: "Hi."; write one a line'),
+    ('["Hi.", "Ho."]\n["a", "b"]\n["c", "d"]\n', ", line 1: the array ends and something follows"),
+    ('[["Hi.", "Ho."], ["a", "b"]]', "is JSON, but of no objects"),
+    ('[\n  [1, 2],\n  [3, 4]\n]\n', "is JSON, but of no objects"),
+    ("- prompt: Hi.\n  response: Ho.\n", "is YAML: - prompt: Hi.; write it as JSON lines"),
+    ("---\n- instruction: a\n  output: b\n", "is YAML"),
+    ("frage,antwort\na,b\nc,d\n", "is a table, .*: frage,antwort; .*--columns prompt=frage"),
+    ("q\ta\nHi, you?\tHo.\nx\ty\n", "is a table, .*--columns prompt=q"),
+    ("q;a;n\nHi.;Ho.;1\nx;y;2\nz;w;3\n", "is a table, .*--columns prompt=q"),
+])
+def test_what_has_a_structure_that_is_not_known_is_never_text(put, content, says):
+    for wrap in (str.encode, lambda text: gzip.compress(text.encode())):
+        with pytest.raises(ValueError, match=f"x.txt ?{says}"):
+            load(records.texts, put(wrap(content), "x.txt"))
+
+
+@pytest.mark.parametrize("text", [
+    "1\n2\n3\n", "Sir,\nI write,\nand go,\n", "One; two\nthree; four\nfive\n",
+    "Dear sir, madam\nHello, you\nBye, all\n", "a\tb\n", "- a list: of\n- things\n",
+    "---\nA line.\n---\n", '"Hi," he said.\n"Ho," said she.\n', "null\ntrue\n1.5\n",
+])
+def test_text_with_signs_in_it_is_text(put, text):
+    assert load(records.texts, put(text))[0] == [text]
+
+
 def test_strings_in_an_array_are_prompts(put):
     found = messages_of(records.prompts, put('["Hi.",\n "Ho."]'))
     assert found == [said("Hi."), said("Ho.")]
