@@ -211,6 +211,90 @@ def _split_prompt(better, worse):
     return pair(turns(words), better[len(words):], worse[len(words):])
 
 
+# The fields of two answers to one prompt, of which another field says which won.
+SIDES = (("response_a", "response_b"), ("response_0", "response_1"), ("response_1", "response_2"),
+         ("response1", "response2"), ("output_1", "output_2"), ("answer_a", "answer_b"),
+         ("human_ref_A", "human_ref_B"), ("conversation_a", "conversation_b"))
+WINNERS = {"model_a": 0, "a": 0, "first": 0, "model_b": 1, "b": 1, "second": 1}
+TIES = ("tie", "both", "equal", "draw", "neither")      # how a winner begins that is none
+
+
+def sides_of(r):
+    """The names of the fields of two answers, None if there are none."""
+    return next((sides for sides in SIDES if all(side in r for side in sides)), None)
+
+
+def is_judged(r):
+    return sides_of(r) is not None and any(field in r for field in VERDICTS)
+
+
+def judged(r):
+    """Two answers and who won: the Arena's conversations and its 55k, MT-Bench's human judgments,
+    AlpacaEval's annotations, PandaLM, SHP, PKU-SafeRLHF, HelpSteer2's preferences."""
+    sides = sides_of(r)
+    field = next(field for field in VERDICTS if field in r)
+    won = VERDICTS[field](r, sides)
+    comparisons = [] if won is None else [[won, 1 - won]]
+    first, second = r[sides[0]], r[sides[1]]
+    if sides[0] == "conversation_a":
+        end = 2 * r["turn"] if r.get("turn") else None       # the judged turn of MT-Bench
+        ranking = _last_replies([], turns(first)[:end], turns(second)[:end])
+    else:
+        # SHP's "history" is the post
+        prompt = turns(r["history"]) if sides[0] == "human_ref_A" else prompt_of(r)
+        ranking = {"prompt": prompt, "responses": [first, second]}
+    yield ranking | {"comparisons": comparisons}
+
+
+def _by_name(r, sides):
+    """A winner by any of its names, or that of its field or by what that ends with."""
+    winner = str(r["winner"]).strip().lower()
+    if winner.startswith(TIES):
+        return None
+    names = WINNERS | {name.lower(): i for i, side in enumerate(sides) for name in (side, side[-1])}
+    if winner not in names:
+        raise Unclear(f'"winner" is {shown(winner) or "empty"}, and the answers are called '
+                      f'{" and ".join(sides)}: name one of them, or write tie')
+    return names[winner]
+
+
+def _by_flags(r, sides):
+    won = [float(r.get(f"winner_{name}") or 0) for name in ("model_a", "model_b")]
+    return None if won[0] == won[1] else won.index(max(won))
+
+
+def _by_number(r, sides):
+    """AlpacaEval's, from 1, the first, to 2; 0 was a tie once."""
+    if r["preference"] is None:
+        raise Skip("pairs skipped: nobody judged them")
+    preference = float(r["preference"])
+    return None if preference in (0, 1.5) else int(preference > 1.5)
+
+
+def _by_strength(r, sides):
+    """HelpSteer2's, from -3, the first is much better, to 3."""
+    strength = float(r["preference_strength"])
+    return None if strength == 0 else int(strength > 0)
+
+
+def _by_annotators(r, sides):
+    """PandaLM's: 1 the first, 2 the second, 0 neither; most of three."""
+    votes = Counter(str(value) for field, value in r.items() if field.startswith("annotator"))
+    return None if votes["1"] == votes["2"] else int(votes["2"] > votes["1"])
+
+
+VERDICTS = {
+    # a field, and who won by it: 0, 1 or None
+    "winner": _by_name,
+    "winner_model_a": _by_flags,
+    "better_response_id": lambda r, sides: int(r["better_response_id"]),
+    "labels": lambda r, sides: 1 - int(r["labels"]),         # SHP's: 1 is the first
+    "preference_strength": _by_strength,
+    "preference": _by_number,
+    "annotator1": _by_annotators,
+}
+
+
 def openai_preference(r):
     """The preference data of OpenAI's fine-tuning API."""
     better = turns(r["preferred_output"])[-1]
@@ -379,6 +463,7 @@ FORMATS = (
     # what a file is called, how a record is told, and its reader; the first that fits is taken
     ("OASST trees", is_tree, oasst_tree),
     ("rankings", has("prompt", "responses"), canonical),
+    ("judged pairs", is_judged, judged),
     ("QA-Feedback", has("question", "passages", "preference"), qa_feedback),
     ("Nectar", has("prompt", "answers"), nectar),
     ("UltraFeedback", has("instruction", "completions"), ultrafeedback),

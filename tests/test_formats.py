@@ -421,6 +421,82 @@ def test_pairs_as_they_are_documented(put, name):
     assert messages_of(records.demonstrations, put([record])) == [prompt + YES]
 
 
+A, B = "Yes.", "No."
+ARENA = {"conversation_a": said("Q?", A), "conversation_b": said("Q?", B), "model_a": "x",
+         "model_b": "y", "language": "English"}
+TWO_TURNS = {"conversation_a": said("Q?", A, "And?", "c"),
+             "conversation_b": said("Q?", B, "And?", "d")}
+PANDA = {"instruction": "Q?", "input": "", "response1": A, "response2": B}
+EVAL = {"instruction": "Q?", "output_1": A, "output_2": B, "generator_1": "x", "annotator": "gpt4"}
+ARENA_55K = {"prompt": "Q?", "response_a": A, "response_b": B, "model_a": "x", "model_b": "y"}
+SAFE = {"prompt": "Q?", "response_0": A, "response_1": B, "safer_response_id": 1}
+HELP = {"prompt": "Q?", "response_1": A, "response_2": B}
+SHP = {"history": "Q?", "human_ref_A": A, "human_ref_B": B, "score_A": 3, "domain": "x"}
+JUDGED = {   # a published record -> who won: 0, 1 or None
+    "Arena a": (ARENA | {"winner": "model_a"}, 0), "Arena b": (ARENA | {"winner": "model_b"}, 1),
+    "Arena tie": (ARENA | {"winner": "tie"}, None),
+    "Arena bad": (ARENA | {"winner": "tie (bothbad)"}, None),
+    "MT-Bench": (TWO_TURNS | {"winner": "model_b", "turn": 1, "judge": "expert_1"}, 1),
+    "PandaLM": (PANDA | {"annotator1": 2, "annotator2": 2, "annotator3": 1}, 1),
+    "PandaLM, text": (PANDA | {"annotator1": "1", "annotator2": "0", "annotator3": "1"}, 0),
+    "PandaLM, tie": (PANDA | {"annotator1": 2, "annotator2": 1, "annotator3": 0}, None),
+    "AlpacaEval": (EVAL | {"preference": 2}, 1), "AlpacaEval 1": (EVAL | {"preference": 1.0}, 0),
+    "AlpacaEval, by chance": (EVAL | {"preference": 1.2}, 0),
+    "AlpacaEval, tie": (EVAL | {"preference": 1.5}, None),
+    "55k": (ARENA_55K | {"winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}, 1),
+    "55k, table": (ARENA_55K | {"winner_model_a": "1", "winner_model_b": "0"}, 0),
+    "55k, tie": (ARENA_55K | {"winner_model_a": 0, "winner_model_b": 0, "winner_tie": 1}, None),
+    "SafeRLHF": (SAFE | {"better_response_id": 0}, 0),
+    "SafeRLHF 1": (SAFE | {"better_response_id": 1}, 1),
+    "HelpSteer2": (HELP | {"preference_strength": -2}, 0),
+    "HelpSteer2 b": (HELP | {"preference_strength": 1}, 1),
+    "HelpSteer2, tie": (HELP | {"preference_strength": 0}, None),
+    "SHP": (SHP | {"labels": 1}, 0), "SHP b": (SHP | {"labels": 0}, 1),
+    "by its field": (HELP | {"winner": "response_2"}, 1), "by number": (HELP | {"winner": 1}, 0),
+    "by number from 0": (SAFE | {"winner": 1}, 1), "by letter": (ARENA_55K | {"winner": " B"}, 1),
+}
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_two_answers_and_who_won(put, name):
+    record, won = JUDGED[name]
+    tied = {"prompt": "Else?", "responses": ["x", "y"], "ranks": [1, 2]}
+    found, counts = load(records.rankings, put([record, tied]))
+    assert counts["read as judged pairs"] == 1
+    assert [r.messages for r in found[:-1]] == ([] if won is None else [said("Q?")])
+    if won is None:
+        assert counts["prompts skipped: all responses tied"] == 1
+    else:
+        assert found[0].responses == [A, B] and found[0].pairs == [(won, 1 - won)]
+    assert messages_of(records.prompts, put([record])) == [said("Q?")]
+
+
+def test_a_winner_may_be_in_a_field_of_another_name(put):
+    record = {"frage": "Q?", "links": A, "rechts": B, "besser": "b"}
+    columns = "prompt=frage,response_a=links,response_b=rechts,winner=besser"
+    [found], _ = load(records.rankings, put([record]), columns)
+    assert found == Ranking(said("Q?"), [A, B], [(1, 0)])
+
+
+@pytest.mark.parametrize(("record", "says"), [
+    (HELP | {"winner": "gpt-4"}, '"winner" is gpt-4, and the answers are called response_1 and'),
+    (HELP | {"winner": ""}, '"winner" is empty'),
+    (HELP | {"winner": 3}, '"winner" is 3'),
+    (SAFE | {"better_response_id": None}, "has the fields of judged pairs but not their form"),
+    (EVAL | {"preference": "first"}, "has the fields of judged pairs but not their form"),
+])  # fmt: skip
+def test_a_winner_that_is_nobody_is_refused(put, record, says):
+    with pytest.raises(ValueError, match=f"x, line 1: {says}"):
+        load(records.rankings, put([record]))
+
+
+def test_pairs_that_nobody_judged_are_counted(put):
+    found, counts = load(records.rankings, put([EVAL | {"preference": None}, SHP | {"labels": 1},
+                                                TWO_TURNS | {"winner": "model_a"}]))  # fmt: skip
+    assert len(found) == 1 and counts["pairs skipped: nobody judged them"] == 1
+    assert counts["pairs skipped: the two sides differ in more than the last reply"] == 1
+
+
 CHOSEN = {"chosen": "It is so that yes.", "rejected": "It is so that no."}
 
 
