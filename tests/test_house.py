@@ -225,6 +225,8 @@ def readers(name):
         names.append("train")
     if name == "evaluate":
         names += ["evidence/answers", "evidence/report"]
+    if name == "evidence/ensemble":
+        names += ["evidence/ceiling", "ppo", "train"]
     return names
 
 
