@@ -57,13 +57,23 @@ def turns(value, role="user"):
     for m in value if isinstance(value, list) else [value]:
         speaker = m.get("role", m.get("from"))
         speaker = SPEAKERS.get(speaker, speaker)
-        content = m.get("content", m.get("value"))
+        content = text_of(m.get("content", m.get("value")))
         if speaker not in ROLES or not isinstance(content, str):
             raise Skip("records skipped: a message of another role than system, user, assistant, "
                        "or not a text")
         message = {"role": speaker, "content": content}
         messages.append(message | {"train": False} if is_left_out(m) else message)
     return messages
+
+
+def text_of(content):
+    """What a message says: a text, or parts which are all texts; otherwise the content as it is."""
+    if not isinstance(content, list) or not content:
+        return content
+    texts = [part.get("text") for part in content
+             if isinstance(part, dict) and str(part.get("type")).endswith("text")]
+    whole = len(texts) == len(content) and all(isinstance(text, str) for text in texts)
+    return "\n".join(texts) if whole else content
 
 
 def parted_by(text):
@@ -235,15 +245,32 @@ def judged(r):
     field = next(field for field in VERDICTS if field in r)
     won = VERDICTS[field](r, sides)
     comparisons = [] if won is None else [[won, 1 - won]]
-    first, second = r[sides[0]], r[sides[1]]
+    first, second = alone(r[sides[0]]), alone(r[sides[1]])
     if sides[0] == "conversation_a":
         end = 2 * r["turn"] if r.get("turn") else None       # the judged turn of MT-Bench
         ranking = _last_replies([], turns(first)[:end], turns(second)[:end])
     else:
         # SHP's "history" is the post
+        r = r | {"prompt": alone(r["prompt"])} if "prompt" in r else r
         prompt = turns(r["history"]) if sides[0] == "human_ref_A" else prompt_of(r)
         ranking = {"prompt": prompt, "responses": [first, second]}
     yield ranking | {"comparisons": comparisons}
+
+
+def alone(value):
+    """The only string of a list, which may be written as JSON, as the Arena's 55k have it; another
+    value as it is."""
+    found = value
+    if isinstance(value, str) and value.startswith('["'):
+        try:
+            found = json.loads(value)
+        except ValueError:
+            return value
+    if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
+        return value
+    if len(found) != 1:
+        raise Skip("pairs skipped: of several turns, whose replies differ from the first on")
+    return found[0]
 
 
 def _by_name(r, sides):

@@ -446,6 +446,8 @@ JUDGED = {   # a published record -> who won: 0, 1 or None
     "55k": (ARENA_55K | {"winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}, 1),
     "55k, table": (ARENA_55K | {"winner_model_a": "1", "winner_model_b": "0"}, 0),
     "55k, tie": (ARENA_55K | {"winner_model_a": 0, "winner_model_b": 0, "winner_tie": 1}, None),
+    "55k, lists": (ARENA_55K | {"prompt": '["Q?"]', "response_a": '["Yes."]',
+                                "response_b": ["No."], "winner_model_a": 1}, 0),
     "SafeRLHF": (SAFE | {"better_response_id": 0}, 0),
     "SafeRLHF 1": (SAFE | {"better_response_id": 1}, 1),
     "HelpSteer2": (HELP | {"preference_strength": -2}, 0),
@@ -492,8 +494,12 @@ def test_a_winner_that_is_nobody_is_refused(put, record, says):
 
 def test_pairs_that_nobody_judged_are_counted(put):
     found, counts = load(records.rankings, put([EVAL | {"preference": None}, SHP | {"labels": 1},
-                                                TWO_TURNS | {"winner": "model_a"}]))  # fmt: skip
-    assert len(found) == 1 and counts["pairs skipped: nobody judged them"] == 1
+                                                TWO_TURNS | {"winner": "model_a"},
+                                                ARENA_55K | {"prompt": '["a", "b"]',
+                                                             "winner_model_a": 1}]))  # fmt: skip
+    assert len(found) == 1 and counts["pairs skipped: of several turns, whose replies differ from "
+                                      "the first on"] == 1
+    assert counts["pairs skipped: nobody judged them"] == 1
     assert counts["pairs skipped: the two sides differ in more than the last reply"] == 1
 
 
@@ -562,6 +568,17 @@ def test_pairs_of_dialogues_with_other_marks(put, parted):
     [found], counts = load(records.rankings, put([dict(zip(("chosen", "rejected"), sides))]))
     assert found == Ranking(said("a", "b", "c"), ["d", "e"], [(0, 1)])
     assert counts["read as HH pairs"] == 1
+
+
+def test_parts_of_a_message_that_are_texts_are_its_text(put):
+    parts = [{"type": "text", "text": "Q"}, {"type": "input_text", "text": "?"}]
+    picture = [*parts, {"type": "image_url", "image_url": "x"}]
+    asked = [{"messages": [{"role": "user", "content": content}, *YES]}
+             for content in (parts, picture, [{"type": "text", "text": 3}], [])]  # fmt: skip
+    found, counts = load(records.demonstrations, put(asked))
+    assert [d.messages for d in found] == [said("Q\n?", "Yes.")]
+    [skipped] = [n for what, n in counts.items() if "not a text" in what]
+    assert skipped == 3
 
 
 def test_replies_nested_in_flat_messages_are_read(put):
