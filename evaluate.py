@@ -31,6 +31,7 @@ class Config:
     baseline: str = ""              # what win rates, KL and log-ratios refer to; none: the first
                                     # that sft.py made
     prompts: tuple[str, ...] = ()   # prompts, files in any known format; none: the sandbox's
+    columns: str = ""               # names of the fields of --prompts: prompt=question
     demos: tuple[str, ...] = ()     # demonstrations that prompted: shows, files; none: sandbox's
     n: int = 400                    # held-out prompts of the sandbox; [1, 1_000_000]
     samples: int = 8                # answers of each system to each prompt at temperature 1;

@@ -136,7 +136,7 @@ def baseline_of(wanted, specs, systems, models):
 def load_prompts(cfg, systems, enc):
     """The held-out prompts, and whose score counts. Raises ValueError if there is no judge."""
     prompts = interop.load("held-out prompts", cfg.prompts, Counter(), flag="--prompts", enc=enc,
-                           n=cfg.n, seed=cfg.seed)
+                           columns=cfg.columns, n=cfg.n, seed=cfg.seed)
     if all(p.meta for p in prompts):
         return prompts, "the true score"
     if not cfg.rm:

@@ -233,6 +233,19 @@ def test_prompts_and_text_of_files(config, prompts, tmp_path):
         evaluate.main(replace(cfg, rm="", out=str(tmp_path / "no judge")))
 
 
+def test_prompts_in_a_field_of_another_name(config, tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("frage,n\nWho are you?,1\nWhy?,2\n")
+    cfg = replace(config, systems=config.systems[2:], prompts=(str(path),), columns="prompt=frage",
+                  max_new=4, out=str(tmp_path / "r"))  # fmt: skip
+    [figures] = evaluate.main(cfg).values()
+    assert figures["prompts"] == 2
+    with pytest.raises(ValueError, match="names a field|no name in its first line|no format"):
+        evaluate.main(replace(cfg, columns="", out=str(tmp_path / "s")))
+    with pytest.raises(ValueError, match="--columns prompt=frage names fields of files"):
+        evaluate.main(replace(cfg, prompts=(), out=str(tmp_path / "s")))
+
+
 # ---- refusals
 
 
