@@ -13,7 +13,7 @@ from itertools import product
 
 import pytest
 
-from data import Demonstration, Ranking, comparisons_batch, pack
+from data import Demonstration, Ranking, comparisons_batch, encode_dialogue, pack
 from interop import (
     encode_demonstrations,
     encode_prompts,
@@ -22,7 +22,11 @@ from interop import (
     records,
     report,
     show,
+    tokenizer_id,
 )
+from model import GPT as model_of
+from model import GPTConfig
+from plumbing.files import save_checkpoint
 
 HH = [f"comparisons/hh-rlhf/helpful-{x}.jsonl.gz"
       for x in ("base.train", "base.test", "rejection-sampled.train")]
@@ -967,6 +971,43 @@ def command(monkeypatch, capsys):
     return run
 
 
+def test_lengths_are_counted_in_doubling_bins():
+    lines = show.histogram([0, 1, 2, 3, 16, 31, 32, 1000])
+    assert [line.split()[0] for line in lines] == [
+        "0-0", "1-1", "2-3", "4-7", "8-15", "16-31", "32-63", "64-127", "128-255", "256-511",
+        "512-1,023"]  # fmt: skip
+    assert [line.split()[-1] for line in lines] == [
+        "12%", "12%", "25%", "0%", "0%", "25%", "12%", "0%", "0%", "0%", "12%"]  # fmt: skip
+    assert [line.count("#") for line in lines] == [20, 20, 40, 0, 0, 40, 20, 0, 0, 0, 20]
+
+
+def test_a_model_tells_lengths_in_its_tokens_and_what_its_context_cuts(
+    command, put, tmp_path, enc
+):
+    model = model_of(GPTConfig(enc.n_vocab, block_size=24, n_layer=1, n_head=1, n_embd=8))
+    save_checkpoint(str(tmp_path / "sft.pt"), model, tokenizer_id(enc), {})
+    turns = [("Hi.", "Ho."), ("Hi.", "Ho."), ("a " * 40, "b"), ("Ho.", "Hi.")]
+    path = put([{"prompt": p, "response": r} for p, r in turns])
+    code, out, _ = command(path, "--model", str(tmp_path / "sft.pt"))
+    assert code == 0 and "1 say again what one before them says" in out
+    assert "1 are longer than the context of 24" in out
+    sizes = [len(encode_dialogue(enc, said(*turn))[0]) for turn in turns]
+    assert all(line in out for line in show.histogram(sizes))
+    code, _, err = command(path, "--model", path)
+    assert code == 2 and "checkpoint" in err
+
+
+def test_of_a_folder_there_is_a_line_for_each_file(command, put, tmp_path):
+    (tmp_path / "f" / "g").mkdir(parents=True)
+    put([GOOD[records.demonstrations]] * 3, "f/a.jsonl")
+    put("Once.", "f/b.txt"), put('{"a": ', "f/g/c.json"), put(b"PK\x03\x04", "f/g/d")
+    code, out, err = command(str(tmp_path / "f"))
+    a, b, c, d = out.splitlines()
+    assert (code, err) == (0, "") and "f/a.jsonl: 3 demonstrations; data: 3 read as" in a
+    assert "f/b.txt: 1 texts" in b and "f/g/c.json: " in c and "not JSON" in c
+    assert "f/g/d is a zip archive" in d
+
+
 @pytest.mark.parametrize(("name", "read", "n", "_", "counted"), ALL)
 def test_the_command_says_what_a_file_was_taken_for_and_shows_three_records(
     real, command, name, read, n, _, counted
@@ -1001,7 +1042,7 @@ def test_the_command_takes_several_files_and_columns(put, command):
 
 
 @pytest.mark.parametrize(("content", "argv", "says"), [
-    (None, [], "is a folder: name its files"), (b"caf\xe9", [], "is not UTF-8"),
+    (None, [], "holds no file"), (b"caf\xe9", [], "is not UTF-8"),
     ('{"a": 1}', [], "no format has the fields a"),
     ("\n \n", [], "x holds no record"), (" [ ]", [], "x holds no record"),
     (gzip.compress(b""), [], "x holds no record"),
