@@ -190,14 +190,14 @@ def exact_pairs(w, n=600):
     model, enc = load(w.sft())
     prompts = sandbox.eval_prompts(n, f"exact {w.seed}")
     asked = interop.encode_prompts(prompts, enc, model.cfg.block_size - 32, Counter())
-    answers, pairs = [], []
-    for i, prompt in enumerate(prompts):
-        drawn = sample(model, [asked[i]], 32, enc.eot_token, n=4, seed=step_seed(w.seed, i))
-        judged = [sandbox.judge(prompt, data.decode_response(enc, ids)) for ids in drawn.responses]
-        first = len(answers)
-        answers += [(i, ids) for ids in drawn.responses]
-        pairs += [(first + a, first + b, judged[a], judged[b]) for a in range(4) for b in range(a)
-                  if judged[a] != judged[b]]
+    drawn = []
+    for rows in data.chunks(range(len(prompts)), 100):
+        drawn += sample(model, [asked[i] for i in rows], 32, enc.eot_token, n=4,
+                        seed=step_seed(w.seed, rows[0])).responses
+    answers = [(k // 4, ids) for k, ids in enumerate(drawn)]
+    judged = [sandbox.judge(prompts[i], data.decode_response(enc, ids)) for i, ids in answers]
+    pairs = [(a, b, judged[a], judged[b]) for a, (i, _) in enumerate(answers)
+             for b in range(4 * i, a) if judged[a] != judged[b]]
     return asked, answers, pairs
 
 
@@ -244,12 +244,13 @@ def pairs_of_a_prompt(w):
         training loss                   of the last 20 steps, nats a pair
         gap                             by how much that is less than the held-out loss
     """
-    nine = w.make("nine.jsonl", label, init=(w.sft(),), n=600, k_min=9, k_max=9, seed=w.seed + 500)
+    nine = w.make("nine.jsonl", label, init=(w.sft(),), n=2000, k_min=9, k_max=9,
+                  seed=w.seed + 500)
     shuffled = w.derive("nine-pairs.jsonl", {"pairs": True}, [nine], lambda: pairs_of(nine))
     # as many steps as the other has
     batch = round(8 * lines_of(shuffled) / lines_of(nine))
-    paths = {"grouped": w.reward_model("rm-grouped.pt", data=(nine,), lr=1e-3),
-             "shuffled": w.reward_model("rm-shuffled.pt", data=(shuffled,), batch=batch, lr=1e-3,
+    paths = {"grouped": w.reward_model("rm-grouped.pt", data=(nine,), lr=6e-4),
+             "shuffled": w.reward_model("rm-shuffled.pt", data=(shuffled,), batch=batch, lr=6e-4,
                                         microbatch=64)}
     exact, figures = exact_pairs(w), {}
     for arm, path in paths.items():
