@@ -277,13 +277,13 @@ CLAIMS = {
         "{400 x 2.accuracy} → {400 x 8.accuracy}",
         {"held-out loss, eight minus two": minus("400 x 8.loss", "400 x 2.loss", 0.01)}, seeds=10),
     "8": Claim(
-        "SFT's validation loss rises after four epochs, and RM score and true score rise as well.",
+        "SFT's validation loss rises after two epochs, and RM score and true score rise as well.",
         "[IG] 3.5", "loss is lowest after 1 epoch; 16 were chosen by RM score",
         experiments.sft_epochs,
         "see the table",
-        {"validation loss, 16 epochs minus 4": minus("16.loss", "4.loss", 0.01),
-         "RM score, the same": minus("16.rm score", "4.rm score", 0.03),
-         "true score, the same": minus("16.true score", "4.true score", 0.1)},
+        {"validation loss, 16 epochs minus 2": minus("16.loss", "2.loss", 0.01),
+         "RM score, the same": minus("16.rm score", "2.rm score", 0.03),
+         "true score, the same": minus("16.true score", "2.true score", 0.1)},
         seeds=10, table=page.sft_table),
     "9a": Claim(
         "The reward model predicts labelers it has never seen as well as its own, within a point.",
@@ -294,12 +294,12 @@ CLAIMS = {
         {"shortfall, others minus own": minus("other.shortfall", "own.shortfall", 0.01)},
         equal=True),
     "9b": Claim(
-        "Somebody who wants short answers and little else it predicts worse than could be.",
+        "Somebody who would rather be told what is false than nothing it predicts worse.",
         "[IG] 5.2", "\"not ... representative of the full spectrum of people\"",
         experiments.held_out_labelers,
-        "accuracy: its own {own.accuracy}, somebody else {brief.accuracy}; short of what can be "
-        "known of their tastes by {own.shortfall}, {brief.shortfall}",
-        {"shortfall, somebody else minus own": minus("brief.shortfall", "own.shortfall", 0.02)}),
+        "accuracy: its own {own.accuracy}, somebody else {bold.accuracy}; short of what can be "
+        "known of their tastes by {own.shortfall}, {bold.shortfall}",
+        {"shortfall, somebody else minus own": minus("bold.shortfall", "own.shortfall", 0.02)}),
     "10a": Claim(
         "Without a penalty the true score rises, then falls, while the reward model's score goes "
         "on rising.",

@@ -46,7 +46,7 @@ CHANGED = {                     # what a short run of PPO does differently from 
     "no eos penalty": {"eos_penalty": 0.0},
 }
 OWN = [labeler for labeler in sandbox.LABELERS if labeler != sandbox.HELD_OUT_LABELER]
-BREVITY = [0.1, 0.1, 0.1, 0.1, 6.0]     # a taste that no labeler has: short answers, little else
+BOLD = [1.0, -0.5, 1.0, 1.0, 1.0]       # a taste that no labeler has: rather false than nothing
 
 
 # ---- who wins ---------------------------------------------------------------------------------
@@ -296,18 +296,18 @@ def reward_epochs(w):
 def held_out_labelers(w):
     """Five reward models, each of which never saw one of the five labelers.
 
-    Arms: own, the labelers it was trained on; other, the one it was not; brief, somebody of another
+    Arms: own, the labelers it was trained on; other, the one it was not; bold, somebody of another
     taste. Means over the five.
 
     Figures:
         loss, accuracy, shortfall       on exact held-out preferences; see exact_quality
     """
-    exact, found = exact_pairs(w), {"own": [], "other": [], "brief": []}
+    exact, found = exact_pairs(w), {"own": [], "other": [], "bold": []}
     for i, out in enumerate(sandbox.LABELERS, 1):
         path = w.reward_model(f"rm-without-{i}.pt", data=(w.first(4000),),
                               held_out_labelers=(out,))
         rest = [labeler for labeler in sandbox.LABELERS if labeler != out]
-        tastes = {"own": own_tastes(rest), "other": own_tastes([out]), "brief": [BREVITY]}
+        tastes = {"own": own_tastes(rest), "other": own_tastes([out]), "bold": [BOLD]}
         for arm, weights in tastes.items():
             found[arm].append(exact_quality(path, exact, weights))
     return {arm: {name: np.mean([q[name] for q in of_five]) for name in of_five[0]}
