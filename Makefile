@@ -37,7 +37,7 @@ $(AT)/make.seed: ALWAYS | .venv/ready
 	    "choose another OUT, or remove with make clean what was made in this one" >&2; exit 2; }
 
 $(AT)/base.pt: $(AT)/make.seed
-	@echo "1/6 base: a GPT reads the corpus, about 155 s"
+	@echo "1/6 base: a GPT reads the corpus, about 145 s"
 	$(PY) pretrain.py --seed $(SEED) --out "$@"
 
 $(AT)/sft.pt: $(AT)/base.pt
@@ -45,7 +45,7 @@ $(AT)/sft.pt: $(AT)/base.pt
 	$(PY) sft.py --seed $(SEED) --init "$<" --out "$@"
 
 $(AT)/comparisons.jsonl: $(AT)/sft.pt
-	@echo "3/6 comparisons: labelers rank what SFT answers, about 60 s"
+	@echo "3/6 comparisons: labelers rank what SFT answers, about 55 s"
 	$(PY) label.py --seed $(SEED) --init "$<" --out "$@"
 
 $(AT)/rm.pt: $(AT)/sft.pt $(AT)/comparisons.jsonl
@@ -53,7 +53,7 @@ $(AT)/rm.pt: $(AT)/sft.pt $(AT)/comparisons.jsonl
 	$(PY) reward.py --seed $(SEED) --init "$<" --data "$(OUT)/comparisons.jsonl" --out "$@"
 
 $(AT)/ppo.pt: $(AT)/sft.pt $(AT)/rm.pt
-	@echo "5/6 PPO-ptx: SFT learns from the reward model, about 110 s"
+	@echo "5/6 PPO-ptx: SFT learns from the reward model, about 105 s"
 	$(PY) ppo.py --seed $(SEED) --init "$<" --rm "$(OUT)/rm.pt" --out "$@"
 
 $(AT)/report/report.md: $(foreach x,base sft ppo rm,$(AT)/$(x).pt)
