@@ -50,7 +50,7 @@ MUTATIONS = [
     Mutation(
         "prompts are trained on",
         "data.py",
-        "[is_response] * len(body)",
+        '[is_response and m.get("train", True)] * len(body)',
         "[True] * len(body)",
         "test_data.py::test_what_is_trained_on_is_what_the_assistant_said",
     ),

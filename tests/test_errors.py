@@ -208,7 +208,7 @@ def test_the_command_of_the_readme_without_its_inputs(tmp_path, root):
         ([b'{"prompt": "a", "response": 3}'], "must be a string, got int"),
         ([b'{"prompt": "a"}'], '"response" is missing'),
         ([b'["prompt"]'], '"response" is missing'),
-        ([b'[["prompt"]]'], "this is text"),
+        ([b'[["prompt"]]'], "is JSON, but of no objects"),
         ([b'["prompt", null]'], "got a NoneType"),
         ([b"null"], "this is text"),
         ([b""], "holds no record"),
