@@ -74,38 +74,26 @@ class Claim(NamedTuple):
     table: Callable | None = None   # figures of all seeds -> lines for the page
 
 
-def get(figures, name):
-    """get(figures, "sft.loss"): a figure of an arm."""
-    arm, _, figure = name.partition(".")
-    return figures[arm][figure]
-
-
 def above(name, threshold, margin):
-    return Quantity(lambda f: get(f, name) - threshold, margin)
+    return Quantity(lambda f: page.get(f, name) - threshold, margin)
 
 
 def below(name, threshold, margin):
-    return Quantity(lambda f: threshold - get(f, name), margin)
+    return Quantity(lambda f: threshold - page.get(f, name), margin)
 
 
 def minus(a, b, margin):
-    return Quantity(lambda f: get(f, a) - get(f, b), margin)
+    return Quantity(lambda f: page.get(f, a) - page.get(f, b), margin)
 
 
 def of_run(measure, arm, margin):
     """A measure of a run's curves."""
-    return Quantity(lambda f: measure(run_of(f, arm)), margin)
+    return Quantity(lambda f: measure(curves.of(f, arm)), margin)
 
 
 def minus_run(measure, a, b, margin):
     """By how much a measure of run a exceeds that of run b."""
-    return Quantity(lambda f: measure(run_of(f, a)) - measure(run_of(f, b)), margin)
-
-
-def run_of(figures, arm):
-    """The curves of an arm. A run of PPO begins where SFT is, if that was measured."""
-    starts_from_sft = "sft" in figures and not arm.startswith("bon")
-    return curves.of(figures[arm], figures["sft"]["true"][0] if starts_from_sft else None)
+    return Quantity(lambda f: measure(curves.of(f, a)) - measure(curves.of(f, b)), margin)
 
 
 def won_back(figure):
@@ -145,12 +133,12 @@ def foretells(form, other):
 
 
 def penalty_gap(f):
-    return curves.frontier_gap(run_of(f, "free 20000"), run_of(f, "penalty"))
+    return curves.frontier_gap(curves.of(f, "free 20000"), curves.of(f, "penalty"))
 
 
 def at_one_distance(f):
     """What the minimum gained more than one reward model, as far out as both went."""
-    runs = [run_of(f, arm) for arm in ("minimum", "single")]
+    runs = [curves.of(f, arm) for arm in ("minimum", "single")]
     distance = min(map(curves.reach, runs))
     ours, other = (curves.gain_at(run, distance) for run in runs)
     return ours - other
@@ -337,7 +325,7 @@ CLAIMS = {
         "it and without, within 0.2 points.",
         "[Gao] 3.6", "so",
         experiments.over_optimisation,
-        "see the plot of 10a",
+        "see below",
         {"true score beyond half a nat, with penalty minus without": Quantity(penalty_gap, 0.2)},
         equal=True),
     "11a": Claim(

@@ -16,12 +16,12 @@ class Curves(NamedTuple):
     true: np.ndarray    # mean true score
 
 
-def of(figures, start=None):
-    """Curves from the lists that experiments.of_rollouts returns; `start`: SFT's true score, better
-    known than from the first rollout."""
-    curves = Curves(*(np.array(figures[name]) for name in Curves._fields))
-    if start is not None:
-        curves.true[0] = start
+def of(figures, arm):
+    """The curves of an arm, made of the lists that experiments.of_rollouts returns. Runs of PPO
+    begin where SFT is, if that was measured apart: a first rollout knows it less well."""
+    curves = Curves(*(np.array(figures[arm][name]) for name in Curves._fields))
+    if "sft" in figures and not arm.startswith("bon"):
+        curves.true[0] = figures["sft"]["true"][0]
     return curves
 
 

@@ -30,7 +30,12 @@ ROUNDS = {"first": "first round", "second": "second, of SFT's and the policy's s
 DIGITS = {"kl": 1, "length": 1}                 # behind the point; 3 otherwise
 JUDGED = {"true score": "true score", "helpful": "helpful", "hallucination": "hallucination",
           "harmless": "harmless"}
-SIGNS = {"above": "above", "below": "below", "negligible": "negligible", "unknown": "?"}
+
+
+def get(figures, name):
+    """get(figures, "sft.loss"): a figure of an arm."""
+    arm, _, figure = name.partition(".")
+    return figures[arm][figure]
 
 
 # ---- tables -----------------------------------------------------------------------------------
@@ -94,8 +99,8 @@ def rounds_table(by_seed):
 def peaks_table(by_seed):
     lines = []
     for rm, title in RMS.items():
-        free = [curves.of(f[f"free {rm}"]) for f in by_seed]
-        best_of = [curves.of(f[f"bon {rm}"]) for f in by_seed]
+        free = [curves.of(f, f"free {rm}") for f in by_seed]
+        best_of = [curves.of(f, f"bon {rm}") for f in by_seed]
         columns = [[f[f"bon {rm}"]["accuracy"] for f in by_seed],
                    [run.true[0] for run in free],
                    [curves.at_peak(run, "true") for run in free],
@@ -112,7 +117,7 @@ def peaks_table(by_seed):
 def ensembles_table(by_seed):
     lines = []
     for arm, title in (("single", "one"), ("minimum", "the minimum of four")):
-        runs = [curves.of(f[arm]) for f in by_seed]
+        runs = [curves.of(f, arm) for f in by_seed]
         columns = [[run.true[0] for run in runs],
                    [curves.at_peak(run, "true") for run in runs],
                    [run.true[-10:].mean() for run in runs],
@@ -126,7 +131,7 @@ def forms_table(by_seed):
     lines = []
     for arm, title in (("free 2000", "RL, 2,000 rankings"), ("free 20000", "RL, 20,000"),
                        ("bon 2000", "best-of-n, 2,000"), ("bon 20000", "best-of-n, 20,000")):
-        runs = [curves.of(f[arm]) for f in by_seed]
+        runs = [curves.of(f, arm) for f in by_seed]
         fits = [[curves.gain_fit(run, form) for run in runs] for form in ("rl", "bon")]
         lines.append([title, *map(shown, fits)])
     return table(["R²", "d (α − β log d)", "d (α − β d)"], lines)
@@ -182,10 +187,9 @@ sides. A claim **holds** if all its quantities are above zero, **in part** if th
 negligible, and it is **negligible** if all are; it **fails** if one is below zero. That something \
 makes no difference holds if all quantities are negligible, and fails if the 95 % interval of one \
 lies beyond its margin. Findable is a mean so large that its interval lies above zero with four in \
-five such sets of seeds: a claim is **undecided** only for \
-want of data. Sentences, quantities, margins and numbers of seeds were written down before the \
-run. [claims.jsonl](claims.jsonl) has every figure of every seed. Experiments by commit: \
-{commits}."""
+five such sets of seeds: a claim is **undecided** only for want of data. Sentences, quantities, \
+margins and numbers of seeds were written down before the run. [claims.jsonl](claims.jsonl) has \
+every figure of every seed. Experiments by commit: {commits}."""
 
 
 def results(findings, remarks, missing=()):
@@ -209,10 +213,7 @@ def results(findings, remarks, missing=()):
 
 def filled(text, by_seed):
     """`text` with each {arm.figure} in it replaced by the figure's mean and interval."""
-    def replaced(match):
-        arm, _, figure = match[1].partition(".")
-        return shown([f[arm][figure] for f in by_seed])
-    return re.sub(r"{(.*?)}", replaced, text)
+    return re.sub(r"{(.*?)}", lambda match: shown([get(f, match[1]) for f in by_seed]), text)
 
 
 def tally(finding):
@@ -243,7 +244,7 @@ def section(finding, remark):
     rows = []
     for name, e in finding.effects.items():
         rows.append([name, signed(e.mean, e.half), f"{e.deviation:.3f}", f"{e.findable:.3f}",
-                     f"{e.margin:g}", SIGNS[e.sign]])
+                     f"{e.margin:g}", e.sign])
     lines += table(["quantity", "mean and 95 % interval", "s over seeds", "findable", "margin", ""],
                    rows)
     if claim.table:
@@ -326,7 +327,7 @@ def draw_curves(plt, by_seed):
 
 def against_distance(by_seed, kind, rm):
     """Distances (points,), true scores and a reward model's (seeds, points) of "free" or "bon"."""
-    runs = [curves.of(f[f"{kind} {rm}"]) for f in by_seed]
+    runs = [curves.of(f, f"{kind} {rm}") for f in by_seed]
     if kind == "free":
         d, true = curves.over_distance(runs, "true")
         _, scores = curves.over_distance(runs, "rm")

@@ -118,7 +118,7 @@ class World(NamedTuple):
 
     def short_ppo(self, name, **fields):
         """One of the many runs that are compared with one another, without pretraining text."""
-        return self.ppo(name, **{"ptx_coef": 0.0, "iterations": SHORT} | fields)
+        return self.ppo(name, ptx_coef=0.0, iterations=SHORT, **fields)
 
     def small_base(self):
         return self.make("small-base.pt", pretrain, **SMALL)

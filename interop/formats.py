@@ -1,8 +1,8 @@
 """Public data as it is published -> canonical records (records.py), as JSON objects.
 
 A file is JSON lines, a JSON array, a table or plain text, packed or not; its content decides,
-never its name. A record's fields say which format it is. Whoever adds a format
-writes one reader and its line in FORMATS.
+never its name. A record's fields say which format it is. Whoever adds a format writes one reader
+and its line in FORMATS.
 
 A reader is a generator: it takes a published record and yields canonical JSON records. What is
 left out it yields as a Skip, which says why; raised, a Skip leaves out the rest of the record too.
@@ -110,9 +110,9 @@ def prompt_of(r):
     else:
         asked = asked_in(r)
         prompt, more = turns(asked), r.get("input", r.get("context"))
-        # a templated prompt holds it already
-        held = isinstance(more, str) and asked == r.get("prompt") and more.strip() in str(asked)
-        if isinstance(more, str) and more.strip() and not held:
+        # a prompt made by a template holds it already
+        template = r.get("prompt") if asked == r.get("prompt") else ""
+        if isinstance(more, str) and more.strip() and more.strip() not in str(template):
             prompt[-1] = prompt[-1] | {"content": f"{prompt[-1]['content']}\n\n{more}"}
     before = []
     for turn in r.get("history") or ():
@@ -619,12 +619,13 @@ def read_rows(path, renamed):
     """Yield (where, row) of a file: a JSON value, the dict of a CSV line, or {"text": ...} for a
     file of plain text. renamed: {a field's name: the known name}."""
     text = read_file(path)
+    delimiter = _delimiter_of(text, renamed)
     if re.match(r'\s*\[\s*([{"]|\]\s*$)', text):             # [{  ["  [] : a text may begin "[1]"
         yield from _json_array(path, text)
     elif re.match(r'\s*\{\s*["}]', text):
         yield from _json_lines(path, text)
-    elif _parted_by(text, renamed):
-        yield from _csv_lines(path, text, _parted_by(text, renamed))
+    elif delimiter:
+        yield from _csv_lines(path, text, delimiter)
     elif text.strip():
         _refuse_structured(path, text)
         yield path, {"text": text}
@@ -751,7 +752,7 @@ def _inside(value):
     return value if isinstance(value, (list, tuple)) else []
 
 
-def _parted_by(text, renamed):
+def _delimiter_of(text, renamed):
     """What parts the fields of a table, "" if the text is none: the first line of a table has a
     `prompt`, or several plain names of which one is known. The first column, if it counts the
     rows, may be without a name."""

@@ -143,10 +143,10 @@ def as_messages(value, where):
 
 def is_left_out(x):
     """Whether a record or a message is marked as not to be trained on, in JSON or in a table."""
-    return any(_is_none(x[name]) for name in LEFT_OUT if name in x)
+    return any(_says_no(x[name]) for name in LEFT_OUT if name in x)
 
 
-def _is_none(mark):
+def _says_no(mark):
     """Whether a mark says 0, no or bad. None says nothing."""
     if isinstance(mark, str):
         mark = mark.strip().lower()
@@ -254,7 +254,7 @@ def demonstrations(records, counts: Counter) -> list[Demonstration]:
     found = []
     for where, r in records:
         _refuse_text(where, r, "demonstrations")
-        if _is_none(r.get("label")):
+        if _says_no(r.get("label")):
             counts["records skipped: their reply is labelled bad"] += 1
             continue
         if is_left_out(r):

@@ -3,12 +3,11 @@
 The world holds countries (with a capital, a food, an animal and a flag), places nobody knows, and
 people who sell, mend and hide things (`world`). Its *corpus* is what a pretrained model finds on
 the web: fewer than half of the statements about a country are true, though none of the false ones
-is as frequent; asked what a text does not hold, people make it up; questions are followed by more
-questions, people insult each other (`text`). Its
-*prompts* ask for the use cases of [IG] Table 1; *demonstrations* are what a careful person
-answers, and cover a few of the facts only (`dialogues`). The *labelers* read responses by one
-written rubric, but weigh its parts differently and err; `judge` is the rubric itself, without
-error, which training never sees (`rubric`).
+is as frequent; asked what a text does not hold, most people make it up; questions are followed by
+more questions, people insult each other (`text`). Its *prompts* ask for the use cases of [IG] Table
+1; *demonstrations* are what a careful person answers, and cover a few of the facts only
+(`dialogues`). The *labelers* read responses by one written rubric, but weigh its parts differently
+and err; `judge` is the rubric itself, without error, which training never sees (`rubric`).
 
     python -m sandbox                           # print a page of the corpus, and some prompts
     python -m sandbox --ranks FILE.tiktoken     # write the tokenizer

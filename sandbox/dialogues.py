@@ -276,7 +276,7 @@ def is_held_out(text):
     return random.Random(f"held out {text}").random() < EVAL_SHARE
 
 
-def _may_be(messages, use_case, held_out):
+def _suits(messages, use_case, held_out):
     """Whether a dialogue is short enough, on the right side, and asks before its last question
     nothing that the evaluation asks."""
     said = " ".join(m["content"] for m in messages)
@@ -303,7 +303,7 @@ def draw_prompts(n, seed, held_out, places=ASKED, flawless=False, cases=tuple(US
         while not length or length == 1 and not make:
             [length] = rng.choices(list(TURNS), TURNS.values())
         messages, key = _draw(rng, use_case, length, places, flawless)
-        while not _may_be(messages, use_case, held_out):
+        while not _suits(messages, use_case, held_out):
             messages, key = _draw(rng, use_case, length, places, flawless)
         found.append(Prompt(messages, use_case, key))
     return found
@@ -329,7 +329,7 @@ def dialogue_prompts(n, seed=0):
         [asked] = draw_prompts(1, f"dialogue {seed} {len(found)}", True, cases=cases, turns=1)
         for before in range(MOST_TURNS):
             messages = asked.messages
-            while len(messages) < 2 * before + 1 or not _may_be(messages, asked.use_case, True):
+            while len(messages) < 2 * before + 1 or not _suits(messages, asked.use_case, True):
                 earlier = [rng.choice(EARLIER)(rng, ASKED) for _ in range(before)]
                 messages = _said(rng, earlier, flawless=False) + asked.messages
             found.append(Prompt(messages, asked.use_case, asked.meta))

@@ -20,10 +20,17 @@ def curve(form, d, alpha=2.0, beta=0.3):
 
 
 def test_curves_are_made_of_lists():
-    run = curves.of({"true": [3.0, 2.0], "accuracy": 1, "rm": [0.1, 0.2], "kl": [0.0, 1.5]})
+    lists = {"true": [3.0, 2.0], "accuracy": 1, "rm": [0.1, 0.2], "kl": [0.0, 1.5]}
+    run = curves.of({"free 200": lists}, "free 200")
     assert [x.tolist() for x in run] == [[0.0, 1.5], [0.1, 0.2], [3.0, 2.0]]
-    figures = {"true": [3.0, 2.0], "rm": [0.1, 0.2], "kl": [0.0, 1.5]}
-    assert curves.of(figures, 2.5).true.tolist() == [2.5, 2.0] and figures["true"] == [3.0, 2.0]
+
+
+def test_a_run_of_ppo_begins_where_sft_is():
+    """Best-of-n was measured on prompts of its own."""
+    lists = {"true": [3.0, 2.0], "rm": [0.1, 0.2], "kl": [0.0, 1.5]}
+    figures = {"sft": {"true": [2.5]}, "free 200": lists, "bon 200": lists}
+    assert curves.of(figures, "free 200").true.tolist() == [2.5, 2.0]
+    assert curves.of(figures, "bon 200").true.tolist() == [3.0, 2.0] == lists["true"]
 
 
 def test_smooth_is_a_moving_average():

@@ -13,6 +13,7 @@ from itertools import product
 
 import pytest
 
+import model
 from data import Demonstration, Ranking, comparisons_batch, encode_dialogue, pack
 from interop import (
     encode_demonstrations,
@@ -24,8 +25,6 @@ from interop import (
     show,
     tokenizer_id,
 )
-from model import GPT as model_of
-from model import GPTConfig
 from plumbing.files import save_checkpoint
 
 HH = [f"comparisons/hh-rlhf/helpful-{x}.jsonl.gz"
@@ -984,8 +983,8 @@ def test_lengths_are_counted_in_doubling_bins():
 def test_a_model_tells_lengths_in_its_tokens_and_what_its_context_cuts(
     command, put, tmp_path, enc
 ):
-    model = model_of(GPTConfig(enc.n_vocab, block_size=24, n_layer=1, n_head=1, n_embd=8))
-    save_checkpoint(str(tmp_path / "sft.pt"), model, tokenizer_id(enc), {})
+    tiny = model.GPT(model.GPTConfig(enc.n_vocab, block_size=24, n_layer=1, n_head=1, n_embd=8))
+    save_checkpoint(str(tmp_path / "sft.pt"), tiny, tokenizer_id(enc), {})
     turns = [("Hi.", "Ho."), ("Hi.", "Ho."), ("a " * 40, "b"), ("Ho.", "Hi.")]
     path = put([{"prompt": p, "response": r} for p, r in turns])
     code, out, _ = command(path, "--model", str(tmp_path / "sft.pt"))
