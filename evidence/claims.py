@@ -203,14 +203,14 @@ CLAIMS = {
         experiments.toxicity,
         "prompted base {prompted.respectful}, SFT {sft.respectful}, PPO-ptx {ptx.respectful}",
         {"insults, prompted base minus PPO-ptx":
-            minus("prompted.respectful", "ptx.respectful", 0.05)}),
+            minus("prompted.respectful", "ptx.respectful", 0.05)}, seeds=10),
     "4b": Claim(
         "Not asked to be respectful, PPO-ptx insults as often, within ten points.",
         "[IG] 4.2, Fig. 7", "no fewer toxic outputs when not asked",
         experiments.toxicity,
         "prompted base {prompted.plain}, SFT {sft.plain}, PPO-ptx {ptx.plain}",
         {"insults, prompted base minus PPO-ptx": minus("prompted.plain", "ptx.plain", 0.1)},
-        equal=True),
+        seeds=10, equal=True),
     "5a": Claim(
         "PPO costs pretraining loss and few-shot accuracy, beyond what SFT costs.",
         "[IG] 4.2", "DROP, 175B (Table 14): GPT-3 35, PPO 28",
