@@ -1,7 +1,8 @@
 # The table of contents: every artefact is a target.
 #   base.pt -> sft.pt -> comparisons.jsonl -> rm.pt -> ppo.pt -> report/
 # Each says first what it is and how long it takes on two cores.
-#   make | make -j2 | make compare | make seeds | make rounds | make claims | make test | make clean
+#   make | make -j2 | make compare | make seeds | make rounds | make claims | make quick-claims
+#   make test | make clean
 # SEED=1 OUT=runs/1 make   runs the pipeline with another seed in another folder.
 
 PYTHON ?= python3
@@ -114,12 +115,12 @@ rounds: $(AT)/sft.pt
 	  --rm "$$at-rm.pt" --out "$(OUT)/report/rounds-$(ROUNDS)"
 
 # the papers' claims, tested over five to ten seeds -> docs/RESULTS.md and the verdicts of README.md;
-# about four hours on 2 cores, and it goes on where it was interrupted
+# some hours on 2 cores, and it goes on where it was interrupted
 claims: .venv/ready
 	$(PY) -m pip install --quiet matplotlib
 	$(PY) -m evidence.claims
 
-# a look at four of them, with smaller models, in ten minutes -> runs/quick/RESULTS.md
+# a look at four of them, with smaller models -> runs/quick/RESULTS.md
 quick-claims: .venv/ready
 	$(PY) -m evidence.claims 4 11a 15 --quick --seeds 1 2 3 4 --runs runs/quick \
 	  --docs runs/quick --readme ""

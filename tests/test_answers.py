@@ -394,6 +394,17 @@ def test_shots_are_read_by_the_model_alone(models):
     assert same.texts == found.texts and same.kl.std() > 0
 
 
+def test_a_base_may_be_cut_without_shots(models, monkeypatch):
+    """As evidence.claims does, so that it is not beaten for going on."""
+    said = ENC.encode_ordinary(" Hello.\n\nUser: Hi.")
+    drawn = SimpleNamespace(responses=[said])
+    monkeypatch.setattr(generate, "sample", lambda *given, **how: drawn)
+    [prompt] = sandbox.eval_prompts(1, 0)
+    for cut, text in ((False, "Hello.\n\nUser: Hi."), (True, "Hello.")):
+        found = answers.answer(*models, ENC, [prompt], 1.0, settings(), cut=cut)
+        assert found.texts == [[text]] and found.ended.item() is cut
+
+
 def test_the_prefix_with_the_highest_reward_wins(models, capsys):
     model, _, rm = models
     trials, demos, cfg = sandbox.prompts(4, 0), sandbox.demonstrations(50), settings()

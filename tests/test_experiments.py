@@ -18,6 +18,7 @@ import torch
 import interop
 import label
 import ppo
+import pretrain
 import reward
 import sandbox
 from evidence import answers, claims, ensemble, experiments, world
@@ -77,6 +78,21 @@ def test_a_file_is_made_once_with_its_seed_and_preset(tmp_path, capsys):
     assert ran(tmp_path) == [f"{folder}/a.pt 9 3", f"{folder}/b.pt 9 5"]
     assert "from the stage" not in capsys.readouterr().out
     assert "from the stage" in (tmp_path / "9/a.pt.txt").read_text()
+
+
+def test_a_quick_world_trains_less_unless_an_experiment_says_how_long(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(ppo, "main", seen.append)
+    monkeypatch.setattr(pretrain, "main", seen.append)
+    for quick in (False, True):
+        w = World(9, str(tmp_path), quick)
+        w.make("base.pt", pretrain)
+        w.make("ppo.pt", ppo, init="sft.pt", rm="rm.pt")
+        w.make("short.pt", ppo, init="sft.pt", rm="rm.pt", iterations=25)
+    whole, less = seen[:3], seen[3:]
+    assert less[0].tokens < whole[0].tokens == pretrain.Config().tokens
+    assert less[1].iterations < whole[1].iterations == ppo.Config().iterations
+    assert less[2] == whole[2] and whole[2].iterations == 25
 
 
 def test_a_file_whose_making_failed_is_made_again(tmp_path):

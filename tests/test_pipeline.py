@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
             out=supervised,
             ptx=(text,),
             demonstrations=600,
-            epochs=4,
+            epochs=6,
             batch=16,
             dropout=0.1,
             lr=1.4e-3,
@@ -82,7 +82,7 @@ def mean(lines, key):
 def test_the_supervised_losses_fall(folder):
     base, demonstrations, rankings = (log(folder, name) for name in ("base", "sft", "rm"))
     assert base[0]["loss"] > 5.5 and mean(base[-20:], "loss") < 2.4  # from ln V = 6.15
-    assert mean(demonstrations[-10:], "loss") < 0.45 * demonstrations[0]["loss"]
+    assert mean(demonstrations[-10:], "loss") < 0.3 * demonstrations[0]["loss"]
     assert mean(rankings[-40:], "loss") < 0.685  # from ln 2 = 0.693
     assert rankings[-1]["held_out_accuracy"] > 0.55
 
