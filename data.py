@@ -89,20 +89,8 @@ def decode_response(enc, ids):
 
 
 # ---- which tokens, which rows ------------------------------------------------------------------
-def pack(docs, enc, block=1, name=""):
-    """Documents -> one long tensor of tokens, each document followed by EOS.
-
-    Raises ValueError if the text, called `name`, has no whole block."""
-    encoded = enc.encode_ordinary_batch(docs, num_threads=2)
-    tokens = torch.cat([torch.tensor([*ids, enc.eot_token]) for ids in encoded])
-    if len(tokens) < block:
-        raise ValueError(f"{name or 'the text'} has {len(tokens)} tokens, too few for a block of "
-                         f"{block}: add text")
-    return tokens
-
-
 def cut_blocks(tokens, block):
-    """Packed text -> its whole blocks (N, block), without a copy."""
+    """Text, documents one after another with EOS behind each, -> its whole blocks (N, block)."""
     N = len(tokens) // block
     return tokens[:N * block].view(N, block)
 
@@ -193,7 +181,7 @@ def tokens_batch(encoded, device="cpu") -> Tokens:
 def text_batch(blocks, device="cpu") -> Tokens:
     """Blocks of text (B, T) -> Tokens: every action is trained."""
     B, T = blocks.shape
-    return Tokens(to_device(blocks, device), torch.ones(B, T - 1, dtype=torch.bool))
+    return Tokens(to_device(blocks.long(), device), torch.ones(B, T - 1, dtype=torch.bool))
 
 
 def comparisons_batch(encoded, device="cpu") -> Comparisons:

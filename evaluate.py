@@ -32,6 +32,7 @@ class Config:
                                     # that sft.py made
     prompts: tuple[str, ...] = ()   # prompts, files in any known format; none: the sandbox's
     columns: str = ""               # names of the fields of --prompts: prompt=question
+    strict: bool = False            # stop at a bad record of data; else it is skipped and shown
     demos: tuple[str, ...] = ()     # demonstrations that prompted: shows, files; none: sandbox's
     n: int = 400                    # held-out prompts of the sandbox; [1, 1_000_000]
     samples: int = 8                # answers of each system to each prompt at temperature 1;
@@ -66,7 +67,7 @@ def made_by(cfg, systems):
     named = replace(cfg, systems=tuple(names), baseline=baseline)
     return results.provenance(named, "evaluate", {
         "checkpoints": checkpoints, "rm": interop.model_files(cfg.rm), "prompts": cfg.prompts,
-        "demos": cfg.demos, "text": interop.files_in(cfg.text)})
+        "demos": cfg.demos, "text": cfg.text})
 
 
 def measure(cfg, systems, models, baseline, asked, shown, text):

@@ -32,6 +32,8 @@ class Config:
     init: tuple[str, ...] = ()      # models to sample from, made by sft.py, ppo.py or pretrain.py
     out: str = "comparisons.jsonl"  # the rankings to write
     prompts: tuple[str, ...] = ()   # the sandbox's prompts with their "meta", .jsonl; none: drawn
+    columns: str = ""               # names of the fields of --prompts: prompt=question
+    strict: bool = False            # stop at a bad record of data; else it is skipped and shown
     overwrite: bool = False         # replace what stands at --out, whatever made it
     n: int = 20_000                 # prompts to draw; [1, 10_000_000]
     k_min: int = 4                  # fewest responses ranked together ([IG] 3.5); [2, 1000]
@@ -130,7 +132,7 @@ def main(cfg):
         tokenizer, enc = checkpoint["tokenizer"], interop.tokenizer_of(checkpoint, same_as=enc)
         models.append(model)
     prompts = interop.load("prompts", cfg.prompts, Counter(), flag="--prompts", enc=enc, n=cfg.n,
-                           seed=f"label {cfg.seed}")
+                           columns=cfg.columns, seed=f"label {cfg.seed}", strict=cfg.strict)
     if not all(prompt.meta for prompt in prompts):
         raise ValueError(f"{cfg.prompts[0]}: the simulated labelers judge the sandbox's own "
                          f'prompts only, with their "meta"')

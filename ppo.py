@@ -386,10 +386,11 @@ def load_models(cfg, device):
 def load_inputs(cfg, enc, context, counts) -> Inputs:
     """Prompts, and pretraining text if it is mixed in."""
     records = interop.load("prompts", cfg.prompts, counts, flag="--prompts", enc=enc,
-                           columns=cfg.columns, n=10_000, seed=cfg.seed)
+                           columns=cfg.columns, n=10_000, seed=cfg.seed, strict=cfg.strict)
     prompts = interop.encode_prompts(records, enc, context - cfg.max_new, counts)
     text = interop.load_text(cfg.ptx, counts, enc, context, flag="--ptx", n=20_000,
-                             seed=f"ptx {cfg.seed}", wanted=cfg.ptx_coef * cfg.ptx_ratio > 0)
+                             seed=f"ptx {cfg.seed}", strict=cfg.strict,
+                             wanted=cfg.ptx_coef * cfg.ptx_ratio > 0)
     return Inputs(records, prompts, text, enc)
 
 

@@ -27,6 +27,8 @@ class Config(TrainConfig):
     out: str = "base.pt"            # the checkpoint to write
     data: tuple[str, ...] = ()      # text to train on, files or folders; none: the sandbox's corpus
     columns: str = ""               # names of the fields of --data, where they differ: text=content
+    separator: str = ""             # what parts the documents of plain text; none: form feeds and
+                                    # the marks of books and encyclopedias
     tokenizer: str = "sandbox"      # sandbox, a name that tiktoken knows, or a .tiktoken file
     documents: int = 60_000         # documents of the sandbox's corpus; [1, 10_000_000]
     tokens: int = 3_000_000         # tokens to train on; text is repeated as that takes; >= 1
@@ -78,13 +80,14 @@ def check(cfg):
 
 def main(cfg):
     check(cfg)
-    run = files.begin(cfg, "pretrain", data=interop.files_in(cfg.data),
+    run = files.begin(cfg, "pretrain", data=cfg.data,
                       tokenizer=interop.tokenizer_files_of(cfg.tokenizer))
     if run.metrics is not None:
         return run.metrics      # this very command has finished already
     enc, counts = interop.get_tokenizer(cfg.tokenizer), Counter()
-    tokens, held_out = interop.load_corpus(cfg.data, counts, enc, cfg.block, columns=cfg.columns,
-                                           n=cfg.documents, seed=cfg.seed)
+    tokens, held_out = interop.load_corpus(
+        cfg.data, counts, enc, cfg.block, columns=cfg.columns, separator=cfg.separator,
+        n=cfg.documents, seed=cfg.seed, strict=cfg.strict)
     blocks = data.cut_blocks(tokens, cfg.block)
     held_blocks = data.cut_blocks(held_out, cfg.block)[:256]
     counts.update({"tokens of text": len(tokens), "held out": len(held_out)})

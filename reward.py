@@ -143,7 +143,8 @@ def quality(rm, rankings, device, microbatch):
 def load_rankings(cfg, enc, context, counts):
     """-> encoded rankings: to train on, of held-out prompts, of those by held-out labelers; and how
     far labelers agree, (share, pairs)."""
-    rankings = interop.load("rankings", cfg.data, counts, flag="--data", columns=cfg.columns)
+    rankings = interop.load("rankings", cfg.data, counts, flag="--data", columns=cfg.columns,
+                            strict=cfg.strict)
     in_group, outsiders = interop.hold_out_labelers(rankings, cfg.held_out_labelers, enc)
     train_on, held_out = interop.split(in_group, cfg.held_out)
     _, outsiders = interop.split(outsiders, cfg.held_out)
@@ -167,7 +168,7 @@ def main(cfg):
     rm = scorer_from(gpt)
     enc, context, counts = interop.tokenizer_of(checkpoint), gpt.cfg.block_size, Counter()
     demos = interop.load("demonstrations", cfg.demos, counts, flag="--demos", enc=enc, n=400,
-                         seed=cfg.seed)
+                         seed=cfg.seed, strict=cfg.strict)
     rankings, held_out, outsiders, (agreed, votes) = load_rankings(cfg, enc, context, counts)
     demos = interop.encode_demonstrations(demos, enc, context, counts)
     print(f"{interop.report(counts)}; two labelers agree on {agreed:.1%} of {votes:,} pairs")

@@ -92,9 +92,11 @@ def sft_losses(model, minibatch, cfg, device):
 def load_demonstrations(cfg, enc, counts):
     """(to train on, held out): those of --data or the sandbox's, and the 7s of --rated."""
     records = interop.load("demonstrations", cfg.data, counts, flag="--data", enc=enc,
-                           columns=cfg.columns, n=cfg.demonstrations, seed=cfg.seed)
+                           columns=cfg.columns, n=cfg.demonstrations, seed=cfg.seed,
+                           strict=cfg.strict)
     if cfg.rated:
-        records += interop.load("demonstrations", cfg.rated, counts, flag="--rated")
+        records += interop.load("demonstrations", cfg.rated, counts, flag="--rated",
+                                strict=cfg.strict)
         if not counts["samples rated 7 of 7"]:
             raise ValueError(f"{' '.join(cfg.rated)} has no sample rated 7: "
                              f"`python label.py --rate --init sft.pt` makes ratings")
@@ -123,7 +125,7 @@ def main(cfg):
     asked = [data.Prompt(r.messages[:-1]) for r in held_out or records[:1]]
     prompts = interop.encode_prompts(asked, enc, context - cfg.max_new, counts)[:ASKED]
     text = interop.load_text(cfg.ptx, counts, enc, context, flag="--ptx", n=5000,
-                             seed=f"ptx {cfg.seed}", wanted=cfg.ptx_mix > 0)
+                             seed=f"ptx {cfg.seed}", strict=cfg.strict, wanted=cfg.ptx_mix > 0)
     print(interop.report(counts))
     rm = None
     if cfg.rm:

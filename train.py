@@ -28,6 +28,7 @@ from plumbing import files, processes
 class TrainConfig:
     out: str = ""                   # where the result goes; FILE.log.jsonl beside it gets the log
     overwrite: bool = False         # replace what stands at --out, whatever made it
+    strict: bool = False            # stop at a bad record of data; else it is skipped and shown
     seed: int = 0                   # of all that is random: weights, data order, rollouts; >= 0
     device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
     precision: str = "auto"         # bf16: autocast over fp32 weights, on cuda; auto | fp32 | bf16

@@ -136,7 +136,7 @@ def baseline_of(wanted, specs, systems, models):
 def load_prompts(cfg, systems, enc):
     """The held-out prompts, and whose score counts. Raises ValueError if there is no judge."""
     prompts = interop.load("held-out prompts", cfg.prompts, Counter(), flag="--prompts", enc=enc,
-                           columns=cfg.columns, n=cfg.n, seed=cfg.seed)
+                           columns=cfg.columns, n=cfg.n, seed=cfg.seed, strict=cfg.strict)
     if all(p.meta for p in prompts):
         return prompts, "the true score"
     if not cfg.rm:
@@ -167,7 +167,7 @@ def load_demonstrations(cfg, prompts, systems, enc):
             raise ValueError("--demos is what prompted: systems read, and there are none")
         return [], []
     demos = interop.load("demonstrations", cfg.demos, Counter(), flag="--demos", enc=enc, n=400,
-                         seed=cfg.seed)
+                         seed=cfg.seed, strict=cfg.strict)
     trials = [data.Prompt(d.messages[:-1]) for d in demos[-TRIALS:] if len(d.messages) > 1]
     if not cfg.demos:
         trials = interop.load("prompts", (), Counter(), flag="--prompts", n=TRIALS,
@@ -176,11 +176,11 @@ def load_demonstrations(cfg, prompts, systems, enc):
 
 
 def load_text(cfg, models):
-    """The held-out text, packed."""
-    docs = interop.load("texts", cfg.text, Counter(), flag="--text", enc=models.enc, n=2000,
-                        seed="held out")
+    """The held-out text, tokens (N,). Raises ValueError if it is shorter than a block."""
     block = min(TEXT_BLOCK, models.context)
-    return data.pack(docs, models.enc, block, " ".join(cfg.text))
+    blocks = interop.load_text(cfg.text, Counter(), models.enc, block, flag="--text", n=2000,
+                               seed="held out", strict=cfg.strict)
+    return blocks.view(-1)
 
 
 # ---- sampling: what a system answers ------------------------------------------------------------

@@ -171,7 +171,7 @@ def share(answers, what, *cases):
 def held_out_loss(path):
     """The loss of a checkpoint on pretraining text that no model has seen, nats a token."""
     model, enc = load(path)
-    return text_loss(model, data.pack(sandbox.corpus(*HELD_OUT_TEXT), enc), "cpu")
+    return text_loss(model, interop.pack(sandbox.corpus(*HELD_OUT_TEXT), enc), "cpu")
 
 
 def complete(path, texts, max_new, seed=0, temperature=1.0):

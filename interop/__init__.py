@@ -10,9 +10,11 @@ from interop.door import (
     hold_out_labelers, load, load_corpus, load_model, load_text, true_score,
 )
 from interop.encode import encode_demonstrations, encode_prompts, encode_rankings, report
-from interop.formats import files_in, read_records
+from interop.formats import read_records
 from interop.gpt2 import model_files, read_model
-from interop.records import agreement, read_file, split
+from interop.records import agreement, split
+from interop.rows import read_file
+from interop.texts import pack
 from interop.tokenizers import (
     EOS, get_tokenizer, tokenizer_files_of, tokenizer_id, tokenizer_of,
 )

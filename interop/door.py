@@ -13,11 +13,13 @@ import typing
 import torch
 
 import sandbox
-from data import cut_blocks, decode_response, pack
+from data import cut_blocks, decode_response
 from interop import records
-from interop.formats import files_in, read_records
+from interop.formats import read_records
 from interop.gpt2 import read_model, sizes_fit
-from interop.records import shown
+from interop.rows import shown
+from interop.texts import pack, read_tokens
+from plumbing.inputs import files_in
 
 READERS = {
     "texts": records.texts,
@@ -43,28 +45,27 @@ MADE = {   # the kinds of checkpoints, as messages call them
 
 # ---- records ------------------------------------------------------------------------------------
 
-def load(kind, files, counts, *, flag, enc=None, columns="", n=0, seed=0):
+def load(kind, files, counts, *, flag, enc=None, columns="", n=0, seed=0, strict=False):
     """The records of `files`; if there are none, n of the sandbox's own of that seed. -> a list
 
     kind      "texts", "demonstrations", "prompts", "held-out prompts" (of the sandbox those that
               no stage trains on), "rankings" (the sandbox has none of its own); only the sandbox
               has "dialogues", held-out prompts of one to six turns, and "untouched", questions
               about what no stage was asked
-    files     names of files, for "texts" also of folders
+    files     names of files, folders and pipes
     counts    a Counter of what is read and what is skipped
     flag      what the user would name the files with, e.g. "--data"
     enc       the model's tokenizer: to a model with another one the sandbox's own are refused
     columns   "prompt=question,response=answer" gives fields the names that are known
+    strict    a bad record is an error; else it is skipped, counted and shown
 
     Raises ValueError.
     """
     if files:
-        if kind == "texts":
-            files = files_in(files)
-        reader, found = READERS[kind], read_records(files, counts, columns)
+        reader, found = READERS[kind], read_records(files_in(files), counts, columns)
         if reader is records.prompts:
             found = _with_checked_keys(found)
-        return reader(found, counts)
+        return reader(found, counts, strict)
     if columns:
         raise ValueError(f"--columns {columns} names fields of files: pass them with {flag}")
     if kind not in OWN:
@@ -78,7 +79,11 @@ def load(kind, files, counts, *, flag, enc=None, columns="", n=0, seed=0):
 def _with_checked_keys(found):
     """The records; a "meta" among them must be an answer key that the sandbox's judge can read."""
     for where, r in found:
-        sandbox.check_answer_key(r.get("meta"), where)
+        try:
+            if isinstance(r, dict):
+                sandbox.check_answer_key(r.get("meta"), where)
+        except ValueError as e:
+            r = e
         yield where, r
 
 
@@ -86,34 +91,41 @@ def _is_sandbox(enc):
     return enc.name == "sandbox"
 
 
-def load_text(files, counts, enc, block, *, flag, n, seed, wanted=True):
-    """The documents of load("texts", ...), packed and cut into blocks -> (N, block) tokens.
+def load_text(files, counts, enc, block, *, flag, n, seed, strict=False, wanted=True):
+    """Text that is trained on or read whole: that of `files` or, if there are none, n of the
+    sandbox's own documents of that seed -> (N, block) tokens; N is 0 unless `wanted`.
 
-    block: tokens, at most the model's context. N is 0 unless `wanted`. Raises ValueError if there
-    is no whole block.
+    block: tokens, at most the model's context. Raises ValueError if there is no whole block.
     """
     if not wanted:
         return torch.empty(0, block, dtype=torch.long)
-    docs = load("texts", files, counts, flag=flag, enc=enc, n=n, seed=seed)
-    return cut_blocks(pack(docs, enc, block, " ".join(files)), block)
+    if files:
+        tokens, _ = read_tokens(files_in(files), enc, counts, strict=strict)
+    else:
+        tokens = pack(load("texts", (), counts, flag=flag, enc=enc, n=n, seed=seed), enc)
+    if len(tokens) < block:
+        raise ValueError(f"{' '.join(files) or 'the text'} has {len(tokens):,} tokens, too few "
+                         f"for a block of {block}: add text")
+    return cut_blocks(tokens, block)
 
 
-def load_corpus(files, counts, enc, block, *, n, seed, columns=""):
+def load_corpus(files, counts, enc, block, *, n, seed, columns="", separator="", strict=False):
     """(tokens, held_out): what a model is pretrained on, two long tensors of tokens.
 
-    Of files the last 2 % are held out; the sandbox writes documents for it. Raises ValueError if
-    one of the two has no whole block.
+    Of files about 2 % are held out, in documents or parts of long ones, drawn by their hash; the
+    sandbox writes documents for it. Raises ValueError if one of the two has no whole block.
     """
-    docs = load("texts", files, counts, flag="--data", columns=columns, n=n, seed=seed)
-    tokens = pack(docs, enc)
     if files:
-        start = len(tokens) - math.ceil(len(tokens) / 50)
+        tokens, start = read_tokens(files_in(files), enc, counts, columns, separator, strict)
         tokens, held_out = tokens[:start], tokens[start:]
     else:
+        tokens = pack(load("texts", (), counts, flag="--data", columns=columns, n=n, seed=seed),
+                      enc)
         held_out = pack(sandbox.corpus(HELD_OUT_DOCUMENTS, "held out"), enc)
     if min(len(tokens), len(held_out)) < block:
-        raise ValueError(f"{' '.join(files) or 'the corpus'} has {len(tokens):,} tokens, too few "
-                         f"for a block of {block}: add text or lower --block")
+        raise ValueError(f"{' '.join(files) or 'the corpus'} has {len(tokens):,} tokens to train "
+                         f"on and {len(held_out):,} held out, too few for a block of {block}: "
+                         f"add text or lower --block")
     return tokens, held_out
 
 

@@ -1,14 +1,11 @@
 """Public data as it is published -> canonical records (records.py), as JSON objects.
 
-A file is JSON lines, a JSON array, a table or plain text, packed or not; its content decides,
-never its name. A record's fields say which format it is. Whoever adds a format writes one reader
-and its line in FORMATS.
+The fields of a record say which format it is, never the name of its file. Whoever adds a format
+writes one reader and its line in FORMATS.
 
 A reader is a generator: it takes a published record and yields canonical JSON records. What is
 left out it yields as a Skip, which says why; raised, a Skip leaves out the rest of the record too.
 """
-import csv
-import io
 import itertools
 import json
 import os
@@ -17,17 +14,14 @@ import re
 from collections import Counter
 
 from data import ROLES
-from interop.records import LEFT_OUT, is_left_out, read_file, shown
+from interop.records import LEFT_OUT, is_left_out
+from interop.rows import Part, read_rows, shown
 
 # What parts the turns of a dialogue in one string, "Human: ... Assistant: ...": in HH an empty
 # line, and then "Human:" within a line is text; a line's end or a space where there is no other.
 PARTED = ("\n\n", "\n", " ")
 REPLY = "Assistant:"
 LONGEST_THREAD = 100            # messages of OASST: people write a dozen
-# What commands write: no data, though --out may lie in a folder of data.
-RESULTS = (".pt", ".part", ".lock", ".log.jsonl", ".made.json", ".tmp")
-DELIMITERS = (",", "\t", ";")     # of tables
-MOST_NESTED = 250               # levels of a JSON value
 WATCHED = 500                   # first records of a file, in which fields that nobody reads show
 SPEAKERS = {   # who speaks, by other names than those of ROLES
     "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant",
@@ -409,31 +403,50 @@ def _is_good(message):
     return not message.get("deleted") and message.get("review_result") is not False
 
 
-def oasst_messages(records, counts):
-    """OpenAssistant's flat messages -> the trees they stand for. Raises ValueError."""
-    messages = {}
-    for where, m in records:
-        if "message_id" not in m:
-            raise ValueError(f"{where}: is not a message of OASST, as those before it: "
-                             f'"message_id" is missing')
-        name, parent = m["message_id"], m.get("parent_id")
-        named = isinstance(name, (str, int)) and isinstance(parent, (str, int, type(None)))
-        if not named:
-            raise ValueError(f'{where}: "message_id" and "parent_id" must be strings')
-        if name in messages:
-            raise ValueError(f'{where}: "message_id" {name} is in the file twice')
-        messages[name] = m | {"replies": [*(m.get("replies") or ())]}
-    counts["OASST messages"] += len(messages)
-    trees = []
-    for (where, _), m in zip(records, messages.values()):
+def oasst_messages(rows, counts):
+    """Yield the trees that OpenAssistant's flat messages stand for, and what is wrong."""
+    messages, places = {}, {}
+    for where, m in rows:
+        wrong = m if isinstance(m, ValueError) else _wrong_message(where, m, messages)
+        if wrong:
+            yield where, wrong
+            continue
+        messages[m["message_id"]] = m | {"replies": [*(m.get("replies") or ())]}
+        places[m["message_id"]] = where
+    roots, orphans = [], 0
+    for name, m in messages.items():
         parent = m.get("parent_id")
         if parent in messages:
             messages[parent]["replies"].append(m)
         elif parent is None:
-            trees.append((where, {"prompt": m}))
+            roots.append(name)
         else:
-            counts["messages left out: orphans, whose parent is not in the file"] += 1
-    return trees
+            orphans += 1
+    reached, found = set(), list(roots)
+    while found:
+        name = found.pop()
+        reached.add(name)
+        found += [reply["message_id"] for reply in messages[name]["replies"]
+                  if reply.get("message_id") in messages]
+    counts["OASST messages"] += len(messages)
+    counts["messages left out: orphans, whose parent is not in the file"] += orphans
+    lost = len(messages) - len(reached) - orphans
+    counts["messages left out: replies to an orphan, or to themselves"] += lost
+    for name in roots:
+        yield places[name], {"prompt": messages[name]}
+
+
+def _wrong_message(where, m, messages):
+    """What keeps a row from being one of OASST's `messages`, a ValueError; None if nothing."""
+    if "message_id" not in m:
+        return ValueError(f"{where}: is not a message of OASST, as those before it: "
+                          f'"message_id" is missing')
+    name, parent = m["message_id"], m.get("parent_id")
+    if not isinstance(name, (str, int)) or not isinstance(parent, (str, int, type(None))):
+        return ValueError(f'{where}: "message_id" and "parent_id" must be strings')
+    if name in messages:
+        return ValueError(f'{where}: "message_id" {name} is in the file twice')
+    return None
 
 
 def chat(r):
@@ -515,31 +528,49 @@ FORMATS = (
 
 # ---- files --------------------------------------------------------------------------------------
 
-def read_records(paths, counts: Counter, columns=""):
-    """Yield (where, canonical JSON record) of one file or several, in any format.
+def read_records(paths, counts: Counter, columns="", separator=""):
+    """Yield (where, canonical JSON record) of one file or several, in any format; in place of a
+    record that cannot be read the ValueError that says why.
 
-    counts    gets what the records are taken for and what is skipped
-    columns   "prompt=question,response=answer" gives fields the names that are known
-    Raises ValueError.
+    counts      gets what the records are taken for and what is skipped
+    columns     "prompt=question,response=answer" gives fields the names that are known
+    separator   what parts the documents of plain text
+    Raises ValueError where a file cannot be read.
     """
     renamed = _parse_columns(columns)
     for path in [paths] if isinstance(paths, str) else paths:
-        rows = [(where, _named(r, renamed, where)) for where, r in read_rows(path, renamed)]
-        if not rows:
+        rows = ((where, _named(r, renamed, where))
+                for where, r in read_rows(path, renamed, separator))
+        first = next(rows, None)
+        if first is None:
             raise ValueError(f"{path} holds no record")
-        _, first = rows[0]
-        if {"message_id", "role", "text"} <= first.keys():
+        rows = itertools.chain([first], rows)
+        if isinstance(first[1], dict) and {"message_id", "role", "text"} <= first[1].keys():
             rows = oasst_messages(rows, counts)
-        fields, used = {}, set()
-        for i, (where, r) in enumerate(rows):
-            name, reader = _format_of(where, r)
-            if i < WATCHED:
-                fields |= dict.fromkeys(r)
-                r = _Watched(r, used)
-            yield from _read_record(where, r, counts, name, reader)
-        unused = [shown(field) for field in fields if field not in used]
-        if unused:
-            counts[f"records with fields not used: {', '.join(unused[:20])}"] += len(rows)
+        yield from _read_rows(rows, counts)
+
+
+def _read_rows(rows, counts):
+    """Rows of a file -> what read_records yields; fields that no reader used are counted."""
+    fields, used, n = {}, set(), 0
+    for n, (where, r) in enumerate(rows, 1):
+        # what could not be read is no record, nor is a document that goes on in the next row
+        if isinstance(r, ValueError) or isinstance(r.get("text"), Part):
+            yield where, r
+            continue
+        name, reader = _format_of(r)
+        if reader is None:
+            fields = shown(", ".join(r)) or "(none)"
+            yield where, ValueError(f"{where}: no format has the fields {fields}; say which is "
+                                    f"which, e.g. --columns prompt=question,response=answer")
+            continue
+        if n <= WATCHED:
+            fields |= dict.fromkeys(r)
+            r = _Watched(r, used)
+        yield from _read_record(where, r, counts, name, reader)
+    unused = [shown(field) for field in fields if field not in used]
+    if unused:
+        counts[f"records with fields not used: {', '.join(unused[:20])}"] += n
 
 
 class _Watched(dict):
@@ -561,7 +592,7 @@ class _Watched(dict):
 
 
 def _read_record(where, r, counts, name, reader):
-    """Yield (where, canonical record) for each that is in a published one."""
+    """Yield (where, canonical record) for each that is in a published one, or what is wrong."""
     counts[f"read as {name}"] += 1
     try:
         for x in reader(r):
@@ -572,20 +603,15 @@ def _read_record(where, r, counts, name, reader):
     except Skip as e:
         counts[str(e)] += 1
     except Unclear as e:
-        raise ValueError(f"{where}: {e}") from e
+        yield where, ValueError(f"{where}: {e}")
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
-        raise ValueError(f"{where}: has the fields of {name} but not their form "
-                         f"({type(e).__name__}: {e})") from e
+        yield where, ValueError(f"{where}: has the fields of {name} but not their form "
+                                f"({type(e).__name__}: {e})")
 
 
-def _format_of(where, r):
-    """-> (name, reader). Raises ValueError if no format fits."""
-    for name, fits, reader in FORMATS:
-        if fits(r):
-            return name, reader
-    fields = ", ".join(r) or "(none)"
-    raise ValueError(f"{where}: no format has the fields {fields}; say which is which, e.g. "
-                     f"--columns prompt=question,response=answer")
+def _format_of(r):
+    """-> (name, reader), ("", None) if no format fits."""
+    return next(((name, reader) for name, fits, reader in FORMATS if fits(r)), ("", None))
 
 
 def _parse_columns(columns):
@@ -603,197 +629,15 @@ def _parse_columns(columns):
 
 
 def _named(r, renamed, where):
-    """A row as a dict, its fields renamed. Raises ValueError."""
+    """A row as a dict, its fields renamed; or what is wrong with it."""
+    if isinstance(r, ValueError):
+        return r
     if type(r) is not dict:
-        raise ValueError(f"{where}: a record is a JSON object, got a {type(r).__name__}")
+        return ValueError(f"{where}: a record is a JSON object, got a {type(r).__name__}")
     missing = renamed.keys() - r.keys()
     if missing:
-        raise ValueError(f"{where}: --columns names a field {min(missing)}; "
-                         f"the record has {', '.join(r)}")
+        return ValueError(f"{where}: --columns names a field {min(missing)}; "
+                          f"the record has {', '.join(r)}")
     # a field that has the known name already gives way to the renamed one
     kept = {k: v for k, v in r.items() if k not in renamed.values()}
     return {renamed.get(k, k): v for k, v in kept.items()}
-
-
-def read_rows(path, renamed):
-    """Yield (where, row) of a file: a JSON value, the dict of a CSV line, or {"text": ...} for a
-    file of plain text. renamed: {a field's name: the known name}."""
-    text = read_file(path)
-    delimiter = _delimiter_of(text, renamed)
-    if re.match(r'\s*\[\s*([{"]|\]\s*$)', text):             # [{  ["  [] : a text may begin "[1]"
-        yield from _json_array(path, text)
-    elif re.match(r'\s*\{\s*["}]', text):
-        yield from _json_lines(path, text)
-    elif delimiter:
-        yield from _csv_lines(path, text, delimiter)
-    elif text.strip():
-        _refuse_structured(path, text)
-        yield path, {"text": text}
-
-
-def _refuse_structured(path, text):
-    """Raise ValueError for what is no text but lists, strings or a table of names unknown here."""
-    lines = [line for line in text[:20_000].split("\n") if line.strip()][:4]
-    first = shown(lines[0].strip())
-    if len(lines) > 1 and all(map(_is_json, lines)) or _is_json(text, (list,)):
-        raise ValueError(f"{path} is JSON, but of no objects with named fields: {first}; write "
-                         f'one a line, e.g. {{"prompt": ..., "response": ...}}')
-    if re.match(r"(---\s*\n\s*)?- +\w+:", text):
-        raise ValueError(f"{path} is YAML: {first}; write it as JSON lines")
-    for delimiter in DELIMITERS:
-        rows = [line.split(delimiter) for line in lines]
-        names = [name.strip() for name in rows[0]]
-        named = len(rows) > 2 and len(names) > 1 and all(map(str.isidentifier, names))
-        if named and len(set(map(len, rows))) == 1:
-            raise ValueError(f"{path} is a table, but no name in its first line is known: {first}; "
-                             f"say which is which: --columns prompt={names[0]}")
-
-
-def _is_json(text, kinds=(list, str)):
-    try:
-        return isinstance(json.loads(text), kinds)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _csv_lines(path, text, delimiter):
-    """The dicts of a table whose first line has the names."""
-    csv.field_size_limit(1 << 30)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
-    names, begins = [], 1                        # the line in which a row begins
-    try:
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if not names:
-                names = _header(where, row)
-            elif row:
-                if len(row) != len(names):
-                    raise ValueError(f"{where}: has {len(row):,} fields and the first line "
-                                     f"{len(names):,}: put a field with a comma in quotation marks")
-                yield where, dict(zip(names, row))
-            begins = reader.line_num + 1
-    except csv.Error as e:
-        raise ValueError(f"{path}, line {begins}: not CSV ({e}): see to its quotation marks") from e
-
-
-def _header(where, names):
-    """The names of a table. Raises ValueError if two are one; those that are empty may be."""
-    twice = [name for name, n in Counter(names).items() if name and n > 1]
-    if twice:
-        raise ValueError(f"{where}: two columns are named {twice[0]}: rename one")
-    return names
-
-
-def _json_lines(path, text):
-    """One JSON value a line; str.splitlines would also cut at U+2028."""
-    for n, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {n}"
-        try:
-            yield where, _parsed(where, json.loads, line)
-        except json.JSONDecodeError as e:
-            raise ValueError(f"{where}: not JSON ({e.msg} at column {e.colno}); "
-                             f"write one object a line") from e
-
-
-def _json_array(path, text):
-    """Element by element, so that each has its line. A string is a prompt."""
-    decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
-    at = between.match(text, text.index("[") + 1).end()
-    line, counted = 1, 0                         # the line of text[counted]
-    while text[at:at + 1] != "]":
-        line += text.count("\n", counted, at)
-        counted = at
-        where = f"{path}, line {line}"
-        try:
-            row, at = _parsed(where, decoder.raw_decode, text, at)
-        except json.JSONDecodeError as e:
-            raise ValueError(f"{path}, line {e.lineno}: not JSON ({e.msg} at column {e.colno}); "
-                             f"was the file cut short?") from e
-        yield where, {"prompt": row} if isinstance(row, str) else row
-        at = between.match(text, at).end()
-    if text[at + 1:].strip():
-        line = 1 + text.count("\n", 0, at)
-        raise ValueError(f"{path}, line {line}: the array ends and something follows: "
-                         f"write one array")
-
-
-def _parsed(where, parse, *args):
-    """parse(*args), without what Python reads and cannot work with. Raises ValueError: a
-    JSONDecodeError if it is no JSON."""
-    too_deep = (f"{where}: lists and objects lie more than {MOST_NESTED} deep in one another: "
-                f"write fewer levels")
-    try:
-        value = parse(*args)
-        level = [value]
-        for _ in range(MOST_NESTED):
-            level = list(itertools.chain.from_iterable(map(_inside, level)))
-    except json.JSONDecodeError:
-        raise
-    except UnicodeEncodeError as e:
-        raise ValueError(f"{where}: a text has half a character, \\u{ord(e.object[e.start]):x}, "
-                         f"which no file can hold: remove it") from e
-    except RecursionError as e:
-        raise ValueError(too_deep) from e
-    except ValueError as e:
-        raise ValueError(f"{where}: a number has thousands of digits: write a smaller one") from e
-    if level:
-        raise ValueError(too_deep)
-    return value
-
-
-def _inside(value):
-    """What is in a list or an object. Raises UnicodeEncodeError if a text is not UTF-8."""
-    if isinstance(value, str):
-        value.encode()
-    if isinstance(value, dict):
-        return [*value, *value.values()]
-    return value if isinstance(value, (list, tuple)) else []
-
-
-def _delimiter_of(text, renamed):
-    """What parts the fields of a table, "" if the text is none: the first line of a table has a
-    `prompt`, or several plain names of which one is known. The first column, if it counts the
-    rows, may be without a name."""
-    first_line = text.partition("\n")[0][:10_000]
-    for delimiter in DELIMITERS:
-        try:
-            header = next(csv.reader([first_line], delimiter=delimiter), [])
-        except csv.Error:
-            return ""                            # a carriage return in the midst of text
-        names = [renamed.get(name, name) for name in header]
-        known = {"text", "instruction", "question", "chosen", "messages"} & set(names)
-        named = names if names and names[0] else names[1:]
-        plain = len(names) > 1 and all(name.isidentifier() for name in named)
-        if "prompt" in names or plain and bool(known):
-            return delimiter
-    return ""
-
-
-def files_in(paths):
-    """One path or several, folders replaced by the files in them, in the order of their names.
-
-    What is hidden, and results with what lies beside them, are left out. Raises ValueError.
-    """
-    found = []
-    for path in [paths] if isinstance(paths, str) else paths:
-        found += sorted(_inside_folder(path)) if os.path.isdir(path) else [path]
-    return tuple(found)
-
-
-def _inside_folder(path):
-    """Yield the files in a folder and in those below."""
-    folders = [path]
-    while folders:
-        with os.scandir(folders.pop()) as entries:
-            seen = [e for e in entries if not e.name.startswith(".")]
-        for entry in seen:
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(entry.path)
-            elif entry.is_dir():
-                # it may lead back to where it lies, which has no end
-                raise ValueError(f"{entry.path} is a link to a folder, which is not followed: "
-                                 f"move it away and name that folder itself")
-            elif not entry.name.endswith(RESULTS):
-                yield entry.path

@@ -19,7 +19,7 @@ import urllib.request
 import torch
 from tqdm import tqdm
 
-from interop.records import read_json, shown
+from interop.rows import read_json, shown
 from interop.tokenizers import (
     TIMEOUT,
     get_tokenizer,

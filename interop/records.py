@@ -12,118 +12,26 @@ A record is a JSON object, one a line; a prompt is a string or a list of {"role"
     text            {"text": "..."}, or a file of plain text
 
 formats.py turns what others publish into these. `demonstrations`, `prompts`, `rankings` and `texts`
-take pairs (where, record), where `where` is "FILE, line N", for the messages of errors.
+take pairs (where, record), where `where` is "FILE, line N", for the messages of errors; in place of
+a record that could not be read stands the ValueError that says why.
 """
-import bz2
-import gzip
-import io
 import itertools
 import json
-import lzma
 import math
-import os
 import random
-import zlib
+import sys
 from collections import Counter, defaultdict
 
 from data import ROLES, Demonstration, Prompt, Ranking
 from interop.encode import report
+from interop.rows import Part
 
-# what files are, by their first bytes: packed ones, which are unpacked ...
-PACKED = {b"\x1f\x8b": ("gzip", gzip.open), b"BZh": ("bzip2", bz2.open),
-          b"\xfd7zXZ\x00": ("xz", lzma.open)}
-# ... text that is not UTF-8 but says what it is ...
-ENCODED = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-# ... and others, which are named, with what makes text of them
-BINARY = {
-    b"PAR1": "Parquet; with pandas: pandas.read_parquet('{path}')"
-             ".to_json('x.jsonl', orient='records', lines=True)",
-    b"PK\x03\x04": "a zip archive (or a spreadsheet or a document, which are such): unpack it, or "
-                   "save it as CSV or text",
-    b"\x28\xb5\x2f\xfd": "packed by zstd: unpack it with zstd -d",
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it",
-    b"ARROW1": "Arrow; with datasets: Dataset.from_file('{path}').to_json('x.jsonl')",
-    b"SQLite format 3\x00": "an SQLite database: export the table as CSV",
-    b"%PDF": "a PDF: pdftotext makes text of it",
-    b"\x89PNG": "a picture",
-}
-PIECE = 2**20                     # bytes unpacked at once
-MOST_PACKED = 100                 # text is packed to a tenth or a third of its size
 BEST_RATING = 7
 # fields of a record or a message that say "not to be trained on", if they are 0 or false
 LEFT_OUT = ("weight", "train")
+SHOWN = 3                         # bad records that are shown
+HOPELESS = 1000                   # bad records without a good one: the file is another kind of file
 MOST_RESPONSES = 256              # K make K * (K - 1) / 2 pairs; a labeler ranks 4 to 9
-
-
-# ---- files --------------------------------------------------------------------------------------
-
-def read_file(path):
-    """The text of a file in UTF-8, or in UTF-16 with its mark; packed by gzip, bzip2, xz, or not.
-
-    Raises ValueError naming the file, and the line and byte that is not UTF-8.
-    """
-    if not os.path.isfile(path):
-        why = "is no file" if os.path.exists(path) else "does not exist"
-        why = "is a folder: name its files" if os.path.isdir(path) else why
-        raise ValueError(f"{path} {why}")
-    try:
-        with open(path, "rb") as f:
-            raw = f.read()
-    except OSError as e:
-        raise ValueError(f"{path} cannot be read ({e.strerror}): see who may read it") from e
-    packing = _by_first_bytes(raw, PACKED)
-    if packing:
-        raw = _unpacked(path, raw, *packing)
-    binary = _by_first_bytes(raw, BINARY)
-    if binary:
-        raise ValueError(f"{path} is {binary.format(path=path)}")
-    encoding = _by_first_bytes(raw, ENCODED) or "utf-8"
-    try:
-        text = raw.decode(encoding)
-    except UnicodeDecodeError as e:
-        if encoding != "utf-8":
-            raise ValueError(f"{path}: byte {e.start} is not {encoding.upper()}, as the file's "
-                             f"mark says it is: save it as UTF-8") from e
-        line = raw[:e.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: byte {e.start} is not UTF-8; convert it, "
-                         f"e.g. iconv -f latin1 -t utf-8") from e
-    return text.removeprefix("\ufeff").replace("\r\n", "\n")
-
-
-def _by_first_bytes(raw, kinds):
-    """What `kinds` has for the beginning of a file, if anything."""
-    return next((kind for begins, kind in kinds.items() if raw.startswith(begins)), None)
-
-
-def _unpacked(path, raw, name, unpack):
-    """What a packed file holds. Raises ValueError if it is damaged, or if it is made to fill the
-    memory: megabytes can unpack to gigabytes."""
-    packed, pieces, size = io.BytesIO(raw), [], 0
-    try:
-        with unpack(packed) as f:
-            for piece in iter(lambda: f.read(PIECE), b""):
-                pieces.append(piece)
-                size += len(piece)
-                if size > MOST_PACKED * packed.tell() + PIECE:
-                    raise ValueError(f"{path} unpacks to more than {MOST_PACKED} times its size, "
-                                     f"which no text does: unpack it yourself if it is yours")
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as e:
-        raise ValueError(f"{path} is a damaged {name} file ({e}): fetch it again") from e
-    return b"".join(pieces)
-
-
-def read_json(path):
-    """What a JSON file holds. Raises ValueError, which repeats nothing of it."""
-    text = read_file(path)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path} is not readable JSON: fetch it again") from e
-
-
-def shown(name):
-    """A name that a stranger's file gives, as it can stand in a sentence."""
-    return "".join(filter(str.isprintable, str(name)[:80]))
 
 
 # ---- parts of a record --------------------------------------------------------------------------
@@ -245,29 +153,81 @@ def _ordered(where, r, K):
 
 # ---- records of each kind -----------------------------------------------------------------------
 
-def demonstrations(records, counts: Counter) -> list[Demonstration]:
+def demonstrations(records, counts: Counter, strict=False) -> list[Demonstration]:
     """(where, JSON record) pairs -> what is in them, checked; what is skipped is counted.
 
     Of a ranking the response that nothing beats is taken, of ratings all that got a 7.
-    Raises ValueError, and so do the next three.
+    Raises ValueError if there is none, or of a bad record, if `strict`; and so do the next three.
     """
-    found = []
+    return list(_read(records, counts, strict, _demonstrations, "demonstration"))
+
+
+def prompts(records, counts: Counter, strict=False) -> list[Prompt]:
+    """Prompts; of a record with a response, what it answers. "meta" is kept unread."""
+    return list(_read(records, counts, strict, _prompts, "prompt"))
+
+
+def rankings(records, counts: Counter, strict=False) -> list[Ranking]:
+    """Rankings with at least one pair that is no tie."""
+    what = "ranking with two responses of different rank"
+    return list(_read(records, counts, strict, _rankings, what))
+
+
+def texts(records, counts: Counter, strict=False) -> list[str]:
+    """Documents, for pretraining."""
+    found, begun = [], ""
+    for text in text_parts(records, counts, strict):
+        begun += text
+        if not isinstance(text, Part):
+            found.append(begun)
+            begun = ""
+    return found
+
+
+def text_parts(records, counts: Counter, strict=False):
+    """Yield documents one by one, those that are long in parts (rows.Part)."""
+    yield from _read(records, counts, strict, _texts, "text")
+
+
+def _read(records, counts, strict, read, what):
+    """Yield what read(where, record, counts) finds in each record. A bad one is skipped, counted
+    and, of the first three, shown; the first of them is raised if nothing else is there."""
+    found, bad = False, []
     for where, r in records:
-        _refuse_text(where, r, "demonstrations")
-        if _says_no(r.get("label")):
-            counts["records skipped: their reply is labelled bad"] += 1
+        if not isinstance(r, ValueError) and r.keys() == {"text"} and read is not _texts:
+            raise ValueError(f"{where}: this is text, for pretrain.py, and no {what}")
+        try:
+            if isinstance(r, ValueError):
+                raise r
+            made = read(where, r, counts)
+        except ValueError as e:
+            if strict:
+                raise
+            counts["bad records skipped"] += 1
+            bad += [e] if len(bad) < SHOWN else []
+            if counts["bad records skipped"] == HOPELESS and not found:
+                break
             continue
-        if is_left_out(r):
-            counts["records skipped: marked as not to be trained on"] += 1
-            continue
-        if {"responses", "ratings"} <= r.keys() and not {"comparisons", "ranks"} & r.keys():
-            found += _rated_best(where, r, counts)
-            continue
-        if "responses" in r:
-            r = _best_of_ranking(where, r, counts)
-        if r is not None:
-            found += _demonstration(where, r, counts)
-    return _some(found, "demonstration", counts)
+        found = found or bool(made)
+        yield from made
+    if not found:
+        raise bad[0] if bad else ValueError(f"the data holds no {what}; {report(counts)}")
+    for e in bad:
+        print(f"skipped: {e}", file=sys.stderr)
+
+
+def _demonstrations(where, r, counts):
+    if _says_no(r.get("label")):
+        counts["records skipped: their reply is labelled bad"] += 1
+        return []
+    if is_left_out(r):
+        counts["records skipped: marked as not to be trained on"] += 1
+        return []
+    if {"responses", "ratings"} <= r.keys() and not {"comparisons", "ranks"} & r.keys():
+        return _rated_best(where, r, counts)
+    if "responses" in r:
+        r = _best_of_ranking(where, r, counts)
+    return [] if r is None else _demonstration(where, r, counts)
 
 
 def _rated_best(where, r, counts):
@@ -315,60 +275,36 @@ def _demonstration(where, r, counts):
     return [Demonstration(messages, str(r.get("use_case", "")))]
 
 
-def prompts(records, counts: Counter) -> list[Prompt]:
-    """Prompts; of a record with a response, what it answers. "meta" is kept unread."""
-    found = []
-    for where, r in records:
-        _refuse_text(where, r, "prompts")
-        said = r["messages"] if "messages" in r else _field(r, "prompt", where)
-        messages = as_messages(said, where)
-        if messages[-1]["role"] == "assistant":
-            messages = messages[:-1]
-        if messages:
-            found.append(Prompt(messages, str(r.get("use_case", "")), r.get("meta", {})))
-        else:
-            counts["records skipped: nothing comes before the reply"] += 1
-    return _some(found, "prompt", counts)
+def _prompts(where, r, counts):
+    said = r["messages"] if "messages" in r else _field(r, "prompt", where)
+    messages = as_messages(said, where)
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages:
+        counts["records skipped: nothing comes before the reply"] += 1
+        return []
+    return [Prompt(messages, str(r.get("use_case", "")), r.get("meta", {}))]
 
 
-def rankings(records, counts: Counter) -> list[Ranking]:
-    """Rankings with at least one pair that is no tie."""
-    found = []
-    for where, r in records:
-        _refuse_text(where, r, "rankings")
-        ranking = to_ranking(where, r)
-        K = len(ranking.responses)
-        undecided = K * (K - 1) // 2 - len(ranking.pairs)
-        counts["comparisons"] += len(ranking.pairs)
-        counts["pairs without a preference"] += max(0, undecided)
-        if ranking.pairs:
-            found.append(ranking)
-        else:
-            counts["prompts skipped: all responses tied"] += 1
-    return _some(found, "ranking with two responses of different rank", counts)
+def _rankings(where, r, counts):
+    ranking = to_ranking(where, r)
+    K = len(ranking.responses)
+    undecided = K * (K - 1) // 2 - len(ranking.pairs)
+    counts["comparisons"] += len(ranking.pairs)
+    counts["pairs without a preference"] += max(0, undecided)
+    if not ranking.pairs:
+        counts["prompts skipped: all responses tied"] += 1
+        return []
+    return [ranking]
 
 
-def texts(records, counts: Counter) -> list[str]:
-    """Documents, for pretraining."""
-    found = []
-    for where, r in records:
-        text = _field(r, "text", where)
-        if type(text) is not str:
-            raise ValueError(f'{where}: "text" must be a string')
-        found.append(text)
-    counts["documents"] += len(found)
-    return _some(found, "text", counts)
-
-
-def _refuse_text(where, r, wanted):
-    if r.keys() == {"text"}:
-        raise ValueError(f"{where}: this is text, for pretrain.py; here {wanted} are needed")
-
-
-def _some(found, what, counts):
-    if not found:
-        raise ValueError(f"the data holds no {what}; {report(counts)}")
-    return found
+def _texts(where, r, counts):
+    text = _field(r, "text", where)
+    if type(text) not in (str, Part):
+        raise ValueError(f'{where}: "text" must be a string')
+    if type(text) is not Part:
+        counts["documents"] += 1
+    return [text]
 
 
 # ---- many records -------------------------------------------------------------------------------

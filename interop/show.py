@@ -6,6 +6,7 @@
     python data.py FILE --columns prompt=question,response=answer
     python data.py FILE --model sft.pt      # in its tokens, and how many its context cuts
     python data.py FOLDER                   # a line for each file
+    zcat FILE.gz | python data.py -         # what another command writes
 """
 import argparse
 import os
@@ -13,12 +14,14 @@ from collections import Counter
 from itertools import groupby, islice
 
 from data import encode_dialogue, encode_prompt, encode_response
+from interop import records
 from interop.door import load
 from interop.encode import report
-from interop.formats import files_in, read_records
+from interop.formats import read_records
 from interop.gpt2 import read_model
 from interop.tokenizers import get_tokenizer, tokenizer_of
 from plumbing import cli
+from plumbing.inputs import files_in
 
 MEASURED = 20_000                   # records of a file whose lengths are looked at
 BAR = 40                            # signs of the longest bar of the histogram
@@ -83,17 +86,20 @@ def twice(records):
     return sum(said.values()) - len(said)
 
 
-def kept(path, columns):
+def kept(path, columns, strict):
     """What a file holds -> its kind, the records, and the counts of what was read and skipped."""
-    _, first = next(read_records(path, Counter(), columns), ("", {}))
-    kind, counts = kind_of(first), Counter()
-    return kind, load(kind, (path,), counts, flag="FILE", columns=columns), counts
+    found = (r for _, r in read_records(path, Counter(), columns) if isinstance(r, dict))
+    kind, counts = kind_of(next(found, {})), Counter()
+    if kind == "texts":
+        found = read_records(path, counts, columns)
+        return kind, records.texts(found, counts, strict), counts
+    return kind, load(kind, (path,), counts, flag="FILE", columns=columns, strict=strict), counts
 
 
-def describe(path, columns, enc, context, n=3):
+def describe(path, columns, strict, enc, context, n=3):
     """Print what a file is taken for, what is kept and what is skipped, how long its records are,
     and the first of them. context: of a model, 0 for none."""
-    kind, found, counts = kept(path, columns)
+    kind, found, counts = kept(path, columns, strict)
     print(f"{path}: {len(found):,} {kind}; {report(counts)}")
     lengths = [length_of(r, kind, enc) for r in islice(found, MEASURED)]
     print(f"lengths in tokens of the tokenizer {enc.name}:", *histogram(lengths), sep="\n")
@@ -113,15 +119,12 @@ def describe(path, columns, enc, context, n=3):
         print("---")
 
 
-def describe_folder(path, columns):
+def describe_folder(path, columns, strict):
     """Print a line for each file in a folder: what it holds, or why it cannot be read. Raises
     ValueError if there is none."""
-    files = files_in(path)
-    if not files:
-        raise ValueError(f"{path} holds no file")
-    for file in files:
+    for file in files_in(path):
         try:
-            kind, found, counts = kept(file, columns)
+            kind, found, counts = kept(file, columns, strict)
             print(f"{file}: {len(found):,} {kind}; {report(counts)}")
         except ValueError as e:
             print(f"{file}: {e}")
@@ -142,6 +145,8 @@ def main():
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--columns", default="", metavar="KNOWN=YOURS",
                         help="fields, e.g. prompt=question,response=answer")
+    parser.add_argument("--strict", action="store_true",
+                        help="stop at a bad record; else it is skipped, counted and shown")
     parser.add_argument("--model", default="", metavar="CHECKPOINT",
                         help="whose tokens are counted, and how many its context holds")
     args = parser.parse_args()
@@ -152,6 +157,7 @@ def main():
             enc, context = tokenizer_of(checkpoint), checkpoint["config"]["block_size"]
         for path in args.files:
             if os.path.isdir(path):
-                describe_folder(path, args.columns)
+                describe_folder(path, args.columns, args.strict)
             else:
-                describe(path, args.columns, enc, context)
+                [file] = files_in(path)
+                describe(file, args.columns, args.strict, enc, context)

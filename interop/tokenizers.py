@@ -16,7 +16,7 @@ import tiktoken
 import tiktoken.load
 
 import sandbox
-from interop.records import read_file, read_json, shown
+from interop.rows import read_file, read_json, shown
 
 EOS = "<|endoftext|>"
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

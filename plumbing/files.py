@@ -134,7 +134,7 @@ def require(flag, paths, how):
     paths: what it stands for, () where it was not given."""
     if not paths:
         raise ValueError(f"{flag} FILE is missing; make it with `{how}`")
-    if not os.path.isfile(paths[0]):
+    if paths[0] != "-" and not os.path.exists(paths[0]):
         raise ValueError(f"{flag} {paths[0]} does not exist; `{how}` makes one")
 
 

@@ -20,6 +20,8 @@ import tempfile
 import time
 from dataclasses import asdict
 
+from plumbing.inputs import files_in
+
 HELD = {}                   # of this process: lock file -> its descriptor
 SEEN = {}                   # file -> how it was when this process saw that it may be replaced
 LONGEST = 200               # bytes of a file's name, which others are made from
@@ -160,12 +162,13 @@ def check_inputs(inputs):
 
 
 def provenance(cfg, stage, inputs):
-    """What made a result: the stage, its config, and a hash of each file of {flag: paths}.
+    """What made a result: the stage, its config, and a hash of each file of {flag: paths}, which
+    may be folders and pipes.
 
     Where the files lie does not matter: a folder may be moved in the middle of a run. Nor does what
     no weight depends on but by rounding. Raises ValueError if one is not there.
     """
-    inputs = {k: (v,) if isinstance(v, str) else v for k, v in inputs.items() if v}
+    inputs = {k: files_in(v) for k, v in inputs.items() if v}
     check_inputs(inputs)
     for suffix in BESIDE if cfg.out else ():
         beside = f"{cfg.out}{suffix}"
@@ -174,7 +177,7 @@ def provenance(cfg, stage, inputs):
                 raise ValueError(f"{path} is one of the inputs: choose another name for the "
                                  f"result than --out {cfg.out}")
     apart = {"out", "overwrite", "log_every", "recompute", "shard", "microbatch", "sample_batch",
-             *inputs}
+             "strict", *inputs}
     config = {k: v for k, v in asdict(cfg).items() if k not in apart}
     hashes = {name: [file_hash(path) for path in paths] for name, paths in inputs.items()}
     return {"stage": stage, "config": config, "inputs": hashes}

@@ -7,7 +7,7 @@ import torch
 
 import data
 import sandbox
-from interop import EOS
+from interop import EOS, pack
 
 WORDS = ["Anna", "sells", "red", "lamps", "and", "what", "does", "Ben", "do", "in", "Velia", "?"]
 
@@ -164,7 +164,7 @@ def test_a_batch_of_comparisons():
 
 def test_text_is_packed_and_cut_into_blocks(enc):
     docs = ["Anna sells.", "", EOS, "Ben."] * 3
-    tokens = data.pack(docs, enc)
+    tokens = pack(docs, enc)
     assert enc.decode(tokens.tolist()) == "".join(d + EOS for d in docs)
     assert tokens.tolist().count(enc.eot_token) == len(docs)  # EOS in a document is text
     blocks = data.cut_blocks(tokens, 5)
@@ -174,13 +174,6 @@ def test_text_is_packed_and_cut_into_blocks(enc):
     ids, mask = data.text_batch(blocks[[2, 0]])
     assert ids.tolist() == [tokens[10:15].tolist(), tokens[:5].tolist()]
     assert mask.shape == (2, 4) and mask.all()
-
-
-def test_text_without_a_whole_block_is_a_sentence(enc):
-    n = len(enc.encode_ordinary("Ben.")) + 1
-    assert len(data.pack(["Ben."], enc, n)) == n
-    with pytest.raises(ValueError, match=f"my text has {n} tokens, too few for a block of {n + 1}"):
-        data.pack(["Ben."], enc, n + 1, "my text")
 
 
 @pytest.mark.parametrize(("n", "size"), [(10, 3), (7, 7), (4, 9), (1, 2)])

@@ -197,19 +197,19 @@ def test_the_command_of_the_readme_without_its_inputs(tmp_path, root):
     ("lines", "says"),
     [
         (
-            [b'{"prompt": "a", "response": "b"}', b'{"prompt": "a", "response": "b"'],
-            "line 2: not JSON",
+            [b'{"prompt": "a", "response": 1}', b'{"prompt": "a", "response": "b"'],
+            "line 1: a response must be a string",
         ),
         (
-            [b'{"prompt": "a", "response": "b"}', b"", b'{"prompt": "a", "response": " "}'],
-            "line 3: the response is empty",
+            [b"", b'{"prompt": "a", "response": " "}', b'{"prompt": "a", "response": "b"'],
+            "line 2: the response is empty",
         ),
         ([b'{"prompt": "a", "response": ""}'], "line 1: the response is empty"),
         ([b'{"prompt": "a", "response": 3}'], "must be a string, got int"),
         ([b'{"prompt": "a"}'], '"response" is missing'),
         ([b'["prompt"]'], '"response" is missing'),
         ([b'[["prompt"]]'], "is JSON, but of no objects"),
-        ([b'["prompt", null]'], "got a NoneType"),
+        ([b'[{"prompt": "a"}, null]'], '"response" is missing'),
         ([b"null"], "this is text"),
         ([b""], "holds no record"),
         (

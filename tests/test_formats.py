@@ -14,7 +14,7 @@ from itertools import product
 import pytest
 
 import model
-from data import Demonstration, Ranking, comparisons_batch, encode_dialogue, pack
+from data import Demonstration, Ranking, comparisons_batch, encode_dialogue
 from interop import (
     encode_demonstrations,
     encode_prompts,
@@ -25,7 +25,9 @@ from interop import (
     show,
     tokenizer_id,
 )
+from interop.texts import pack
 from plumbing.files import save_checkpoint
+from plumbing.inputs import files_in
 
 HH = [f"comparisons/hh-rlhf/helpful-{x}.jsonl.gz"
       for x in ("base.train", "base.test", "rejection-sampled.train")]
@@ -805,7 +807,7 @@ def test_files_and_folders(put, tmp_path):
     third = gzip.compress(b'[{"text": "3"}]')
     paths = put('{"text": "1"}', "b"), put("2", "more/a"), put(third, "more/deep/c")
     put("hidden", "more/.d")
-    assert formats.files_in([paths[0], str(tmp_path / "more")]) == paths
+    assert files_in([paths[0], str(tmp_path / "more")]) == paths
     assert [(where, r["text"]) for where, r in formats.read_records(paths, Counter())] == [
         (f"{paths[0]}, line 1", "1"), (paths[1], "2"), (f"{paths[2]}, line 1", "3")]
 
@@ -863,10 +865,12 @@ def test_a_file_cut_short_or_broken_in_a_line_is_named_by_that_line(real, put):
         with pytest.raises(ValueError, match=rf"x, line {n}: not JSON \("):
             load(records.demonstrations, put("\n".join(broken)))
     for n in (1, 7, 900):
+        path = put("\n".join([*jsonl[:n - 1], jsonl[n - 1][:-1], *jsonl[n:]]))
         with pytest.raises(ValueError,
                            match=rf"x, line {n}: not JSON \(.*; write one object a line"):
-            load(records.demonstrations,
-                 put("\n".join([*jsonl[:n - 1], jsonl[n - 1][:-1], *jsonl[n:]])))
+            records.demonstrations(formats.read_records(path, Counter()), Counter(), strict=True)
+        found, counts = load(records.demonstrations, path)
+        assert (len(found), counts["bad records skipped"]) == (999, 1)
 
 
 @pytest.mark.parametrize(("read", "record", "says"), [
@@ -896,7 +900,9 @@ def test_records_that_are_not_what_is_needed_are_named(put, read, record, says):
     good = json.dumps(GOOD[read]).replace("{", "{\n\n\n", 1)
     content = f"[\n{good},\n{good},\n{json.dumps(record)}\n]"
     with pytest.raises(ValueError, match=f"x, line 10: .*{says}"):
-        load(read, put(content))
+        read(formats.read_records(put(content), Counter()), Counter(), strict=True)
+    found, counts = load(read, put(content))
+    assert len(found) == 2 and counts["bad records skipped"] == 1
 
 
 @pytest.mark.parametrize("form", ['{"prompt": "a"}\n%s', '[{"prompt": "a"},\n%s]'])
@@ -913,7 +919,7 @@ def test_json_that_python_cannot_work_with_is_named_by_its_line(put, form, value
     for field in ("prompt", "label", "meta"):
         record = f'{{"prompt": "b", "{field}": {value}}}'
         with pytest.raises(ValueError, match=f"x, line 2: .*{says}"):
-            load(records.prompts, put(form % record))
+            records.prompts(formats.read_records(put(form % record), Counter()), Counter(), True)
 
 
 def test_json_of_ordinary_depth_and_whole_characters_is_read(put):
@@ -1041,7 +1047,7 @@ def test_the_command_takes_several_files_and_columns(put, command):
 
 
 @pytest.mark.parametrize(("content", "argv", "says"), [
-    (None, [], "holds no file"), (b"caf\xe9", [], "is not UTF-8"),
+    (None, [], "holds no file of data"), (b"caf\xe9", [], "is not UTF-8"),
     ('{"a": 1}', [], "no format has the fields a"),
     ("\n \n", [], "x holds no record"), (" [ ]", [], "x holds no record"),
     (gzip.compress(b""), [], "x holds no record"),
@@ -1104,7 +1110,9 @@ def test_a_csv_row_with_too_few_fields(put):
     good = "prompt,response\na,b\n\nc,d\n"
     assert len(load(records.demonstrations, put(good))[0]) == 2
     with pytest.raises(ValueError, match="x, line 5: has 1 fields and the first line 2"):
-        load(records.demonstrations, put(good + "e\n"))
+        records.demonstrations(formats.read_records(put(good + "e\n"), Counter()), Counter(), True)
+    found, counts = load(records.demonstrations, put(good + "e\n"))
+    assert len(found) == 2 and counts["bad records skipped"] == 1
 
 
 @pytest.mark.parametrize("row", ['"a,b\nc,d\n', 'a,"b\nc,d\n'])
@@ -1200,18 +1208,21 @@ def test_the_last_turn_of_a_conversation_is_a_prompt(put):
 def test_folders_with_brackets(tmp_path):
     (tmp_path / "a[1]").mkdir()
     (tmp_path / "a[1]" / "x.txt").write_text("x")
-    assert formats.files_in([str(tmp_path / "a[1]")]) == (str(tmp_path / "a[1]" / "x.txt"),)
+    assert files_in([str(tmp_path / "a[1]")]) == (str(tmp_path / "a[1]" / "x.txt"),)
 
 
-def test_a_link_to_a_folder_is_refused(tmp_path):
+def test_a_link_to_a_folder_is_followed_once(tmp_path):
     """Two of them to where they lie would make 2^40 paths."""
     (tmp_path / "x.txt").write_text("x")
     (tmp_path / "a").symlink_to(tmp_path / "x.txt")
-    assert formats.files_in(str(tmp_path)) == tuple(str(tmp_path / x) for x in ("a", "x.txt"))
+    assert files_in(str(tmp_path)) == tuple(str(tmp_path / x) for x in ("a", "x.txt"))
     for name in "bc":
         (tmp_path / name).symlink_to(tmp_path)
-    with pytest.raises(ValueError, match="[bc] is a link to a folder, which is not followed"):
-        formats.files_in(str(tmp_path))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "y.txt").write_text("y")
+    (tmp_path / "e").symlink_to(tmp_path / "d")
+    found = files_in(str(tmp_path))
+    assert [os.path.basename(path) for path in found] == ["a", "y.txt", "x.txt"]
 
 
 def test_a_folder_however_deep(tmp_path):
@@ -1224,7 +1235,7 @@ def test_a_folder_however_deep(tmp_path):
         os.makedirs(made)
     (deep / "x.txt").write_text("x")
     try:
-        assert formats.files_in(str(tmp_path)) == (str(deep / "x.txt"),)
+        assert files_in(str(tmp_path)) == (str(deep / "x.txt"),)
     finally:
         os.remove(deep / "x.txt")
         os.removedirs(deep)                    # or pytest, which calls itself, could not
@@ -1236,7 +1247,7 @@ def test_results_in_a_folder_are_no_data(tmp_path):
         (tmp_path / name).write_text("x")
     for name in ("log.jsonl.txt", "x.jsonl"):
         (tmp_path / name).write_text("x")
-    found = formats.files_in(str(tmp_path))
+    found = files_in(str(tmp_path))
     assert found == tuple(str(tmp_path / x) for x in ("log.jsonl.txt", "x.jsonl"))
 
 

@@ -118,8 +118,12 @@ def test_columns_and_folders(put, tmp_path):
     (tmp_path / "folder").mkdir()
     put(RECORDS["texts"], name="folder/y")
     assert load("texts", (str(tmp_path / "folder"),), Counter(), flag="--data") == ["Ho."]
-    with pytest.raises(ValueError, match="is a folder: name its files"):
-        load("prompts", (str(tmp_path / "folder"),), Counter(), flag="--data")
+    (tmp_path / "more" / "deep").mkdir(parents=True)
+    put({"q": "Hi.", "a": "Ho."}, name="more/z")
+    put({"q": "Hi.", "a": "Ho."}, name="more/deep/y")
+    found = load("demonstrations", (str(tmp_path / "more"),), Counter(), flag="--data",
+                 columns=columns)
+    assert found == [FOUND["demonstrations"]] * 2
 
 
 @pytest.mark.parametrize("meta", [{"answers": []}, {"source": "x"}, ["x"], "x"])
@@ -127,7 +131,8 @@ def test_an_answer_key_is_one_that_the_judge_can_read(put, meta):
     """Of prompts; other records may have any meta."""
     path = put(RECORDS["prompts"], {"prompt": "Hi.", "response": "Ho.", "meta": meta})
     with pytest.raises(ValueError, match='x.jsonl, line 2: "meta" is for the answer key'):
-        load("prompts", (path,), Counter(), flag="--prompts")
+        load("prompts", (path,), Counter(), flag="--prompts", strict=True)
+    assert len(load("prompts", (path,), Counter(), flag="--prompts")) == 1
     path = put({"prompt": "Hi.", "response": "Ho.", "meta": meta})
     assert load("demonstrations", (path,), Counter(), flag="--x") == [FOUND["demonstrations"]]
 
@@ -155,19 +160,19 @@ def test_blocks_of_text(put, enc, other):
 
 
 def test_the_corpus_of_pretraining(put, enc, other):
-    """Files hold out their end, the sandbox other documents; any tokenizer may read its corpus."""
-    path = put({"text": "Ho. " * 100}, {"text": "Hi. " * 100})
-    tokens, held_out = load_corpus((path,), Counter(), enc, 4, n=0, seed=0)
-    whole = enc.encode_ordinary("Ho. " * 100) + [enc.eot_token]
-    whole += enc.encode_ordinary("Hi. " * 100) + [enc.eot_token]
-    assert tokens.tolist() + held_out.tolist() == whole
-    assert len(held_out) == -(-len(whole) // 50)
+    """Of files documents are held out, of the sandbox others; any tokenizer may read its corpus."""
+    docs = [f"Ho {n}." for n in range(100)]
+    path = put(*({"text": text} for text in docs))
+    parts = load_corpus((path,), Counter(), enc, 4, n=0, seed=0)
+    trained, held_out = (enc.decode(x.tolist()).split("<|endoftext|>")[:-1] for x in parts)
+    assert sorted(trained + held_out) == sorted(docs) and len(held_out) in (2, 3)
+    assert trained == [text for text in docs if text not in held_out]
     for tokenizer in (enc, other):
         tokens, held_out = load_corpus((), Counter(), tokenizer, 64, n=20, seed=1)
         shown = tokenizer.decode(tokens.tolist()).split("<|endoftext|>")
         assert shown == [*sandbox.corpus(20, 1), ""]
         assert tokenizer.decode(held_out.tolist()).startswith(sandbox.corpus(2000, "held out")[0])
-    with pytest.raises(ValueError, match="the corpus has .* tokens, too few for a block of 9999"):
+    with pytest.raises(ValueError, match="the corpus has .* held out, too few for a block of 9999"):
         load_corpus((), Counter(), enc, 9999, n=20, seed=1)
 
 

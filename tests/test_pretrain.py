@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -119,21 +120,28 @@ def test_another_seed_starts_from_other_weights_and_takes_the_text_in_another_or
     assert not torch.equal(first[0], first[1])
 
 
-def test_the_held_out_text_is_measured_and_not_trained_on(config, tmp_path):
-    """The last 2 % of the text are of words that occur nowhere else in it."""
-    docs = ["Anna eats red soup."] * 490 + ["Ben sells blue lamps!"] * 10
-    write_jsonl(str(tmp_path / "two.jsonl"), [{"text": d} for d in docs])
-    cfg = replace(config, data=(str(tmp_path / "two.jsonl"),))
+def test_the_held_out_text_is_measured_and_not_trained_on(config, tmp_path, monkeypatch):
+    path = str(tmp_path / "numbers.jsonl")
+    docs = [f"Anna sells {n}." for n in range(1000, 1300)]
+    write_jsonl(path, [{"text": text} for text in docs])
+    cfg = replace(config, data=(path,), tokens=8 * 16 * 30)
     metrics = pretrain.main(cfg)
-    with open(config.out + ".log.jsonl") as f:
-        losses = [json.loads(line)["loss"] for line in f]
-    assert max(losses[-50:]) < 0.2 and metrics["held_out_loss"] > 4
-    tokens = [t for doc in docs for t in (*ENC.encode_ordinary(doc), ENC.eot_token)]
-    held_out = tokens[-math.ceil(len(tokens) / 50) :]
+    _, held_out = interop.load_corpus((path,), Counter(), ENC, cfg.block, n=0, seed=0)
     model, _ = interop.load_model(config.out, GPT)
-    blocks = cut_blocks(torch.tensor(held_out), cfg.block)
-    want = model.loss(*text_batch(blocks)).item()
+    want = model.loss(*text_batch(cut_blocks(held_out, cfg.block))).item()
     assert metrics["held_out_loss"] == pytest.approx(want, rel=1e-5)
+
+    seen = []
+
+    def look(run, networks, batches, *rest):
+        source = batches(0)
+        seen.extend(ENC.decode(row.tolist()) for _ in range(50) for row in next(source))
+
+    monkeypatch.setattr(pretrain, "train", look)
+    pretrain.main(replace(cfg, out=f"{config.out}.2"))
+    trained = {text for text in docs if any(text in row for row in seen)}
+    held_out = set(ENC.decode(held_out.tolist()).split("<|endoftext|>")[:-1])
+    assert len(trained) > 150 and not trained & held_out and held_out < set(docs)
 
 
 def test_evaluations_change_no_weight(config):

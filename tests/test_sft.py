@@ -56,7 +56,7 @@ def encoded(demos=DEMOS):
 
 def blocks_of_text(n=30, block=16):
     docs = [f"{name} sells lamps." for name in NAMES * 30]
-    return data.cut_blocks(data.pack(docs, ENC), block)[:n]
+    return data.cut_blocks(interop.pack(docs, ENC), block)[:n]
 
 
 def log_lines(cfg):

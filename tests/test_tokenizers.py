@@ -14,7 +14,7 @@ import tiktoken
 from folders import NASTY, TEXT, hash_of, publish_tokenizer, write_ranks
 
 import sandbox
-from data import encode_dialogue, encode_prompt, pack
+from data import encode_dialogue, encode_prompt
 from interop import (
     EOS,
     get_tokenizer,
@@ -24,6 +24,7 @@ from interop import (
     tokenizer_of,
     tokenizers,
 )
+from interop.texts import pack
 from interop.tokenizers import CHARACTER, GPT2_PATTERN, stored_tokenizer
 
 BYTES = [bytes([b]) for b in range(256)]

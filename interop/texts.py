@@ -1,0 +1,197 @@
+"""Text of any size -> tokens on the disk, made once and shared by all processes.
+
+    tokens, start = read_tokens(("wiki.jsonl", "books/"), enc, counts)
+    tokens[:start], tokens[start:]              # what is trained on, what is held out
+
+Each text has a folder in the cache (XDG_CACHE_HOME, or ~/.cache, and there "instructgpt"), named by
+a hash of its files, of how they are read and of the tokenizer. In it are
+
+    tokens              uint16, or int32 for more than 65,536 kinds of tokens
+    made.json           where what is held out begins, and what was counted
+    tokens.part, units  while they are made: the tokens of all units, in the order of the text; of
+                        each unit a hash and how many tokens it has
+
+A unit is a document, or of a long one a part (rows.PART). Held out are the units with the lowest
+hashes, 2 % of the tokens: what is there twice lies on one side, and text that is added moves few.
+"""
+import contextlib
+import fcntl
+import functools
+import hashlib
+import itertools
+import json
+import os
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from interop import records
+from interop.formats import read_records
+from interop.rows import Part, parts
+from interop.tokenizers import tokenizer_id
+from plumbing import results
+
+VERSION = 1                         # of how files become tokens
+UNFINISHED = ("tokens.part", "units")
+HELD_OUT = 50                       # one token in so many
+THREADS = 2
+BATCH = 2**22                       # characters that are tokenized, and written, at once
+COPIED = 2**24                      # tokens copied at once
+UNIT = np.dtype([("hash", "<u8"), ("tokens", "<u4")])
+
+
+def pack(docs, enc):
+    """Documents -> one long tensor of tokens, each document followed by EOS."""
+    encoded = enc.encode_ordinary_batch(docs, num_threads=THREADS)
+    return torch.cat([torch.tensor([*ids, enc.eot_token]) for ids in encoded])
+
+
+def cache_folder():
+    """Where tokens are kept; whoever deletes it loses the time it took to make them."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(home, "instructgpt")
+
+
+def read_tokens(files, enc, counts: Counter, columns="", separator="", strict=False):
+    """The text of files, tokenized unless the cache has it -> (tokens, where in them begins what is
+    held out). tokens: (N,) uint16 or int32, in the memory of a file, EOS behind each document.
+
+    counts gets what was read and skipped. Raises ValueError.
+    """
+    how = [[results.file_hash(path) for path in files], columns, separator,
+           tokenizer_id(enc)["hash"], VERSION]
+    key = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:32]
+    folder = os.path.join(cache_folder(), key)
+    path, made = os.path.join(folder, "tokens"), os.path.join(folder, "made.json")
+    kind = np.dtype("uint16" if enc.n_vocab <= 2**16 else "int32")
+    with _alone(folder):
+        if not os.path.exists(made):
+            fresh = Counter()
+            found = read_records(files, fresh, columns, separator)
+            _tokenize(records.text_parts(found, fresh, strict), enc, kind, folder)
+            start = _sort(folder, kind)
+            known = {"held out from": start, "counts": fresh}
+            results.replace_file(made, functools.partial(json.dump, known))
+            for name in UNFINISHED:
+                os.remove(os.path.join(folder, name))
+    with open(made) as f:
+        known = json.load(f)
+    if strict and known["counts"].get("bad records skipped"):
+        # it was made without --strict: the first of them is raised
+        again = read_records(files, Counter(), columns, separator)
+        deque(records.text_parts(again, Counter(), strict), maxlen=0)
+    counts.update(known["counts"])
+    dtype = torch.uint16 if kind.itemsize == 2 else torch.int32
+    n = os.path.getsize(path) // kind.itemsize
+    return torch.from_file(path, size=n, dtype=dtype), known["held out from"]
+
+
+@contextlib.contextmanager
+def _alone(folder):
+    """No other process is in here meanwhile; whoever waited finds what the first has made."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        lock = os.open(os.path.join(folder, "lock"), os.O_CREAT | os.O_WRONLY)
+    except OSError as e:
+        raise ValueError(f"the cache of tokens {folder} cannot be written ({e.strerror}): set "
+                         f"XDG_CACHE_HOME to a folder where there is room") from e
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _tokenize(texts, enc, kind, folder):
+    """Append the tokens of all texts to `tokens.part` and their units to `units`, but for those
+    that are there from an interrupted run. Raises ValueError if the disk is full."""
+    part, units = (os.path.join(folder, name) for name in UNFINISHED)
+    with open(part, "ab") as f, open(units, "ab") as g:
+        known = np.fromfile(units, UNIT)
+        if f.tell() < known["tokens"].sum() * kind.itemsize:         # the machine stopped
+            known = known[:0]
+        f.truncate(known["tokens"].sum() * kind.itemsize)
+        g.truncate(len(known) * UNIT.itemsize)
+        new = itertools.islice(_units(texts), len(known), None)
+        with (ThreadPoolExecutor(THREADS) as pool,
+              tqdm(desc="tokens of text", unit="", unit_scale=True,
+                   initial=int(known["tokens"].sum())) as bar):
+            for batch in _batches(new):
+                size = -(-len(batch) // (4 * THREADS))               # for who is done first
+                shares = [batch[i:i + size] for i in range(0, len(batch), size)]
+                for tokens, found in pool.map(lambda share: _encoded(share, enc), shares):
+                    _append(f, tokens.astype(kind))
+                    _append(g, found)
+                    bar.update(len(tokens))
+
+
+def _append(f, array):
+    try:
+        f.write(array.tobytes())
+        f.flush()
+    except OSError as e:
+        raise results.unwritten(f.name, e) from e
+
+
+def _units(texts):
+    """Documents, long ones cut; a rows.Part has been cut already."""
+    for text in texts:
+        yield from [text] if isinstance(text, Part) else parts(text)
+
+
+def _batches(texts):
+    """Lists of texts of about BATCH characters together."""
+    batch, size = [], 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size > BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encoded(texts, enc):
+    """-> their tokens one behind another, and for each its hash and how many it has."""
+    found, units = [], np.empty(len(texts), UNIT)
+    for i, text in enumerate(texts):
+        tokens = enc.encode_to_numpy(text, disallowed_special=())
+        if not isinstance(text, Part):
+            tokens = np.append(tokens, np.uint32(enc.eot_token))
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        units[i] = int.from_bytes(digest, "little"), len(tokens)
+        found.append(tokens)
+    return np.concatenate(found), units
+
+
+def _sort(folder, kind):
+    """Write `tokens`: what is trained on and, behind it, what is held out. -> where this begins"""
+    part, units = (os.path.join(folder, name) for name in UNFINISHED)
+    units, tokens = np.fromfile(units, UNIT), np.memmap(part, kind, "r")
+    order = np.argsort(units["hash"], kind="stable")
+    enough = np.cumsum(units["tokens"][order]) * HELD_OUT >= len(tokens)
+    held_out = np.zeros(len(units), bool)
+    held_out[order[:enough.argmax() + 1]] = True
+    ends = np.cumsum(units["tokens"], dtype=np.int64)
+
+    def write(f):
+        for wanted in (False, True):
+            for first, last in _runs(held_out, wanted):
+                begin = ends[first] - units["tokens"][first]
+                for at in range(begin, ends[last], COPIED):
+                    f.write(tokens[at:min(at + COPIED, ends[last])].tobytes())
+
+    results.replace_file(os.path.join(folder, "tokens"), write, mode="wb")
+    return int(units["tokens"][~held_out].sum())
+
+
+def _runs(flags, wanted):
+    """[(first, last), ...] of the runs of `wanted` among flags."""
+    changes = np.flatnonzero(flags[1:] != flags[:-1])
+    firsts = np.concatenate([[0], changes + 1])
+    lasts = np.concatenate([changes, [len(flags) - 1]])
+    return [(a, b) for a, b in zip(firsts, lasts) if flags[a] == wanted]
