@@ -15,7 +15,7 @@ from collections import Counter
 
 from data import ROLES
 from interop.records import LEFT_OUT, is_left_out
-from interop.rows import Part, read_rows, shown
+from interop.rows import Part, form_of, read_rows, shown
 
 # What parts the turns of a dialogue in one string, "Human: ... Assistant: ...": in HH an empty
 # line, and then "Human:" within a line is text; a line's end or a space where there is no other.
@@ -379,7 +379,7 @@ def _oasst_thread(message, path, usable):
     """The rankings of the replies to `message` and of all below. path: the messages above;
     usable: whether none of those was deleted or spam."""
     if len(path) >= LONGEST_THREAD:
-        raise ValueError(f"a thread has more than {LONGEST_THREAD} messages: cut it")
+        raise Unclear(f"a thread has more than {LONGEST_THREAD} messages: cut it")
     usable = usable and _is_good(message)
     if not usable:
         yield Skip("messages left out: deleted or spam, or an answer to one")
@@ -560,8 +560,8 @@ def _read_rows(rows, counts):
             continue
         name, reader = _format_of(r)
         if reader is None:
-            fields = shown(", ".join(r)) or "(none)"
-            yield where, ValueError(f"{where}: no format has the fields {fields}; say which is "
+            has = shown(", ".join(r)) or "(none)"
+            yield where, ValueError(f"{where}: no format has the fields {has}; say which is "
                                     f"which, e.g. --columns prompt=question,response=answer")
             continue
         if n <= WATCHED:
@@ -604,9 +604,9 @@ def _read_record(where, r, counts, name, reader):
         counts[str(e)] += 1
     except Unclear as e:
         yield where, ValueError(f"{where}: {e}")
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
-        yield where, ValueError(f"{where}: has the fields of {name} but not their form "
-                                f"({type(e).__name__}: {e})")
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError):
+        forms = ", ".join(f"{shown(field)} is {form_of(r[field])}" for field in [*r][:8])
+        yield where, ValueError(f"{where}: has the fields of {name} but not their form: {forms}")
 
 
 def _format_of(r):
@@ -633,7 +633,7 @@ def _named(r, renamed, where):
     if isinstance(r, ValueError):
         return r
     if type(r) is not dict:
-        return ValueError(f"{where}: a record is a JSON object, got a {type(r).__name__}")
+        return ValueError(f"{where}: a record is a JSON object, and this is {form_of(r)}")
     missing = renamed.keys() - r.keys()
     if missing:
         return ValueError(f"{where}: --columns names a field {min(missing)}; "

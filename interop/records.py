@@ -24,7 +24,7 @@ from collections import Counter, defaultdict
 
 from data import ROLES, Demonstration, Prompt, Ranking
 from interop.encode import report
-from interop.rows import Part
+from interop.rows import Part, form_of
 
 BEST_RATING = 7
 # fields of a record or a message that say "not to be trained on", if they are 0 or false
@@ -78,7 +78,7 @@ def _is_message(m):
 def as_response(value, where):
     """A reply, if it is a string that says something. Raises ValueError otherwise."""
     if type(value) is not str:
-        raise ValueError(f"{where}: a response must be a string, got {type(value).__name__}")
+        raise ValueError(f"{where}: a response must be a text, and is {form_of(value)}")
     if not value.strip():
         raise ValueError(f"{where}: the response is empty; remove the record or write what "
                          f"should be answered")

@@ -152,6 +152,13 @@ def shown(name):
     return "".join(filter(str.isprintable, str(name)[:80]))
 
 
+def form_of(value):
+    """What a value is, in JSON's words."""
+    forms = ((str, "a text"), (bool, "true or false"), ((int, float), "a number"), (list, "a list"),
+             (dict, "an object"))
+    return next((form for kind, form in forms if isinstance(value, kind)), "null")
+
+
 def lines(text):
     """Yield the lines of a text that comes in pieces. str.splitlines would also cut at U+2028."""
     begun = []                                   # of a line that goes on in the next piece

@@ -109,31 +109,36 @@ def _tokenize(texts, enc, kind, folder):
     """Append the tokens of all texts to `tokens.part` and their units to `units`, but for those
     that are there from an interrupted run. Raises ValueError if the disk is full."""
     part, units = (os.path.join(folder, name) for name in UNFINISHED)
-    with open(part, "ab") as f, open(units, "ab") as g:
-        known = np.fromfile(units, UNIT)
-        if f.tell() < known["tokens"].sum() * kind.itemsize:         # the machine stopped
-            known = known[:0]
-        f.truncate(known["tokens"].sum() * kind.itemsize)
-        g.truncate(len(known) * UNIT.itemsize)
-        new = itertools.islice(_units(texts), len(known), None)
-        with (ThreadPoolExecutor(THREADS) as pool,
-              tqdm(desc="tokens of text", unit="", unit_scale=True,
-                   initial=int(known["tokens"].sum())) as bar):
-            for batch in _batches(new):
-                size = -(-len(batch) // (4 * THREADS))               # for who is done first
-                shares = [batch[i:i + size] for i in range(0, len(batch), size)]
-                for tokens, found in pool.map(lambda share: _encoded(share, enc), shares):
+    try:
+        with open(part, "ab") as f, open(units, "ab") as g:
+            known = np.fromfile(units, UNIT)
+            if f.tell() < known["tokens"].sum() * kind.itemsize:     # the machine stopped
+                known = known[:0]
+            f.truncate(known["tokens"].sum() * kind.itemsize)
+            g.truncate(len(known) * UNIT.itemsize)
+            new = itertools.islice(_units(texts), len(known), None)
+            with tqdm(desc="tokens of text", unit="", unit_scale=True,
+                      initial=int(known["tokens"].sum())) as bar:
+                for tokens, found in _encode(new, enc):
                     _append(f, tokens.astype(kind))
                     _append(g, found)
                     bar.update(len(tokens))
+    except OSError as e:
+        raise results.unwritten(part, e) from e
 
 
 def _append(f, array):
-    try:
-        f.write(array.tobytes())
-        f.flush()
-    except OSError as e:
-        raise results.unwritten(f.name, e) from e
+    f.write(array.tobytes())
+    f.flush()
+
+
+def _encode(texts, enc):
+    """Yield what `_encoded` makes of the texts, a share at a time, by several threads."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        for batch in _batches(texts):
+            size = -(-len(batch) // (4 * THREADS))                   # for who is done first
+            shares = [batch[i:i + size] for i in range(0, len(batch), size)]
+            yield from pool.map(lambda share: _encoded(share, enc), shares)
 
 
 def _units(texts):

@@ -198,14 +198,14 @@ def test_the_command_of_the_readme_without_its_inputs(tmp_path, root):
     [
         (
             [b'{"prompt": "a", "response": 1}', b'{"prompt": "a", "response": "b"'],
-            "line 1: a response must be a string",
+            "line 1: a response must be a text",
         ),
         (
             [b"", b'{"prompt": "a", "response": " "}', b'{"prompt": "a", "response": "b"'],
             "line 2: the response is empty",
         ),
         ([b'{"prompt": "a", "response": ""}'], "line 1: the response is empty"),
-        ([b'{"prompt": "a", "response": 3}'], "must be a string, got int"),
+        ([b'{"prompt": "a", "response": 3}'], "must be a text, and is a number"),
         ([b'{"prompt": "a"}'], '"response" is missing'),
         ([b'["prompt"]'], '"response" is missing'),
         ([b'[["prompt"]]'], "is JSON, but of no objects"),
@@ -241,7 +241,7 @@ def test_demonstrations_that_cannot_be_read(refusal, lines, says):
         ({"ranks": None}, "number or null"),
         ({"ranks": ["1", "2"]}, "number or null"),
         ({"responses": ["I am."]}, "at least two"),
-        ({"responses": ["I am.", 3]}, "must be a string"),
+        ({"responses": ["I am.", 3]}, "must be a text"),
         ({"responses": None}, "at least two"),
         ({"comparisons": [[0, 2]]}, "[better, worse]"),
         ({"comparisons": [[0]]}, "[better, worse]"),

@@ -875,17 +875,17 @@ def test_a_file_cut_short_or_broken_in_a_line_is_named_by_that_line(real, put):
 
 @pytest.mark.parametrize(("read", "record", "says"), [
     (records.demonstrations, {"instruction": "a", "input": "", "output": 3},
-     "a response must be a string, got int"),
+     "a response must be a text, and is a number"),
     (records.demonstrations, {"prompt": "a", "completion": None},
-     "a response must be a string, got NoneType"),
+     "a response must be a text, and is null"),
     (records.demonstrations, {"instruction": None, "output": "b"},
      "has the fields of Alpaca but not their form"),
     (records.demonstrations, {"conversations": ["Hi.", "Ho."]},
      "has the fields of ShareGPT but not their form"),
     (records.rankings, {"prompt": "a", "chosen": 3, "rejected": "b"},
-     "a response must be a string, got int"),
+     "a response must be a text, and is a number"),
     (records.rankings, {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": None},
-     "a response must be a string, got NoneType"),
+     "a response must be a text, and is null"),
     (records.rankings, PAIRS["Reddit summaries"][0] | {"choice": None},
      "has the fields of summarize-from-feedback but not"),
     (records.prompts, {"turns": []}, "has the fields of turns but not their form"),
@@ -893,7 +893,7 @@ def test_a_file_cut_short_or_broken_in_a_line_is_named_by_that_line(real, put):
     (records.prompts, {"frage": "a", "antwort": "b"},
      "no format has the fields frage, antwort; say which .*--columns prompt="),
     (records.prompts, {}, r"no format has the fields \(none\)"),
-    (records.texts, ["a"], "a record is a JSON object, got a list"),
+    (records.texts, ["a"], "a record is a JSON object, and this is a list"),
 ])
 def test_records_that_are_not_what_is_needed_are_named(put, read, record, says):
     """In an array of four lines a record, the third begins in line 10."""

@@ -225,7 +225,7 @@ RATINGS = '"ratings" must hold a number from 1 to 7 or null for each of the 4'
 
 @pytest.mark.parametrize(("read", "record", "message"), [
     (demonstrations, {"prompt": "a", "response": "  "}, "the response is empty"),
-    (demonstrations, {"prompt": "a", "response": None}, "must be a string, got NoneType"),
+    (demonstrations, {"prompt": "a", "response": None}, "must be a text, and is null"),
     (demonstrations, {"prompt": "a"}, '"response" is missing; the record has prompt'),
     (demonstrations, {}, '"prompt" is missing; the record has no fields'),
     (demonstrations, {"prompt": " ", "response": "b"}, "the prompt is empty"),
@@ -241,7 +241,7 @@ RATINGS = '"ratings" must hold a number from 1 to 7 or null for each of the 4'
     (prompts, {"text": "a"}, "this is text, for pretrain.py, and no prompt"),
     (rankings, ranking(responses=["b"], ranks=[1]), TWO),
     (rankings, ranking(responses="bc", ranks=[1, 2]), TWO),
-    (rankings, ranking(responses=["b", 2], ranks=[1, 2]), "must be a string, got int"),
+    (rankings, ranking(responses=["b", 2], ranks=[1, 2]), "must be a text, and is a number"),
     (rankings, ranking(), '"ranks" is missing; the record has prompt, responses'),
     (rankings, ranking(ranks=[1]), RANKS),
     (rankings, ranking(ranks=["1", "2", "3", "4"]), RANKS),
