@@ -5,7 +5,6 @@ import csv
 import gzip
 import io
 import json
-import os
 import re
 import sys
 from collections import Counter
@@ -1203,52 +1202,6 @@ def test_a_prompt_that_differs_in_white_space_is_not_doubled(put):
 def test_the_last_turn_of_a_conversation_is_a_prompt(put):
     r = [{"conversations": [{"from": "human", "value": "Hi?"}]}]
     assert len(load(records.prompts, put(json.dumps(r)))[0]) == 1
-
-
-def test_folders_with_brackets(tmp_path):
-    (tmp_path / "a[1]").mkdir()
-    (tmp_path / "a[1]" / "x.txt").write_text("x")
-    assert files_in([str(tmp_path / "a[1]")]) == (str(tmp_path / "a[1]" / "x.txt"),)
-
-
-def test_a_link_to_a_folder_is_followed_once(tmp_path):
-    """Two of them to where they lie would make 2^40 paths."""
-    (tmp_path / "x.txt").write_text("x")
-    (tmp_path / "a").symlink_to(tmp_path / "x.txt")
-    assert files_in(str(tmp_path)) == tuple(str(tmp_path / x) for x in ("a", "x.txt"))
-    for name in "bc":
-        (tmp_path / name).symlink_to(tmp_path)
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "y.txt").write_text("y")
-    (tmp_path / "e").symlink_to(tmp_path / "d")
-    found = files_in(str(tmp_path))
-    assert [os.path.basename(path) for path in found] == ["a", "y.txt", "x.txt"]
-
-
-def test_a_folder_however_deep(tmp_path):
-    """Deeper than Python calls itself."""
-    deep = tmp_path / "/".join("d" * 1500)
-    (tmp_path / ".stays").write_text("")
-    made = tmp_path
-    for _ in range(15):                        # a hundred at once: mkdir calls itself, too
-        made = made / "/".join("d" * 100)
-        os.makedirs(made)
-    (deep / "x.txt").write_text("x")
-    try:
-        assert files_in(str(tmp_path)) == (str(deep / "x.txt"),)
-    finally:
-        os.remove(deep / "x.txt")
-        os.removedirs(deep)                    # or pytest, which calls itself, could not
-
-
-def test_results_in_a_folder_are_no_data(tmp_path):
-    """A run that was cut off finds the data it began with."""
-    for name in ("m.pt", "m.pt.part", "m.pt.log.jsonl", "m.pt.lock", "x.made.json", "x.tmp"):
-        (tmp_path / name).write_text("x")
-    for name in ("log.jsonl.txt", "x.jsonl"):
-        (tmp_path / name).write_text("x")
-    found = files_in(str(tmp_path))
-    assert found == tuple(str(tmp_path / x) for x in ("log.jsonl.txt", "x.jsonl"))
 
 
 def test_hh_prompts_in_a_file_of_prompts(put):
