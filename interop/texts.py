@@ -94,7 +94,7 @@ def _alone(folder):
     """No other process is in here meanwhile; whoever waited finds what the first has made."""
     try:
         os.makedirs(folder, exist_ok=True)
-        lock = os.open(os.path.join(folder, "lock"), os.O_CREAT | os.O_WRONLY)
+        lock = os.open(os.path.join(folder, "lock"), os.O_CREAT | os.O_WRONLY, 0o666)
     except OSError as e:
         raise ValueError(f"the cache of tokens {folder} cannot be written ({e.strerror}): set "
                          f"XDG_CACHE_HOME to a folder where there is room") from e

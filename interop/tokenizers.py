@@ -16,7 +16,7 @@ import tiktoken
 import tiktoken.load
 
 import sandbox
-from interop.rows import read_file, read_json, shown
+from interop.rows import parts, read_file, read_json, shown
 
 EOS = "<|endoftext|>"
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -26,6 +26,7 @@ WITH_GPT2_PATTERN = ("gpt2", "r50k_base", "p50k_base", "p50k_edit")
 # What an exported folder calls the token of byte 255, which no text has: transformers needs a pad.
 PAD, PAD_BYTE = "<|pad|>", b"\xff"
 LONGEST = 256       # bytes of a token; those of GPT-2 and of tiktoken's others have 128
+LONG = 100_000      # characters
 TIMEOUT = 30        # seconds for which a download may be silent
 
 # GPT-2's files write each byte as one printable character: "A" is itself, a space is "Ġ" (U+0120).
@@ -130,8 +131,19 @@ def _tokenizer(name, ranks, pattern):
                          f"tokenizer must have the numbers from 0, but for that of the end of text")
     if not all(bytes([b]) in ranks for b in range(256)):
         raise ValueError(f"{name} has no token for some bytes: a tokenizer needs all 256")
-    return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks,
-                             special_tokens={EOS: end})
+    return Tokenizer(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={EOS: end})
+
+
+class Tokenizer(tiktoken.Encoding):
+    """tiktoken's, which ends the process at a million spaces: a long text is tokenized in parts,
+    to the same tokens."""
+    def encode_ordinary(self, text):
+        if len(text) < LONG:
+            return super().encode_ordinary(text)
+        tokens = []
+        for part in parts(text):
+            tokens += super().encode_ordinary(part)
+        return tokens
 
 
 # ---- what a checkpoint remembers ----------------------------------------------------------------

@@ -460,3 +460,15 @@ def test_the_sandboxs_tokenizer_comes_back_from_a_folder(folder, enc):
     steps = [cut, {"type": "ByteLevel", "use_regex": False}]
     as_one_file(folder, pre_tokenizer={"type": "Sequence", "pretokenizers": steps})
     assert tokenizer_id(get_tokenizer(str(folder))) == tokenizer_id(enc)
+
+
+@pytest.mark.parametrize("text", ["a" + " " * 1_000_000 + "b", "\n" * 300_000, "x" * 200_000])
+def test_a_prompt_of_a_million_spaces_is_no_panic(text, real):
+    enc = get_tokenizer(real("tokenizer/gpt2.tiktoken"))
+    assert enc.decode(enc.encode_ordinary(text)) == text
+
+
+def test_a_long_text_has_the_tokens_that_tiktoken_gives_it(real):
+    enc = get_tokenizer(real("tokenizer/gpt2.tiktoken"))
+    text = read_file(real("pretrain/tinyshakespeare.txt"))
+    assert enc.encode_ordinary(text) == tiktoken.Encoding.encode_ordinary(enc, text)
