@@ -9,9 +9,13 @@
     zcat FILE.gz | python data.py -         # what another command writes
 """
 import argparse
+import functools
+import hashlib
 import os
 from collections import Counter
-from itertools import groupby, islice
+from collections.abc import Callable
+from itertools import groupby
+from typing import NamedTuple
 
 from data import encode_dialogue, encode_prompt, encode_response
 from interop import records
@@ -19,11 +23,12 @@ from interop.door import load
 from interop.encode import report
 from interop.formats import read_records
 from interop.gpt2 import read_model
+from interop.rows import Part
 from interop.tokenizers import get_tokenizer, tokenizer_of
 from plumbing import cli
 from plumbing.inputs import files_in
 
-MEASURED = 20_000                   # records of a file whose lengths are looked at
+MEASURED = 20_000_000               # characters of a file whose tokens are counted
 BAR = 40                            # signs of the longest bar of the histogram
 
 
@@ -59,8 +64,6 @@ def kind_of(record):
 
 def length_of(record, kind, enc):
     """How many tokens a record has; of a ranking its prompt with the longest response."""
-    if kind == "texts":
-        return len(enc.encode_ordinary(record))
     if kind == "demonstrations":
         return len(encode_dialogue(enc, record.messages)[0])
     longest = 0
@@ -80,52 +83,80 @@ def histogram(lengths):
     return lines
 
 
-def twice(records):
-    """How many records say again what one before has said."""
-    said = Counter(str(r if isinstance(r, str) else r.messages) for r in records)
-    return sum(said.values()) - len(said)
+class Seen(NamedTuple):
+    """What is told of a record."""
+    size: int           # characters
+    tokens: Callable    # () -> how many
+    said: bytes         # a hash of what it says
+    record: object      # of a text only how it begins
 
 
-def kept(path, columns, strict):
-    """What a file holds -> its kind, the records, and the counts of what was read and skipped."""
+def seen(path, columns, strict, enc):
+    """What a file holds -> its kind, a Seen of each record, and the counts of what was read and
+    skipped, which are complete when the records are."""
     found = (r for _, r in read_records(path, Counter(), columns) if isinstance(r, dict))
     kind, counts = kind_of(next(found, {})), Counter()
     if kind == "texts":
-        found = read_records(path, counts, columns)
-        return kind, records.texts(found, counts, strict), counts
-    return kind, load(kind, (path,), counts, flag="FILE", columns=columns, strict=strict), counts
+        parts = records.text_parts(read_records(path, counts, columns), counts, strict)
+        return kind, _texts(parts, enc), counts
+    found = load(kind, (path,), counts, flag="FILE", columns=columns, strict=strict)
+    return kind, (Seen(len(str(r)), functools.partial(length_of, r, kind, enc),
+                       hash_of(str(r.messages)), r) for r in found), counts
+
+
+def _texts(parts, enc):
+    """Documents, of which long ones come in parts: no more than a part is kept of them."""
+    size, tokens, said, begin = 0, 0, hashlib.blake2b(), ""
+    for part in parts:
+        size += len(part)
+        if size <= MEASURED:
+            tokens += len(enc.encode_ordinary(part))
+        said.update(part.encode())
+        begin += part[:500 - len(begin)]
+        if not isinstance(part, Part):
+            yield Seen(size, lambda n=tokens: n, said.digest(), begin)
+            size, tokens, said, begin = 0, 0, hashlib.blake2b(), ""
+
+
+def hash_of(text):
+    return hashlib.blake2b(text.encode()).digest()
 
 
 def describe(path, columns, strict, enc, context, n=3):
     """Print what a file is taken for, what is kept and what is skipped, how long its records are,
     and the first of them. context: of a model, 0 for none."""
-    kind, found, counts = kept(path, columns, strict)
-    print(f"{path}: {len(found):,} {kind}; {report(counts)}")
-    lengths = [length_of(r, kind, enc) for r in islice(found, MEASURED)]
-    print(f"lengths in tokens of the tokenizer {enc.name}:", *histogram(lengths), sep="\n")
-    if twice(found):
-        print(f"{twice(found):,} say again what one before them says")
+    kind, found, counts = seen(path, columns, strict, enc)
+    read, lengths, said, first = 0, [], Counter(), []
+    for one in found:
+        read += one.size
+        if read <= MEASURED:
+            lengths.append(one.tokens())
+        said[one.said] += 1
+        first += [one.record] if len(first) < n else []
+    print(f"{path}: {said.total():,} {kind}; {report(counts)}")
+    if lengths:
+        print(f"lengths in tokens of the tokenizer {enc.name}:", *histogram(lengths), sep="\n")
+    if said.total() > len(said):
+        print(f"{said.total() - len(said):,} say again what one before them says")
     if context and kind != "texts":
         print(f"{sum(size > context for size in lengths):,} are longer than the context of "
               f"{context:,}: shortened, or dropped")
     print("---")
-    for r in found[:n]:
-        if kind == "texts":
-            print(green(r[:500]))
-        else:
-            print(shown(r.messages, enc))
+    for r in first:
+        print(green(r) if kind == "texts" else shown(r.messages, enc))
         if kind == "rankings":
             show_responses(r)
         print("---")
 
 
-def describe_folder(path, columns, strict):
+def describe_folder(path, columns, strict, enc):
     """Print a line for each file in a folder: what it holds, or why it cannot be read. Raises
     ValueError if there is none."""
     for file in files_in(path):
         try:
-            kind, found, counts = kept(file, columns, strict)
-            print(f"{file}: {len(found):,} {kind}; {report(counts)}")
+            kind, found, counts = seen(file, columns, strict, enc)
+            n = sum(1 for _ in found)
+            print(f"{file}: {n:,} {kind}; {report(counts)}")
         except ValueError as e:
             print(f"{file}: {e}")
 
@@ -157,7 +188,7 @@ def main():
             enc, context = tokenizer_of(checkpoint), checkpoint["config"]["block_size"]
         for path in args.files:
             if os.path.isdir(path):
-                describe_folder(path, args.columns, args.strict)
+                describe_folder(path, args.columns, args.strict, enc)
             else:
                 [file] = files_in(path)
                 describe(file, args.columns, args.strict, enc, context)
