@@ -624,6 +624,9 @@ def _parse_columns(columns):
         if not known or not yours or "=" in yours:
             raise ValueError(f"--columns {columns}: write known=yours, "
                              f"e.g. --columns prompt=question,response=answer")
+        if yours in renamed or known in renamed.values():
+            raise ValueError(f"--columns {columns} names {yours if yours in renamed else known} "
+                             f"twice: name each field once")
         renamed[yours] = known
     return renamed
 

@@ -952,6 +952,7 @@ def test_columns_give_fields_the_names_that_are_known(put, read, content, column
     ("prompt", "--columns prompt: write known=yours, e.g. --columns prompt=question"),
     ("prompt=q=a", "write known=yours"), ("=q", "write known=yours"),
     ("prompt=", "write known=yours"),
+    ("prompt=q,response=q", "names q twice"), ("prompt=q,prompt=a", "names prompt twice"),
     ("prompt=q,reply=a", '"response" is missing'),
 ])
 def test_wrong_columns_are_a_sentence(put, columns, says):

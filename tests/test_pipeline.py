@@ -3,8 +3,8 @@
 A model of 2 layers of 64 channels, a 13th of the tokens, a 13th of the comparisons, and contexts in
 which of the longer dialogues only the last turns fit. So small a reward model must have seen
 responses that go on and on, the base's. Rates are higher, for the short runs; of the pretraining
-text, which the small model has not learned yet, less is mixed in. The bounds hold for the seeds 0,
-1 and 2 with a margin.
+text, which the small model has not learned yet, less is mixed in. The bounds hold for the seeds 0
+and 1 with a margin; with 2 the loss of SFT ends at 0.31 of what it was, that on text 0.21 higher.
 """
 
 import json
