@@ -4,6 +4,7 @@ The labelers are the sandbox's: simulated, they read by one rubric, weigh it dif
     python label.py --init sft.pt --out comparisons.jsonl
     python label.py --init sft.pt base.pt --temperatures 1.0 1.3 --out comparisons.jsonl
     python label.py --init sft.pt --rate --swap 0 --n 1000 --out ratings.jsonl      # for FeedME
+    python label.py --init sft.pt --prompts mine.jsonl --unlabeled --out tasks.jsonl    # for people
 
 DEVIATION [IG] 3.5: by default no comparison comes from a PPO policy. Instead some of the responses
 that are ranked belong to other prompts (--swap): without them the reward model has never seen that
@@ -16,13 +17,14 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
+import torch
 from tqdm import tqdm
 
 import data
 import interop
 import sandbox
 from generate import sample
-from model import GPT
+from model import GPT, Scorer
 from plumbing import cli, processes, results
 from train import step_seed
 
@@ -31,7 +33,8 @@ from train import step_seed
 class Config:
     init: tuple[str, ...] = ()      # models to sample from, made by sft.py, ppo.py or pretrain.py
     out: str = "comparisons.jsonl"  # the rankings to write
-    prompts: tuple[str, ...] = ()   # the sandbox's prompts with their "meta", .jsonl; none: drawn
+    prompts: tuple[str, ...] = ()   # prompts, but for --unlabeled the sandbox's with their "meta";
+                                    # files, none: drawn in the sandbox
     columns: str = ""               # names of the fields of --prompts: prompt=question
     strict: bool = False            # stop at a bad record of data; else it is skipped and shown
     overwrite: bool = False         # replace what stands at --out, whatever made it
@@ -44,6 +47,10 @@ class Config:
     overlap: float = 0.1            # share of the prompts that two labelers rank, to see whether
                                     # they agree; [0, 1]
     rate: bool = False              # write ratings from 1 to 7 instead of rankings
+    unlabeled: bool = False         # write different responses that nobody has ranked, for page.py;
+                                    # to prompts of any kind, and none are swapped
+    rm: str = ""                    # the reward model for --best-of, made by reward.py
+    best_of: int = 1                # each response is the best of so many to --rm; [1, 10_000]
     max_new: int = 32               # longest response, tokens; >= 1
     batch: int = 1024               # prompts sampled together; >= 1
     seed: int = 0                   # of prompts, samples and labelers; >= 0
@@ -59,8 +66,11 @@ def ranks_of(ratings):
     return [order.index(r) + 1 for r in ratings]
 
 
-def sample_responses(models, enc, prompts, k, cfg):
-    """k[i] responses to prompt i, each by a model and at a temperature drawn at random -> texts."""
+def sample_responses(models, rm, enc, prompts, k, cfg):
+    """k[i] responses to prompt i, each by a model and at a temperature drawn at random -> texts.
+
+    With a reward model `rm` each is the best of cfg.best_of.
+    """
     # a setting is a model and a temperature
     settings = [(model, temperature) for model in models for temperature in cfg.temperatures]
     rng = random.Random(f"samples {cfg.seed}")
@@ -84,10 +94,33 @@ def sample_responses(models, enc, prompts, k, cfg):
                     continue
                 seed = step_seed(cfg.seed, f"{first} {s} {n}")
                 samples = sample(model, [encoded[i] for i in rows], cfg.max_new, enc.eot_token,
-                                 n=n, temperature=temperature, seed=seed)
-                for r, response in enumerate(samples.responses):
+                                 n=n * cfg.best_of, temperature=temperature, seed=seed)
+                for r, response in enumerate(best(samples, rm, cfg.best_of)):
                     responses[rows[r // n]].append(data.decode_response(enc, response))
     return responses
+
+
+@torch.no_grad()
+def best(samples, rm, n):
+    """Of each n responses that follow one another the one that `rm` scores highest; all if n is 1.
+    """
+    if n == 1:
+        return samples.responses
+    winners = rm.score(samples.ids, samples.length).view(-1, n).argmax(1)    # (responses / n,)
+    return [samples.responses[n * i + int(k)] for i, k in enumerate(winners)]
+
+
+def unlabeled(prompts, responses):
+    """Tasks for people -> records for a file. What is said twice is shown once, and nobody is asked
+    where all responses are the same."""
+    records = []
+    for prompt, of_prompt in zip(prompts, responses):
+        different = list(dict.fromkeys(of_prompt))
+        if len(different) > 1:
+            meta = {"meta": prompt.meta} if prompt.meta else {}
+            records.append({"prompt": prompt.messages, "responses": different,
+                            "use_case": prompt.use_case, **meta})
+    return records
 
 
 def swap_some(responses, share, rng):
@@ -111,18 +144,29 @@ def judge_all(prompts, responses, cfg, rng):
     return records
 
 
-def main(cfg):
+def check(cfg):
+    """Raise ValueError for settings that do not go together."""
     if not cfg.init:
         raise ValueError("--init is missing: one or more models to sample from; make one with "
                          "`python sft.py --init base.pt --out sft.pt`")
+    if (cfg.best_of > 1) != bool(cfg.rm):
+        raise ValueError("--best-of needs --rm FILE, the reward model that says which response is "
+                         "best, and nothing else does")
+    if cfg.unlabeled and cfg.rate:
+        raise ValueError("--unlabeled leaves judging to people: leave out --rate")
     if cfg.k_min > cfg.k_max:
         raise ValueError(f"--k-min {cfg.k_min} is more than --k-max {cfg.k_max}")
     for temperature in cfg.temperatures:
         if 0 < temperature < 0.01:
             raise ValueError(f"--temperatures {temperature} is too small to divide by: use 0, "
                              f"which is greedy, or at least 0.01")
+
+
+def main(cfg):
+    check(cfg)
     inputs = [path for name in cfg.init for path in interop.model_files(name)]
-    meta = results.provenance(cfg, "label", {"init": inputs, "prompts": cfg.prompts})
+    meta = results.provenance(cfg, "label", {"init": inputs, "prompts": cfg.prompts,
+                                             "rm": interop.model_files(cfg.rm)})
     if results.claim(cfg.out, meta, overwrite=cfg.overwrite):
         return None
     device = processes.get_device(cfg)
@@ -131,19 +175,31 @@ def main(cfg):
         model, checkpoint = interop.load_model(path, GPT, tokenizer, device)
         tokenizer, enc = checkpoint["tokenizer"], interop.tokenizer_of(checkpoint, same_as=enc)
         models.append(model)
+    rm = None
+    if cfg.rm:
+        context = max(model.cfg.block_size for model in models)
+        rm, _ = interop.load_model(cfg.rm, Scorer, tokenizer, device, context=context)
+        rm.eval()
     prompts = interop.load("prompts", cfg.prompts, Counter(), flag="--prompts", enc=enc, n=cfg.n,
                            columns=cfg.columns, seed=f"label {cfg.seed}", strict=cfg.strict)
-    if not all(prompt.meta for prompt in prompts):
+    if not cfg.unlabeled and not all(prompt.meta for prompt in prompts):
         raise ValueError(f"{cfg.prompts[0]}: the simulated labelers judge the sandbox's own "
-                         f'prompts only, with their "meta"')
+                         f'prompts only, with their "meta"; --unlabeled samples for people')
     rng = random.Random(f"labelers {cfg.seed}")
     k = [rng.randint(cfg.k_min, cfg.k_max) for _ in prompts]
-    responses = swap_some(sample_responses(models, enc, prompts, k, cfg), cfg.swap, rng)
-    records = judge_all(prompts, responses, cfg, rng)
+    responses = sample_responses(models, rm, enc, prompts, k, cfg)
+    if cfg.unlabeled:
+        records = unlabeled(prompts, responses)
+    else:
+        responses = swap_some(responses, cfg.swap, rng)
+        records = judge_all(prompts, responses, cfg, rng)
+    if not records:
+        raise ValueError("all responses to each prompt are the same: raise --temperatures")
     results.deliver(cfg.out, meta, {"": results.jsonl(records)})
-    distinct = sum(len(set(r["responses"])) / len(r["responses"]) for r in records) / len(records)
-    print(f"{cfg.out}: {len(records):,} {'ratings' if cfg.rate else 'rankings'} of "
-          f"{sum(k) / len(k):.1f} responses, {distinct:.0%} of them distinct")
+    distinct = sum(len(set(x)) / len(x) for x in responses) / len(responses)
+    what = "tasks" if cfg.unlabeled else "ratings" if cfg.rate else "rankings"
+    print(f"{cfg.out}: {len(records):,} {what} of {sum(k) / len(k):.1f} responses, "
+          f"{distinct:.0%} of them distinct")
     return {"records": len(records), "distinct": distinct}
 
 

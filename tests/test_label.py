@@ -72,11 +72,12 @@ def test_ranks_of_ratings(ratings, ranks):
 def test_every_prompt_gets_as_many_responses_as_asked_for():
     prompts, k = sandbox.prompts(7), [2, 5, 3, 1, 4, 9, 2]
     cfg = label.Config(max_new=4, batch=3)
-    found = label.sample_responses([talkative()], ENC, prompts, k, cfg)
+    found = label.sample_responses([talkative()], None, ENC, prompts, k, cfg)
     assert [len(r) for r in found] == k
     assert all(isinstance(r, str) and "<|endoftext|>" not in r for rs in found for r in rs)
-    assert found == label.sample_responses([talkative()], ENC, prompts, k, cfg)
-    assert found != label.sample_responses([talkative()], ENC, prompts, k, replace(cfg, seed=1))
+    assert found == label.sample_responses([talkative()], None, ENC, prompts, k, cfg)
+    other = replace(cfg, seed=1)
+    assert found != label.sample_responses([talkative()], None, ENC, prompts, k, other)
 
 
 def test_responses_belong_to_their_prompt_and_come_from_every_model():
@@ -89,7 +90,7 @@ def test_responses_belong_to_their_prompt_and_come_from_every_model():
         alone.append([data.decode_response(ENC, x.responses[0]) for x in said])
     assert len({a for a, _ in alone}) > 2 and all(a != b for a, b in alone)
     cfg = label.Config(temperatures=(0.0,), max_new=6, batch=4)
-    found = label.sample_responses(models, ENC, prompts, [4] * 9, cfg)
+    found = label.sample_responses(models, None, ENC, prompts, [4] * 9, cfg)
     assert all(set(rs) <= set(both) for rs, both in zip(found, alone))
     asked = Counter(both.index(r) for rs, both in zip(found, alone) for r in rs)
     assert min(asked[0], asked[1]) >= 8
@@ -129,7 +130,7 @@ def test_responses_are_sampled_at_the_settings_that_their_prompt_drew(asked):
     prompts = list({key(p): p for p in sandbox.prompts(60)}.values())
     k = [2 + i % 5 for i in range(len(prompts))]
     cfg = label.Config(temperatures=(0.5, 1.0, 1.3), max_new=4, batch=8)
-    found = label.sample_responses(models, ENC, prompts, k, cfg)
+    found = label.sample_responses(models, None, ENC, prompts, k, cfg)
     settings = [f"{name} {t}" for name in ("one", "two") for t in cfg.temperatures]
     draws = iter(drawn)
     for prompt, k_i, responses in zip(prompts, k, found):
@@ -318,3 +319,76 @@ def test_prompts_without_an_answer_key_and_reward_models_are_refused(config, tmp
     save_checkpoint(rm, Scorer(GPTConfig(ENC.n_vocab, 64, 1, 2, 16)), interop.tokenizer_id(ENC), {})
     with pytest.raises(ValueError, match="reward model"):
         label.main(replace(config, init=(rm,)))
+
+
+# -------------------------------------------------------------------------------------------------
+# tasks for people
+
+
+def test_tasks_for_people_are_different_responses_that_nobody_ranked(config, tmp_path):
+    """To anybody's prompts, of which the simulated labelers know nothing."""
+    mine = tmp_path / "mine.csv"
+    mine.write_text("prompt,use_case\nHow are you?,chat\nWhere is Kleve?,open qa\n")
+    cfg = replace(config, prompts=(str(mine),), k_min=6, k_max=6)
+    with pytest.raises(ValueError, match="--unlabeled samples for people"):
+        label.main(cfg)
+    label.main(replace(cfg, unlabeled=True))
+    records = written(cfg.out)
+    assert [r["use_case"] for r in records] == ["chat", "open qa"]
+    for r in records:
+        assert r.keys() == {"prompt", "responses", "use_case"}
+        assert 2 <= len(set(r["responses"])) == len(r["responses"]) <= 6
+        with pytest.raises(ValueError, match='"ranks" is missing'):
+            interop.load("rankings", (cfg.out,), Counter(), flag="--data")
+
+
+def test_where_all_responses_are_the_same_nobody_is_asked(config):
+    cfg = replace(config, unlabeled=True, temperatures=(0.0,))
+    with pytest.raises(ValueError, match="all responses to each prompt are the same"):
+        label.main(cfg)
+    assert not os.path.exists(cfg.out)
+
+
+def test_of_tasks_of_the_sandbox_the_answer_key_is_kept(config):
+    label.main(replace(config, unlabeled=True))
+    found = interop.load("prompts", (config.out,), Counter(), flag="--prompts")
+    assert found and all(p.meta for p in found)
+
+
+def test_the_best_of_some_responses(sft, config, tmp_path):
+    """Response by response, each the one that the reward model scores highest of its four."""
+    torch.manual_seed(3)
+    rm = Scorer(GPTConfig(ENC.n_vocab, 160, 1, 2, 32)).eval()
+    torch.nn.init.normal_(rm.trunk.wpe.weight, 0.0, 1.0)
+    prompts = sandbox.prompts(1)
+    cfg = label.Config(temperatures=(1.0,), max_new=6, best_of=4)
+    drawn = []
+
+    def sample(*args, **how):
+        drawn.append(generate.sample(*args, **how))
+        return drawn[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(label, "sample", sample)
+        [found] = label.sample_responses([talkative()], rm, ENC, prompts, [3], cfg)
+    [samples] = drawn
+    with torch.no_grad():
+        scores = rm.score(samples.ids, samples.length).tolist()
+    texts = [data.decode_response(ENC, ids) for ids in samples.responses]
+    for i, text in enumerate(found):
+        four = range(4 * i, 4 * i + 4)
+        assert text == texts[max(four, key=scores.__getitem__)]
+    assert len(texts) == 12 and len(found) == 3 and len(set(scores)) > 8
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"best_of": 4}, "--best-of needs --rm FILE"),
+        ({"rm": "rm.pt"}, "--best-of needs --rm FILE"),
+        ({"unlabeled": True, "rate": True}, "leave out --rate"),
+    ],
+)
+def test_settings_that_do_not_go_together(config, change, says):
+    with pytest.raises(ValueError, match=says):
+        label.main(replace(config, **change))
