@@ -27,8 +27,8 @@ class Config(TrainConfig):
     out: str = "base.pt"            # the checkpoint to write
     data: tuple[str, ...] = ()      # text to train on, files or folders; none: the sandbox's corpus
     columns: str = ""               # names of the fields of --data, where they differ: text=content
-    separator: str = ""             # what parts the documents of plain text; none: form feeds and
-                                    # the marks of books and encyclopedias
+    separator: str = ""             # what parts the documents of plain text, $'\n\n' in a shell;
+                                    # none: form feeds and the marks of books and encyclopedias
     tokenizer: str = "sandbox"      # sandbox, a name that tiktoken knows, or a .tiktoken file
     documents: int = 60_000         # documents of the sandbox's corpus; [1, 10_000_000]
     tokens: int = 3_000_000         # tokens to train on; text is repeated as that takes; >= 1

@@ -22,11 +22,11 @@ from interop.texts import pack, read_tokens
 from plumbing.inputs import files_in
 
 READERS = {
-    "texts": records.texts,
     "demonstrations": records.demonstrations,
     "prompts": records.prompts,
     "held-out prompts": records.prompts,
     "rankings": records.rankings,
+    "tasks": records.tasks,
 }
 OWN = {   # what the sandbox has of its own: functions of (n, seed)
     "texts": sandbox.corpus,
@@ -48,10 +48,10 @@ MADE = {   # the kinds of checkpoints, as messages call them
 def load(kind, files, counts, *, flag, enc=None, columns="", n=0, seed=0, strict=False):
     """The records of `files`; if there are none, n of the sandbox's own of that seed. -> a list
 
-    kind      "texts", "demonstrations", "prompts", "held-out prompts" (of the sandbox those that
-              no stage trains on), "rankings" (the sandbox has none of its own); only the sandbox
-              has "dialogues", held-out prompts of one to six turns, and "untouched", questions
-              about what no stage was asked
+    kind      "demonstrations", "prompts", "held-out prompts" (of the sandbox those that no stage
+              trains on), "rankings" and "tasks" (the sandbox has none of its own); only the
+              sandbox has "texts", "dialogues", held-out prompts of one to six turns, and
+              "untouched", questions about what no stage was asked
     files     names of files, folders and pipes
     counts    a Counter of what is read and what is skipped
     flag      what the user would name the files with, e.g. "--data"
@@ -119,8 +119,10 @@ def load_corpus(files, counts, enc, block, *, n, seed, columns="", separator="",
         tokens, start = read_tokens(files_in(files), enc, counts, columns, separator, strict)
         tokens, held_out = tokens[:start], tokens[start:]
     else:
-        tokens = pack(load("texts", (), counts, flag="--data", columns=columns, n=n, seed=seed),
-                      enc)
+        if separator:
+            raise ValueError("--separator parts plain text: pass it with --data")
+        docs = load("texts", (), counts, flag="--data", columns=columns, n=n, seed=seed)
+        tokens = pack(docs, enc)
         held_out = pack(sandbox.corpus(HELD_OUT_DOCUMENTS, "held out"), enc)
     if min(len(tokens), len(held_out)) < block:
         raise ValueError(f"{' '.join(files) or 'the corpus'} has {len(tokens):,} tokens to train "

@@ -413,24 +413,23 @@ def oasst_messages(rows, counts):
             continue
         messages[m["message_id"]] = m | {"replies": [*(m.get("replies") or ())]}
         places[m["message_id"]] = where
-    roots, orphans = [], 0
+    roots, orphans, children = [], 0, {name: [] for name in messages}
     for name, m in messages.items():
         parent = m.get("parent_id")
         if parent in messages:
             messages[parent]["replies"].append(m)
+            children[parent].append(name)
         elif parent is None:
             roots.append(name)
         else:
             orphans += 1
-    reached, found = set(), list(roots)
+    reached, found = 0, list(roots)
     while found:
-        name = found.pop()
-        reached.add(name)
-        found += [reply["message_id"] for reply in messages[name]["replies"]
-                  if reply.get("message_id") in messages]
+        reached += 1
+        found += children[found.pop()]
     counts["OASST messages"] += len(messages)
     counts["messages left out: orphans, whose parent is not in the file"] += orphans
-    lost = len(messages) - len(reached) - orphans
+    lost = len(messages) - reached - orphans
     counts["messages left out: replies to an orphan, or to themselves"] += lost
     for name in roots:
         yield places[name], {"prompt": messages[name]}
@@ -445,7 +444,10 @@ def _wrong_message(where, m, messages):
     if not isinstance(name, (str, int)) or not isinstance(parent, (str, int, type(None))):
         return ValueError(f'{where}: "message_id" and "parent_id" must be strings')
     if name in messages:
-        return ValueError(f'{where}: "message_id" {name} is in the file twice')
+        return ValueError(f'{where}: "message_id" {shown(name)} is in the file twice')
+    replies = m.get("replies") or []
+    if not isinstance(replies, list) or not all(isinstance(reply, dict) for reply in replies):
+        return ValueError(f'{where}: "replies" must be a list of messages')
     return None
 
 
@@ -541,18 +543,23 @@ def read_records(paths, counts: Counter, columns="", separator=""):
     for path in [paths] if isinstance(paths, str) else paths:
         rows = ((where, _named(r, renamed, where))
                 for where, r in read_rows(path, renamed, separator))
-        first = next(rows, None)
-        if first is None:
+        begun = []                               # up to the first that could be read
+        for row in rows:
+            begun.append(row)
+            if isinstance(row[1], dict):
+                break
+        if not begun:
             raise ValueError(f"{path} holds no record")
-        rows = itertools.chain([first], rows)
-        if isinstance(first[1], dict) and {"message_id", "role", "text"} <= first[1].keys():
+        _, first = begun[-1]
+        rows = itertools.chain(begun, rows)
+        if isinstance(first, dict) and {"message_id", "role", "text"} <= first.keys():
             rows = oasst_messages(rows, counts)
         yield from _read_rows(rows, counts)
 
 
 def _read_rows(rows, counts):
     """Rows of a file -> what read_records yields; fields that no reader used are counted."""
-    fields, used, n = {}, set(), 0
+    fields, used = {}, set()
     for n, (where, r) in enumerate(rows, 1):
         # what could not be read is no record, nor is a document that goes on in the next row
         if isinstance(r, ValueError) or isinstance(r.get("text"), Part):
@@ -604,7 +611,7 @@ def _read_record(where, r, counts, name, reader):
         counts[str(e)] += 1
     except Unclear as e:
         yield where, ValueError(f"{where}: {e}")
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError):
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError):
         forms = ", ".join(f"{shown(field)} is {form_of(r[field])}" for field in [*r][:8])
         yield where, ValueError(f"{where}: has the fields of {name} but not their form: {forms}")
 
@@ -640,7 +647,7 @@ def _named(r, renamed, where):
     missing = renamed.keys() - r.keys()
     if missing:
         return ValueError(f"{where}: --columns names a field {min(missing)}; "
-                          f"the record has {', '.join(r)}")
+                          f"the record has {shown(', '.join(r))}")
     # a field that has the known name already gives way to the renamed one
     kept = {k: v for k, v in r.items() if k not in renamed.values()}
     return {renamed.get(k, k): v for k, v in kept.items()}

@@ -19,18 +19,19 @@ import itertools
 import json
 import math
 import random
-import sys
 from collections import Counter, defaultdict
 
 from data import ROLES, Demonstration, Prompt, Ranking
 from interop.encode import report
-from interop.rows import Part, form_of
+from interop.rows import Part, form_of, shown
 
 BEST_RATING = 7
 # fields of a record or a message that say "not to be trained on", if they are 0 or false
 LEFT_OUT = ("weight", "train")
 SHOWN = 3                         # bad records that are shown
 HOPELESS = 1000                   # bad records without a good one: the file is another kind of file
+TASK = ("responses", "ranks", "ratings", "comparisons", "use_case", "meta")     # its fields
+UNRANKED = {"comparisons": []}    # of responses that nobody has ranked
 MOST_RESPONSES = 256              # K make K * (K - 1) / 2 pairs; a labeler ranks 4 to 9
 
 
@@ -88,7 +89,7 @@ def as_response(value, where):
 def _field(record, name, where):
     """record[name]. Raises ValueError saying which fields there are."""
     if name not in record:
-        fields = ", ".join(record) or "no fields"
+        fields = shown(", ".join(record)) or "no fields"
         raise ValueError(f'{where}: "{name}" is missing; the record has {fields}')
     return record[name]
 
@@ -173,32 +174,28 @@ def rankings(records, counts: Counter, strict=False) -> list[Ranking]:
     return list(_read(records, counts, strict, _rankings, what))
 
 
-def texts(records, counts: Counter, strict=False) -> list[str]:
-    """Documents, for pretraining."""
-    found, begun = [], ""
-    for text in text_parts(records, counts, strict):
-        begun += text
-        if not isinstance(text, Part):
-            found.append(begun)
-            begun = ""
-    return found
+def tasks(records, counts: Counter, strict=False) -> list[dict]:
+    """Prompts with two responses or more, ranked or not, for people to rank: canonical records,
+    their prompts messages."""
+    return list(_read(records, counts, strict, _tasks, "prompt with two responses"))
 
 
-def text_parts(records, counts: Counter, strict=False):
-    """Yield documents one by one, those that are long in parts (rows.Part)."""
+def texts(records, counts: Counter, strict=False):
+    """Yield documents, for pretraining, one by one: strings, long ones in parts (rows.Part)."""
     yield from _read(records, counts, strict, _texts, "text")
 
 
 def _read(records, counts, strict, read, what):
     """Yield what read(where, record, counts) finds in each record. A bad one is skipped, counted
-    and, of the first three, shown; the first of them is raised if nothing else is there."""
+    and, of the first three, shown; the first is raised if `strict`, if there is no good one, or
+    none among the first HOPELESS. A text is no record of another kind."""
     found, bad = False, []
     for where, r in records:
-        if not isinstance(r, ValueError) and r.keys() == {"text"} and read is not _texts:
-            raise ValueError(f"{where}: this is text, for pretrain.py, and no {what}")
         try:
             if isinstance(r, ValueError):
                 raise r
+            if r.keys() == {"text"} and read is not _texts:
+                raise ValueError(f"{where}: this is text, for pretrain.py, and no {what}")
             made = read(where, r, counts)
         except ValueError as e:
             if strict:
@@ -213,7 +210,7 @@ def _read(records, counts, strict, read, what):
     if not found:
         raise bad[0] if bad else ValueError(f"the data holds no {what}; {report(counts)}")
     for e in bad:
-        print(f"skipped: {e}", file=sys.stderr)
+        print(f"skipped: {e}")
 
 
 def _demonstrations(where, r, counts):
@@ -296,6 +293,13 @@ def _rankings(where, r, counts):
         counts["prompts skipped: all responses tied"] += 1
         return []
     return [ranking]
+
+
+def _tasks(where, r, counts):
+    to_ranking(where, r if {"ranks", "ratings", "comparisons"} & r.keys() else r | UNRANKED)
+    counts["tasks"] += 1
+    kept = {name: r[name] for name in TASK if name in r}
+    return [kept | {"prompt": as_messages(r["prompt"], where)}]
 
 
 def _texts(where, r, counts):

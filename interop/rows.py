@@ -1,8 +1,8 @@
 """Files as they lie on the disk -> rows: JSON objects, lines of tables, parts of plain text.
 
 A file is packed by gzip, bzip2, xz or not, is UTF-8 or UTF-16 with its mark, and holds JSON lines,
-a JSON array, a table or plain text: its content decides, never its name. It is read in pieces; of
-what it holds a JSON array alone must fit into memory at once.
+a JSON array, a table or plain text: its content decides, never its name. It is read in pieces:
+only a JSON array, OASST's messages and any one line must fit into memory at once.
 
 A row that cannot be read is handed on as the ValueError that says why; whoever makes records of the
 rows (records.py) skips and counts it, or raises it.
@@ -44,7 +44,7 @@ DELIMITERS = (",", "\t", ";")     # of tables
 MOST_NESTED = 250                 # levels of a JSON value
 TOO_DEEP = (f"{{where}}: lists and objects lie more than {MOST_NESTED} deep in one another: write "
             f"fewer levels")
-PART = 2**11                      # characters: a longer document of plain text comes in parts
+PART = 2**11                      # characters of a part, at least; twice as many are two
 # Where a document of plain text ends: a form feed, the end of text as tokenizers write it, or a
 # line that is a mark of Project Gutenberg or of wikiextractor; and before a title of WikiText.
 BORDER = re.compile(r"\f|<\|endoftext\|>|^\*\*\* ?(?:START|END) OF TH.*$|^</?doc\b[^>\n]*>$"
@@ -52,7 +52,9 @@ BORDER = re.compile(r"\f|<\|endoftext\|>|^\*\*\* ?(?:START|END) OF TH.*$|^</?doc
 # what each of these holds, which is found in less time
 HINTS = ("\f", "<|endoftext|>", "*** START OF", "***START OF", "*** END OF", "***END OF", "<doc",
          "</doc", "\n = ")
-BETWEEN_WORDS = re.compile(r"(?<=\S)(?=\s\S)")
+# before a space between two words, and before a newline behind a letter or a digit: no tokenizer
+# joins these to what is before them
+BETWEEN_WORDS = re.compile(r"(?<=\S)(?= \S)|(?<=[^\W_])(?=\n\S)")
 
 
 class Part(str):
@@ -260,7 +262,7 @@ def _table_lines(path, text, delimiter):
             elif row and len(row) != len(names):
                 yield where, ValueError(
                     f"{where}: has {len(row):,} fields and the first line {len(names):,}: put a "
-                    f"field with a comma in quotation marks")
+                    f"field that holds {delimiter!r} in quotation marks")
             elif row:
                 yield where, dict(zip(names, row))
             begins = reader.line_num + 1
@@ -354,7 +356,8 @@ def documents(text, separator=""):
     BORDER, or at `separator` if there is one; without a word they are none."""
     border = re.compile(re.escape(separator)) if separator else BORDER
     hints = (separator,) if separator else HINTS
-    rest, begun = "", []                         # of a document: what is not yielded, what is
+    # of a document: what is not yielded yet, and whether a part of it is
+    rest, begun = "", False
     for piece in _whole_lines(text):
         rest += piece
         if any(hint in rest for hint in hints):
@@ -362,16 +365,17 @@ def documents(text, separator=""):
             for document in whole:
                 if document.strip() or begun:
                     yield from parts(document)
-                begun = []
+                begun = False
         *more, rest = parts(rest)
         yield from more
-        begun += more[:1]
+        begun = begun or bool(more)
     if rest.strip() or begun:
         yield rest
 
 
 def _whole_lines(text):
-    """Yield a text that comes in pieces in others, which end where a line ends."""
+    """Yield a text that comes in pieces in others, which end where a line ends, or the text, or a
+    line that has more than PIECE characters."""
     begun = ""
     for piece in text:
         whole, newline, rest = piece.rpartition("\n")
@@ -383,8 +387,8 @@ def _whole_lines(text):
 
 
 def parts(document):
-    """A text -> [Part, ..., the last of it], each of about PART characters. It is cut before a
-    single space or newline between two words, which no tokenizer joins to what is before it."""
+    """A text -> [Part, ..., the last of it], each of PART characters or more. It is cut
+    BETWEEN_WORDS, or anywhere if there is no such place in PART characters."""
     found, at = [], 0
     while len(document) - at > 2 * PART:
         cut = BETWEEN_WORDS.search(document, at + PART, at + 2 * PART)

@@ -9,11 +9,9 @@
     zcat FILE.gz | python data.py -         # what another command writes
 """
 import argparse
-import functools
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable
 from itertools import groupby
 from typing import NamedTuple
 
@@ -85,57 +83,59 @@ def histogram(lengths):
 
 class Seen(NamedTuple):
     """What is told of a record."""
-    size: int           # characters
-    tokens: Callable    # () -> how many
+    tokens: int | None  # None behind the first MEASURED characters of a file
     said: bytes         # a hash of what it says
     record: object      # of a text only how it begins
 
 
 def seen(path, columns, strict, enc):
     """What a file holds -> its kind, a Seen of each record, and the counts of what was read and
-    skipped, which are complete when the records are."""
+    skipped, which are complete when the records are. enc: None where nobody asks for lengths."""
     found = (r for _, r in read_records(path, Counter(), columns) if isinstance(r, dict))
     kind, counts = kind_of(next(found, {})), Counter()
     if kind == "texts":
-        parts = records.text_parts(read_records(path, counts, columns), counts, strict)
+        parts = records.texts(read_records(path, counts, columns), counts, strict)
         return kind, _texts(parts, enc), counts
     found = load(kind, (path,), counts, flag="FILE", columns=columns, strict=strict)
-    return kind, (Seen(len(str(r)), functools.partial(length_of, r, kind, enc),
-                       hash_of(str(r.messages)), r) for r in found), counts
+    return kind, _records(found, kind, enc), counts
+
+
+def _records(found, kind, enc):
+    read = 0
+    for r in found:
+        said = str(r.messages)
+        read += len(said)
+        tokens = length_of(r, kind, enc) if enc and read <= MEASURED else None
+        yield Seen(tokens, hashlib.blake2b(said.encode()).digest(), r)
 
 
 def _texts(parts, enc):
     """Documents, of which long ones come in parts: no more than a part is kept of them."""
-    size, tokens, said, begin = 0, 0, hashlib.blake2b(), ""
+    read, tokens, said, begin = 0, 0, hashlib.blake2b(), ""
     for part in parts:
-        size += len(part)
-        if size <= MEASURED:
+        read += len(part)
+        if enc and read <= MEASURED:
             tokens += len(enc.encode_ordinary(part))
         said.update(part.encode())
         begin += part[:500 - len(begin)]
         if not isinstance(part, Part):
-            yield Seen(size, lambda n=tokens: n, said.digest(), begin)
-            size, tokens, said, begin = 0, 0, hashlib.blake2b(), ""
-
-
-def hash_of(text):
-    return hashlib.blake2b(text.encode()).digest()
+            yield Seen(tokens if read <= MEASURED else None, said.digest(), begin)
+            tokens, said, begin = 0, hashlib.blake2b(), ""
 
 
 def describe(path, columns, strict, enc, context, n=3):
     """Print what a file is taken for, what is kept and what is skipped, how long its records are,
     and the first of them. context: of a model, 0 for none."""
     kind, found, counts = seen(path, columns, strict, enc)
-    read, lengths, said, first = 0, [], Counter(), []
+    lengths, said, first = [], Counter(), []
     for one in found:
-        read += one.size
-        if read <= MEASURED:
-            lengths.append(one.tokens())
+        lengths += [one.tokens] if one.tokens is not None else []
         said[one.said] += 1
         first += [one.record] if len(first) < n else []
     print(f"{path}: {said.total():,} {kind}; {report(counts)}")
     if lengths:
-        print(f"lengths in tokens of the tokenizer {enc.name}:", *histogram(lengths), sep="\n")
+        few = f" of the first {len(lengths):,}" if len(lengths) < said.total() else ""
+        print(f"lengths{few} in tokens of the tokenizer {enc.name}:", *histogram(lengths), sep="\n")
     if said.total() > len(said):
         print(f"{said.total() - len(said):,} say again what one before them says")
     if context and kind != "texts":
@@ -149,12 +149,12 @@ def describe(path, columns, strict, enc, context, n=3):
         print("---")
 
 
-def describe_folder(path, columns, strict, enc):
+def describe_folder(path, columns, strict):
     """Print a line for each file in a folder: what it holds, or why it cannot be read. Raises
     ValueError if there is none."""
     for file in files_in(path):
         try:
-            kind, found, counts = seen(file, columns, strict, enc)
+            kind, found, counts = seen(file, columns, strict, None)
             n = sum(1 for _ in found)
             print(f"{file}: {n:,} {kind}; {report(counts)}")
         except ValueError as e:
@@ -188,7 +188,7 @@ def main():
             enc, context = tokenizer_of(checkpoint), checkpoint["config"]["block_size"]
         for path in args.files:
             if os.path.isdir(path):
-                describe_folder(path, args.columns, args.strict, enc)
+                describe_folder(path, args.columns, args.strict)
             else:
                 [file] = files_in(path)
                 describe(file, args.columns, args.strict, enc, context)

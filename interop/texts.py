@@ -1,6 +1,6 @@
 """Text of any size -> tokens on the disk, made once and shared by all processes.
 
-    tokens, start = read_tokens(("wiki.jsonl", "books/"), enc, counts)
+    tokens, start = read_tokens(("wiki.jsonl", "book.txt"), enc, counts)
     tokens[:start], tokens[start:]              # what is trained on, what is held out
 
 Each text has a folder in the cache (XDG_CACHE_HOME, or ~/.cache, and there "instructgpt"), named by
@@ -12,10 +12,10 @@ a hash of its files, of how they are read and of the tokenizer. In it are
                         each unit a hash and how many tokens it has
 
 A unit is a document, or of a long one a part (rows.PART). Held out are the units with the lowest
-hashes, 2 % of the tokens: what is there twice lies on one side, and text that is added moves few.
+hashes, 2 % of the tokens: what is there twice lies on one side, but for the last that is held out,
+and text that is added moves few.
 """
 import contextlib
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from interop import records
 from interop.formats import read_records
-from interop.rows import Part, parts
+from interop.rows import Part, parts, read_json
 from interop.tokenizers import tokenizer_id
 from plumbing import results
 
@@ -38,7 +38,7 @@ VERSION = 1                         # of how files become tokens
 UNFINISHED = ("tokens.part", "units")
 HELD_OUT = 50                       # one token in so many
 THREADS = 2
-BATCH = 2**22                       # characters that are tokenized, and written, at once
+BATCH = 2**22                       # characters that are tokenized at once
 COPIED = 2**24                      # tokens copied at once
 UNIT = np.dtype([("hash", "<u8"), ("tokens", "<u4")])
 
@@ -66,65 +66,62 @@ def read_tokens(files, enc, counts: Counter, columns="", separator="", strict=Fa
     key = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:32]
     folder = os.path.join(cache_folder(), key)
     path, made = os.path.join(folder, "tokens"), os.path.join(folder, "made.json")
-    kind = np.dtype("uint16" if enc.n_vocab <= 2**16 else "int32")
-    with _alone(folder):
+    dtype = np.dtype("uint16" if enc.n_vocab <= 2**16 else "int32")
+    with _locked(folder):
         if not os.path.exists(made):
             fresh = Counter()
             found = read_records(files, fresh, columns, separator)
-            _tokenize(records.text_parts(found, fresh, strict), enc, kind, folder)
-            start = _sort(folder, kind)
+            _tokenize(records.texts(found, fresh, strict), enc, dtype, folder)
+            start = _sort(folder, dtype)
             known = {"held out from": start, "counts": fresh}
             results.replace_file(made, functools.partial(json.dump, known))
-            for name in UNFINISHED:
+        for name in UNFINISHED:
+            with contextlib.suppress(FileNotFoundError):
                 os.remove(os.path.join(folder, name))
-    with open(made) as f:
-        known = json.load(f)
+    known = read_json(made)
     if strict and known["counts"].get("bad records skipped"):
         # it was made without --strict: the first of them is raised
         again = read_records(files, Counter(), columns, separator)
-        deque(records.text_parts(again, Counter(), strict), maxlen=0)
+        deque(records.texts(again, Counter(), strict), maxlen=0)
     counts.update(known["counts"])
-    dtype = torch.uint16 if kind.itemsize == 2 else torch.int32
-    n = os.path.getsize(path) // kind.itemsize
-    return torch.from_file(path, size=n, dtype=dtype), known["held out from"]
+    n = os.path.getsize(path) // dtype.itemsize
+    tokens = torch.from_file(path, size=n, dtype=getattr(torch, dtype.name))
+    return tokens, known["held out from"]
 
 
 @contextlib.contextmanager
-def _alone(folder):
+def _locked(folder):
     """No other process is in here meanwhile; whoever waited finds what the first has made."""
     try:
         os.makedirs(folder, exist_ok=True)
-        lock = os.open(os.path.join(folder, "lock"), os.O_CREAT | os.O_WRONLY, 0o666)
+        with open(os.path.join(folder, "lock"), "w") as lock:
+            with contextlib.suppress(ImportError):           # Windows
+                import fcntl
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
     except OSError as e:
-        raise ValueError(f"the cache of tokens {folder} cannot be written ({e.strerror}): set "
-                         f"XDG_CACHE_HOME to a folder where there is room") from e
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+        raise ValueError(f"the cache of tokens {folder} cannot be written ({e.strerror}): free "
+                         f"some space, or set XDG_CACHE_HOME to a folder where there is "
+                         f"some") from e
 
 
-def _tokenize(texts, enc, kind, folder):
+def _tokenize(texts, enc, dtype, folder):
     """Append the tokens of all texts to `tokens.part` and their units to `units`, but for those
-    that are there from an interrupted run. Raises ValueError if the disk is full."""
+    that are there from an interrupted run."""
     part, units = (os.path.join(folder, name) for name in UNFINISHED)
-    try:
-        with open(part, "ab") as f, open(units, "ab") as g:
-            known = np.fromfile(units, UNIT)
-            if f.tell() < known["tokens"].sum() * kind.itemsize:     # the machine stopped
-                known = known[:0]
-            f.truncate(known["tokens"].sum() * kind.itemsize)
-            g.truncate(len(known) * UNIT.itemsize)
-            new = itertools.islice(_units(texts), len(known), None)
-            with tqdm(desc="tokens of text", unit="", unit_scale=True,
-                      initial=int(known["tokens"].sum())) as bar:
-                for tokens, found in _encode(new, enc):
-                    _append(f, tokens.astype(kind))
-                    _append(g, found)
-                    bar.update(len(tokens))
-    except OSError as e:
-        raise results.unwritten(part, e) from e
+    with open(part, "ab") as f, open(units, "ab") as g:
+        known = np.fromfile(units, UNIT)
+        if f.tell() < known["tokens"].sum() * dtype.itemsize:        # the machine stopped
+            known = known[:0]
+        f.truncate(known["tokens"].sum() * dtype.itemsize)
+        g.truncate(len(known) * UNIT.itemsize)
+        new = itertools.islice(_units(texts), len(known), None)
+        with tqdm(desc="tokens of text", unit="", unit_scale=True,
+                  initial=int(known["tokens"].sum())) as bar:
+            for tokens, found in _encode(new, enc):
+                _append(f, tokens.astype(dtype))
+                _append(g, found)
+                bar.update(len(tokens))
 
 
 def _append(f, array):
@@ -173,24 +170,24 @@ def _encoded(texts, enc):
     return np.concatenate(found), units
 
 
-def _sort(folder, kind):
+def _sort(folder, dtype):
     """Write `tokens`: what is trained on and, behind it, what is held out. -> where this begins"""
     part, units = (os.path.join(folder, name) for name in UNFINISHED)
-    units, tokens = np.fromfile(units, UNIT), np.memmap(part, kind, "r")
+    units, tokens = np.fromfile(units, UNIT), np.memmap(part, dtype, "r")
     order = np.argsort(units["hash"], kind="stable")
     enough = np.cumsum(units["tokens"][order]) * HELD_OUT >= len(tokens)
     held_out = np.zeros(len(units), bool)
     held_out[order[:enough.argmax() + 1]] = True
     ends = np.cumsum(units["tokens"], dtype=np.int64)
 
-    def write(f):
+    with open(os.path.join(folder, "tokens"), "wb") as f:
         for wanted in (False, True):
             for first, last in _runs(held_out, wanted):
                 begin = ends[first] - units["tokens"][first]
-                for at in range(begin, ends[last], COPIED):
-                    f.write(tokens[at:min(at + COPIED, ends[last])].tobytes())
-
-    results.replace_file(os.path.join(folder, "tokens"), write, mode="wb")
+                f.writelines(tokens[at:min(at + COPIED, ends[last])].tobytes()
+                             for at in range(begin, ends[last], COPIED))
+        f.flush()
+        os.fsync(f.fileno())
     return int(units["tokens"][~held_out].sum())
 
 

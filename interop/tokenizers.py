@@ -26,7 +26,7 @@ WITH_GPT2_PATTERN = ("gpt2", "r50k_base", "p50k_base", "p50k_edit")
 # What an exported folder calls the token of byte 255, which no text has: transformers needs a pad.
 PAD, PAD_BYTE = "<|pad|>", b"\xff"
 LONGEST = 256       # bytes of a token; those of GPT-2 and of tiktoken's others have 128
-LONG = 100_000      # characters
+LONG = 100_000      # characters: a longer text is tokenized in parts
 TIMEOUT = 30        # seconds for which a download may be silent
 
 # GPT-2's files write each byte as one printable character: "A" is itself, a space is "Ġ" (U+0120).
@@ -135,8 +135,8 @@ def _tokenizer(name, ranks, pattern):
 
 
 class Tokenizer(tiktoken.Encoding):
-    """tiktoken's, which ends the process at a million spaces: a long text is tokenized in parts,
-    to the same tokens."""
+    """tiktoken's, which ends the process at a million spaces: a long text is tokenized in parts, to
+    the same tokens unless a word has thousands of characters."""
     def encode_ordinary(self, text):
         if len(text) < LONG:
             return super().encode_ordinary(text)

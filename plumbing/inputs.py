@@ -31,9 +31,7 @@ def files_in(paths):
 def check(path):
     """Raise ValueError unless `path` is a file."""
     if not os.path.isfile(path):
-        why = "is no file" if os.path.exists(path) else "does not exist"
-        why = "is a folder: name its files" if os.path.isdir(path) else why
-        raise ValueError(f"{path} {why}")
+        raise ValueError(f"{path} {'is no file' if os.path.exists(path) else 'does not exist'}")
 
 
 def _inside(folder):
@@ -47,7 +45,7 @@ def _inside(folder):
         seen.add((place.st_dev, place.st_ino))
         with os.scandir(folder) as entries:
             shown = [entry for entry in entries if not entry.name.startswith(".")]
-        folders += sorted(entry.path for entry in shown if entry.is_dir())
+        folders += sorted((entry.path for entry in shown if entry.is_dir()), reverse=True)
         yield from (entry.path for entry in shown
                     if not entry.is_dir() and not entry.name.endswith(RESULTS))
 

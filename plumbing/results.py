@@ -156,8 +156,7 @@ def check_inputs(inputs):
     for name, paths in inputs.items():
         for path in paths:
             if not os.path.isfile(path):
-                why = "is a folder" if os.path.isdir(path) else "is no file"
-                why = why if os.path.exists(path) else "does not exist"
+                why = "is no file" if os.path.exists(path) else "does not exist"
                 raise ValueError(f"--{name.replace('_', '-')} {path} {why}")
 
 

@@ -133,7 +133,7 @@ COMMANDS = {
         copied=("docs", "README.md"),
     ),
     "bench": Command("evidence.bench", 2, "--cases train --rounds 1 --out new.png"),
-    "data": Command("data", 2, "", ("in/demos.jsonl",), kinds=(("columns", str),)),
+    "data": Command("data", 2, "", ("in/demos.jsonl",), kinds=(("columns", str), ("strict", bool))),
     "plan": Command(
         "model",
         1,

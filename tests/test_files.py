@@ -621,7 +621,7 @@ def test_what_trained_a_checkpoint_is_in_it(folder):
     [
         ({"held_out_data": ("none.txt",)}, "--held-out-data none.txt does not exist"),
         ({"init": "none.pt"}, "--init none.pt does not exist"),
-        ({"data": ("text.txt", "text.txt/")}, "--data text.txt/ "),
+        ({"data": ("text.txt", "text.txt/")}, "--data text.txt/ does not exist"),
     ],
 )
 def test_inputs_that_are_not_there_are_named_by_their_flag(folder, inputs, says):

@@ -11,6 +11,7 @@ from collections import Counter
 from itertools import product
 
 import pytest
+from documents import whole
 
 import model
 from data import Demonstration, Ranking, comparisons_batch, encode_dialogue
@@ -89,9 +90,12 @@ def said(*turns, system=None):
 
 
 def load(read, path, columns=""):
-    """What a reader finds in a file, and what was counted."""
+    """What a reader finds in a file, documents whole, and what was counted."""
     counts = Counter()
-    return read(formats.read_records(str(path), counts, columns), counts), +counts
+    found = list(read(formats.read_records(str(path), counts, columns), counts))
+    if read is records.texts:
+        found = whole(found)
+    return found, +counts
 
 
 def messages_of(read, path):
@@ -899,7 +903,7 @@ def test_records_that_are_not_what_is_needed_are_named(put, read, record, says):
     good = json.dumps(GOOD[read]).replace("{", "{\n\n\n", 1)
     content = f"[\n{good},\n{good},\n{json.dumps(record)}\n]"
     with pytest.raises(ValueError, match=f"x, line 10: .*{says}"):
-        read(formats.read_records(put(content), Counter()), Counter(), strict=True)
+        list(read(formats.read_records(put(content), Counter()), Counter(), strict=True))
     found, counts = load(read, put(content))
     assert len(found) == 2 and counts["bad records skipped"] == 1
 

@@ -17,7 +17,7 @@ import pytest
 from plumbing import ranges
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("plumbing", "interop", "sandbox", "evidence")
+PACKAGES = ("plumbing", "interop", "sandbox", "evidence", "people")
 # {name: source}, as in "ppo" and "plumbing/files"
 SOURCES = {path.stem: path.read_text() for path in sorted(ROOT.glob("*.py"))}
 for package in PACKAGES:
@@ -43,6 +43,8 @@ MAY_IMPORT = {
     **dict.fromkeys(("label", "sample"), BELOW_A_STAGE | {"sandbox"}),
     "evaluate": BELOW_A_STAGE | {"sandbox", "evidence"},
     "evidence": BELOW_A_STAGE | {"sandbox", "label", "evaluate", *STAGES},
+    "people": {"data", "interop", "plumbing", "sandbox", "evidence"},
+    "page": BELOW_A_STAGE | {"evidence", "people"},
 }
 # the memory plan counts the parameters of a model that it makes; a command ends as all do
 EXCEPTIONS = {"interop/plan": {"model"}, "sandbox/__main__": {"plumbing"}}
@@ -191,7 +193,8 @@ def test_imports_point_down_only(name):
 def test_nothing_of_the_core_knows_what_stands_on_it():
     """Evidence, forks of the core, and code instead of chat."""
     below = [n for n in SOURCES if n in CORE or place(n) in ("plumbing", "interop", "sandbox")]
-    found = {name: imported(TREES[name]) & {"evidence", "forks", "codex"} for name in below}
+    above = {"evidence", "people", "forks", "codex"}
+    found = {name: imported(TREES[name]) & above for name in below}
     assert {name for name, names in found.items() if names} == set()
 
 
@@ -212,7 +215,7 @@ def attributes_of_cfg(tree):
     """Every x of an expression cfg.x or run.cfg.x."""
     found = set()
     for node in ast.walk(tree):
-        of_cfg = ("cfg", "run.cfg", "t.run.cfg")
+        of_cfg = ("cfg", "self.cfg", "run.cfg", "t.run.cfg")
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) in of_cfg:
             found.add(node.attr)
     return found
@@ -225,6 +228,8 @@ def readers(name):
         names.append("train")
     if name == "evaluate":
         names += ["evidence/answers", "evidence/report"]
+    if name == "page":
+        names += ["evidence/answers", "people/desk"]
     if name == "evidence/ensemble":
         names += ["evidence/ceiling", "ppo", "train"]
     return names

@@ -35,14 +35,14 @@ RECORDS = {
     "prompts": {"prompt": "Hi.", "meta": {"answers": ["Ho."]}},
     "held-out prompts": {"prompt": "Hi.", "meta": {"answers": ["Ho."]}},
     "rankings": {"prompt": "Hi.", "responses": ["a", "b"], "ranks": [1, 2]},
-    "texts": {"text": "Ho."},
+    "tasks": {"prompt": "Hi.", "responses": ["a", "b"]},
 }
 FOUND = {
     "demonstrations": Demonstration([*ASKED, {"role": "assistant", "content": "Ho."}]),
     "prompts": Prompt(ASKED, meta={"answers": ["Ho."]}),
     "held-out prompts": Prompt(ASKED, meta={"answers": ["Ho."]}),
     "rankings": Ranking(ASKED, ["a", "b"], [(0, 1)]),
-    "texts": "Ho.",
+    "tasks": {"prompt": ASKED, "responses": ["a", "b"]},
 }
 OWN = {
     "demonstrations": sandbox.demonstrations,
@@ -115,9 +115,6 @@ def test_columns_and_folders(put, tmp_path):
     columns = "prompt=q,response=a"
     found = load("demonstrations", (renamed,), Counter(), flag="--data", columns=columns)
     assert found == [FOUND["demonstrations"]]
-    (tmp_path / "folder").mkdir()
-    put(RECORDS["texts"], name="folder/y")
-    assert load("texts", (str(tmp_path / "folder"),), Counter(), flag="--data") == ["Ho."]
     (tmp_path / "more" / "deep").mkdir(parents=True)
     put({"q": "Hi.", "a": "Ho."}, name="more/z")
     put({"q": "Hi.", "a": "Ho."}, name="more/deep/y")

@@ -65,7 +65,8 @@ def test_records_of_every_kind():
     assert two == three == Demonstration(said("a", "b", "c", "d"))
     assert prompts(told({"prompt": "Hi."}), Counter()) == [Prompt(said("Hi."))]
     counts = Counter()
-    assert texts(told({"text": "a\nb"}, {"text": "c", "source": "x"}), counts) == ["a\nb", "c"]
+    found = texts(told({"text": "a\nb"}, {"text": "c", "source": "x"}), counts)
+    assert list(found) == ["a\nb", "c"]
     assert counts == {"documents": 2}
 
 
@@ -267,13 +268,13 @@ RATINGS = '"ratings" must hold a number from 1 to 7 or null for each of the 4'
 ])
 def test_wrong_records_are_named(read, record, message):
     with pytest.raises(ValueError, match=rf"x\.jsonl, line 2: .*{message}"):
-        read(told(GOOD[read], record), Counter(), strict=True)
+        list(read(told(GOOD[read], record), Counter(), strict=True))
 
 
 @pytest.mark.parametrize("read", GOOD)
 def test_no_record_is_an_error(read):
     with pytest.raises(ValueError, match=f"the data holds no {read.__name__[:-1]}"):
-        read([], Counter())
+        list(read([], Counter()))
 
 
 def test_what_is_written_is_read_again(tmp_path):

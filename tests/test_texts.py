@@ -12,18 +12,24 @@ import pytest
 import tiktoken
 import torch
 from disk import full_disk
+from documents import whole
 
 import interop
 from interop import rows, texts
 from interop.texts import read_tokens
+from interop.tokenizers import GPT2_PATTERN, SANDBOX_PATTERN
 from plumbing.results import write_jsonl
 
 WORDS = ["Anna", "sells", "Ökonomie", "don't", "I'll", "3", "1984", "--", "日本", "e\u0301",
          "👩‍👧", "x_y", '"', "(a)"]
 GAPS = [" "] * 12 + ["\n"] * 3 + ["\n\n", "  ", "\t", " \n", "\n  ", ".\n", ", "]
-# how the tokenizers of GPT-4 split text
+# how the tokenizers of GPT-4 and of GPT-4o split text
 CL100K = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
           r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s")
+O200K = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
+         r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}"
+         r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 GUTENBERG = """Licence
 *** START OF THE PROJECT GUTENBERG EBOOK EMMA ***
 Emma
@@ -60,18 +66,6 @@ def put(tmp_path):
 def documents_of(tokens, enc):
     *documents, last = enc.decode(tokens.tolist()).split("<|endoftext|>")
     assert last == ""
-    return documents
-
-
-def whole(found):
-    """Documents, whose parts are joined."""
-    documents, begun = [], ""
-    for text in found:
-        begun += text
-        if not isinstance(text, rows.Part):
-            documents.append(begun)
-            begun = ""
-    assert begun == ""
     return documents
 
 
@@ -115,20 +109,18 @@ def test_long_documents_come_in_parts_which_are_the_whole(seed, monkeypatch):
         assert max(map(len, found)) <= 100 and len(found) > 30
 
 
-@pytest.mark.parametrize("name", ["sandbox", "gpt2", "cl100k"])
-def test_parts_have_the_tokens_of_the_whole(name, monkeypatch, real):
-    """No tokenizer joins what they part."""
-    monkeypatch.setattr(rows, "PART", 40)
-    enc = interop.get_tokenizer("sandbox")
-    if name != "sandbox":
-        enc = interop.get_tokenizer(real("tokenizer/gpt2.tiktoken"))
-    if name == "cl100k":
-        ranks = enc._mergeable_ranks
-        enc = tiktoken.Encoding("x", pat_str=CL100K, mergeable_ranks=ranks, special_tokens={})
-    for text in (prose(5000), interop.read_file(real("pretrain/tinyshakespeare.txt"))[:50_000]):
+@pytest.mark.parametrize("pattern", [SANDBOX_PATTERN, GPT2_PATTERN, CL100K, O200K])
+def test_parts_have_the_tokens_of_the_whole(pattern, monkeypatch, real):
+    """No tokenizer joins what they part: not one that may join each byte with what follows it."""
+    monkeypatch.setattr(rows, "PART", 300)
+    tokens = [bytes([b]) for b in range(256)]
+    tokens += [bytes([b]) + after for b in range(256) for after in (b" ", b"\t", b"\n")]
+    ranks = {token: n for n, token in enumerate(dict.fromkeys(tokens))}
+    enc = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    for text in (prose(20_000), interop.read_file(real("pretrain/tinyshakespeare.txt"))[:200_000]):
         found = rows.parts(text)
         tokens = [t for part in found for t in enc.encode_ordinary(part)]
-        assert len(found) > 300 and tokens == enc.encode_ordinary(text)
+        assert len(found) > 200 and tokens == enc.encode_ordinary(text)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -230,12 +222,14 @@ def test_an_interruption_costs_no_more_than_the_batch(enc, cache, put, monkeypat
     monkeypatch.setattr(texts, "_append", append)
     with pytest.raises(Interrupted):
         read_tokens((path,), enc, Counter())
+    [folder] = cache.iterdir()
+    kept = os.path.getsize(folder / "units") // texts.UNIT.itemsize
     monkeypatch.setattr(texts, "_append", real)
     encoded, encode = [], texts._encoded
     monkeypatch.setattr(texts, "_encoded", lambda *a: encoded.append(len(a[0])) or encode(*a))
     tokens, again = read_tokens((path,), enc, counts := Counter())
     assert (tokens.tolist(), again) == (want, start) and counts["documents"] == 100
-    assert after < 4 or sum(encoded) < 100
+    assert sum(encoded) == 100 - kept
 
 
 def make(path, cache, barrier, results):
@@ -266,7 +260,7 @@ def test_bad_records_of_text_are_counted_each_time_and_refused_if_strict(enc, ca
     for _ in range(2):
         read_tokens((path,), enc, counts := Counter())
         assert counts["bad records skipped"] == 1 and counts["documents"] == 2
-    assert 'x, line 2: "text" must be a string' in capsys.readouterr().err
+    assert capsys.readouterr().out.count('x, line 2: "text" must be a string') == 1
     with pytest.raises(ValueError, match='x, line 2: "text" must be a string'):
         read_tokens((path,), enc, Counter(), strict=True)
 
@@ -281,7 +275,7 @@ def test_a_cache_that_cannot_be_written_is_a_sentence(enc, tmp_path, put, monkey
 def test_a_full_disk_is_a_sentence_and_what_was_made_is_kept(enc, cache, put, monkeypatch, limit):
     monkeypatch.setattr(texts, "BATCH", 3000)
     path = put([prose(40, n) for n in range(100)])
-    with full_disk(limit), pytest.raises(ValueError, match="cannot write .*free some space"):
+    with full_disk(limit), pytest.raises(ValueError, match="cache of tokens .*: free some space"):
         read_tokens((path,), enc, Counter())
     tokens, _ = read_tokens((path,), enc, Counter())
     assert tokens.tolist().count(enc.eot_token) == 100
@@ -299,4 +293,4 @@ def test_reading_takes_the_memory_of_a_piece(tmp_path):
         n = sum(len(row["text"]) for _, row in rows.read_rows(str(tmp_path / name), {}))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert n > 5_000_000 and peak < 40_000_000
+        assert n > 5_000_000 and peak < os.path.getsize(tmp_path / name)

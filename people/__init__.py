@@ -1,0 +1,1 @@
+"""People in the loop: what page.py serves (server), hands out (desk), keeps (store), reports."""
