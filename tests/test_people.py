@@ -1,0 +1,391 @@
+"""people/: what is on the disk, who gets which task, what is refused, what is reported."""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import random
+import re
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from disk import full_disk
+
+import interop
+import sandbox
+from people import desk as desks
+from people import report
+from people.desk import Desk, Refused, task_of
+from people.store import FILES, Store
+from plumbing.results import write_jsonl
+
+KEYED = sandbox.eval_prompts(40, 0)
+
+
+def tasks_of(n, k=3):
+    """Tasks of k outputs each."""
+    return [task_of("rank", {"prompt": [{"role": "user", "content": f"{i}?"}],
+                             "responses": [f"{i} {x}" for x in "abcdefghi"[:k]]}) for i in range(n)]
+
+
+def settings(labelers=("anna", "ben"), overlap=0.0, seed=0):
+    return SimpleNamespace(labelers=labelers, overlap=overlap, seed=seed)
+
+
+def sent(task, name, **more):
+    """A ranking as the page sends it: as shown, the first best."""
+    K = len(task["texts"])
+    return {"id": name, "task": task["task"], "ranks": list(range(1, K + 1)),
+            "ratings": [7 - k for k in range(K)], "flags": [[] for _ in range(K)],
+            "seconds": 3.14} | more
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return str(tmp_path / "human")
+
+
+@contextlib.contextmanager
+def opened(folder):
+    store = Store(folder)
+    try:
+        yield store
+    finally:
+        for file in (*store.files.values(), store.lock):
+            os.close(file)
+
+
+# ------------------------------------------------------------------------------------------------
+# what is on the disk
+
+
+def test_what_was_appended_is_there_when_the_folder_is_opened_again(folder):
+    record = {"labeler": "anna", "task": "t", "id": "1", "text": "naïve \u2028 👩\n"}
+    with opened(folder) as store:
+        store.append("votes", [record, record | {"id": "2"}])
+    with opened(folder) as store:
+        assert store.records["votes"] == [record, record | {"id": "2"}]
+        assert all(not store.records[name] for name in FILES if name != "votes")
+
+
+@pytest.mark.parametrize("torn", [b'{"labeler": "a', b"{", b'{"labeler": "a", "task": 1, "id": 2}'])
+def test_a_torn_last_line_is_cut_off(folder, torn, capsys):
+    with opened(folder) as store:
+        store.append("skips", [{"labeler": "a", "task": "t", "id": "1"}])
+    with open(f"{folder}/skips.jsonl", "ab") as f:
+        f.write(torn)
+    with opened(folder) as store:
+        assert len(store.records["skips"]) == 1
+        store.append("skips", [{"labeler": "a", "task": "t", "id": "2"}])
+    assert f"cut off {len(torn)} bytes" in capsys.readouterr().out
+    with opened(folder) as store:
+        assert [r["id"] for r in store.records["skips"]] == ["1", "2"]
+
+
+@pytest.mark.parametrize("line", ["no JSON", "[]", '{"labeler": "a"}', "[" * 100_000])
+def test_a_line_that_is_not_ours_is_named(folder, line):
+    os.makedirs(folder)
+    with open(f"{folder}/votes.jsonl", "w") as f:
+        f.write(line + "\n")
+    with pytest.raises(ValueError, match=r"votes.jsonl, line 1 was not written by page.py"):
+        Store(folder)
+
+
+def test_a_second_process_is_refused(folder):
+    with opened(folder), pytest.raises(ValueError, match="human is in use by another page.py"):
+        Store(folder)
+
+
+def test_on_a_full_disk_nothing_is_written_and_nothing_counts(folder):
+    [task] = tasks_of(1)
+    with opened(folder) as store:
+        desk = Desk([task], store, settings())
+        got = desk.next_task("anna")
+        with full_disk(50), pytest.raises(OSError):
+            desk.submit("anna", sent(got, "a" * 8))
+        assert os.path.getsize(f"{folder}/rankings.jsonl") == 0
+        assert desk.submit("anna", sent(got, "a" * 8))["saved"] == "a" * 8
+    assert len(interop.load("rankings", (f"{folder}/rankings.jsonl",), Counter(), flag="-")) == 1
+
+
+# ------------------------------------------------------------------------------------------------
+# who gets which task
+
+
+def test_each_task_is_done_once_and_a_share_twice(folder):
+    tasks, labelers = tasks_of(200), [f"l{n}" for n in range(4)]
+    rng, ids = random.Random(0), itertools.count(10_000_000)
+    with opened(folder) as store:
+        desk = Desk(tasks, store, settings(labelers, overlap=0.25))
+        did = Counter()
+        while True:
+            name = rng.choice(labelers)
+            got = desk.next_task(name)
+            if all(desk.next_task(x)["kind"] == "done" for x in labelers):
+                break
+            if got["kind"] != "done":
+                desk.submit(name, sent(got, str(next(ids))))
+                did[name, got["task"]] += 1
+        assert set(did.values()) == {1}
+        times = Counter(task for _, task in did)
+        assert set(times.values()) == {1, 2} and len(times) == 200
+        assert 30 < sum(n == 2 for n in times.values()) < 70
+        orders = {name: [r["task"] for r in store.records["rankings"] if r["labeler"] == name]
+                  for name in labelers}
+        assert all(orders[name] != sorted(orders[name]) for name in labelers)
+
+
+def test_a_task_that_somebody_has_before_them_goes_to_nobody_else(folder, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(desks.time, "monotonic", lambda: clock[0])
+    with opened(folder) as store:
+        desk = Desk(tasks_of(1), store, settings())
+        first = desk.next_task("anna")
+        assert desk.next_task("ben")["kind"] == "done"
+        assert desk.next_task("anna")["task"] == first["task"]
+        clock[0] += desks.LEASE + 1
+        assert desk.next_task("ben")["task"] == first["task"]
+
+
+def test_after_a_restart_nothing_is_asked_again_and_the_order_is_the_same(folder):
+    tasks = tasks_of(10, k=5)
+    with opened(folder) as store:
+        desk = Desk(tasks, store, settings(["anna"]))
+        for n in range(4):
+            desk.submit("anna", sent(desk.next_task("anna"), f"sent-{n:04}"))
+        desk.submit("anna", {"id": "skipped-1", "task": desk.next_task("anna")["task"],
+                             "skip": "unclear"})
+        before = desk.next_task("anna")
+        done = {r["task"] for name in FILES for r in store.records[name]}
+    with opened(folder) as store:
+        desk = Desk(tasks, store, settings(["anna"]))
+        assert desk.next_task("anna") == before and before["task"] not in done
+        assert (before["done"], before["left"]) == (5, 5)
+        assert desk.submit("anna", {"id": "sent-0002"}) == {"saved": "sent-0002"}   # sent again
+        assert len(store.records["rankings"]) == 4
+
+
+def test_outputs_are_shown_in_an_order_of_each_labeler_and_kept_in_the_tasks(folder):
+    tasks = tasks_of(30, k=4)
+    with opened(folder) as store:
+        desk = Desk(tasks, store, settings(["anna", "ben"], overlap=1.0))
+        shown = {"anna": {}, "ben": {}}
+        for name, n in itertools.product(shown, range(30)):
+            got = desk.next_task(name)
+            shown[name][got["task"]] = got["texts"]
+            desk.submit(name, sent(got, f"{name}-{n:04}", flags=[["opinion"], [], [], ["moral"]]))
+        by_id = {t.id: t for t in tasks}
+        for r in store.records["rankings"]:
+            saw, texts = shown[r["labeler"]][r["task"]], r["responses"]
+            assert texts == by_id[r["task"]].texts and [texts[k] for k in r["order"]] == saw
+            assert [r["ranks"][texts.index(x)] for x in saw] == [1, 2, 3, 4]
+            assert [r["ratings"][texts.index(x)] for x in saw] == [7, 6, 5, 4]
+            assert r["flags"][texts.index(saw[0])] == ["opinion"]
+        assert sum(shown["anna"][t] == shown["ben"][t] for t in by_id) < 8
+        assert len({tuple(r["order"]) for r in store.records["rankings"]}) > 15
+    found = interop.load("rankings", (f"{folder}/rankings.jsonl",), Counter(), flag="--data")
+    assert all(len(r.pairs) == 6 for r in found) and {r.labeler for r in found} == set(shown)
+
+
+def test_gold_goes_to_everybody_and_looks_as_the_others(folder):
+    gold = task_of("rank", {"prompt": [{"role": "user", "content": "G?"}], "responses": ["a", "b"],
+                            "ranks": [1, 2]}, gold=True)
+    with opened(folder) as store:
+        desk = Desk([*tasks_of(1), gold], store, settings())
+        seen = {}
+        for name in ("anna", "ben"):
+            for n in range(2):
+                got = desk.next_task(name)
+                if got["kind"] != "done":
+                    seen.setdefault(name, []).append(got)
+                    desk.submit(name, sent(got, f"{name}-{n:05}"))
+        both = [got for of in seen.values() for got in of if got["task"] == gold.id]
+        assert len(both) == 2 and all("gold" not in json.dumps(got) for got in both)
+        assert [r["gold"] for r in store.records["rankings"]].count(True) == 2
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"id": "short"}, "id: "), ({"id": "a b c d e f"}, "id: "), ({"id": 3}, "id: "),
+    ({"task": "other"}, "no such task"), ({"ranks": [1, 2]}, "ranks: "),
+    ({"ranks": [1, 2, 4]}, "ranks: "), ({"ranks": [1, 2, True]}, "ranks: "),
+    ({"ranks": [1, None, 2]}, "every output has a rank"), ({"ratings": [1, 2, 8]}, "ratings: "),
+    ({"ratings": None}, "ratings: "), ({"flags": [["x"], [], []]}, "flags: "),
+    ({"flags": [[["x"]], [], []]}, "flags: "), ({"flags": [[]]}, "flags: "),
+    ({"seconds": -1}, "seconds: "), ({"seconds": "1"}, "seconds: "),
+    ({"seconds": math.nan}, "seconds: "), ({"note": "x" * 3000}, "note: "),
+    ({"note": "\ud800"}, "half a character"), ({"skip": ["x"]}, "skip: "),
+])
+def test_what_is_not_as_the_page_sends_it_is_refused_and_nothing_is_kept(folder, change, says):
+    with opened(folder) as store:
+        desk = Desk(tasks_of(1), store, settings())
+        got = desk.next_task("anna")
+        with pytest.raises(Refused, match=re.escape(says)):
+            desk.submit("anna", sent(got, "abcdefgh") | change)
+        assert not any(store.records.values())
+        desk.submit("anna", sent(got, "abcdefgh"))
+        with pytest.raises(Refused, match="done already"):
+            desk.submit("anna", sent(got, "ijklmnop"))
+
+
+@pytest.mark.parametrize(("vote", "ranks", "bad"), [
+    ("left", [1, 2], False), ("right", [2, 1], False), ("tie", [1, 1], False),
+    ("bad", [1, 1], True),
+])
+def test_votes_are_rankings_of_two(folder, vote, ranks, bad):
+    tasks = [task_of("compare", {"prompt": [{"role": "user", "content": f"{n}?"}],
+                                 "responses": ["x", "y"], "systems": ["sft", "ppo"]})
+             for n in range(12)]
+    with opened(folder) as store:
+        desk = Desk(tasks, store, settings(["anna"]))
+        for n in range(12):
+            got = desk.next_task("anna")
+            assert not re.search("sft|ppo|systems", json.dumps(got))      # it is blind
+            desk.submit("anna", {"id": f"vote-{n:04}", "task": got["task"], "vote": vote})
+        swapped = [r["order"] == [1, 0] for r in store.records["votes"]]
+        assert 1 < sum(swapped) < 11
+        for r, turned in zip(store.records["votes"], swapped):
+            assert r["ranks"] == (ranks[::-1] if turned else ranks) and r["both_bad"] is bad
+    if vote in ("left", "right"):
+        found = interop.load("rankings", (f"{folder}/votes.jsonl",), Counter(), flag="--data")
+        assert len(found) == 12
+
+
+def test_three_forms_of_demonstrations(folder):
+    prompts = [[{"role": "user", "content": f"{n}?"}] for n in range(3)]
+    tasks = [task_of("write", {"prompt": prompt, "use_case": "chat"}) for prompt in prompts]
+    pairs = [{"query": f"q{n}", "response": f"r{n}"} for n in range(3)]
+    with opened(folder) as store:
+        desk = Desk(tasks, store, settings(["anna"]))
+        forms = [{"form": "plain", "response": " Yes. "},
+                 {"form": "user-based", "prompt": "Mine?", "response": "No."},
+                 {"form": "few-shot", "instruction": "Do.", "pairs": pairs}]
+        asked = []
+        for n, form in enumerate(forms):
+            got = desk.next_task("anna")
+            asked.append(got["messages"][0]["content"])
+            with pytest.raises(Refused, match="write something|query and a response"):
+                empty = form | {"response": " ", "pairs": [{"query": "a", "response": " "}] * 2}
+                desk.submit("anna", {"id": "wrong-one", "task": got["task"], **empty})
+            desk.submit("anna", {"id": f"form-{n:04}", "task": got["task"], **form})
+    found = interop.load("demonstrations", (f"{folder}/demonstrations.jsonl",), Counter(), flag="-")
+    said = [[m["content"] for m in r.messages] for r in found]
+    assert said[:2] == [[asked[0], "Yes."], ["Mine?", "No."]]
+    assert said[2] == ["Do.\n\nq1\nr1\n\nq2\nr2\n\nq0", "r0"] and len(said) == 5
+    assert {r.use_case for r in found} == {"chat"}
+
+
+# ------------------------------------------------------------------------------------------------
+# the report
+
+
+def test_wilsons_interval_is_that_of_the_quadratic():
+    """The shares p at which |p - good / n| is 1.96 standard errors of p."""
+    for good, n in ((0, 10), (3, 10), (10, 10), (72, 100)):
+        share, low, high = report.wilson(good, n)
+        assert share == good / n
+        for p in (low, high):
+            assert (p - good / n) ** 2 == pytest.approx(1.96**2 * p * (1 - p) / n, abs=1e-12)
+    assert math.isnan(report.wilson(0, 0)[0]) and report.wilson(0, 0)[1:] == (0, 1)
+
+
+def test_krippendorffs_alpha_of_his_own_example():
+    """Krippendorff 2011, "Computing Krippendorff's alpha-reliability": four observers, twelve
+    units; ordinal alpha is 0.815."""
+    given = """1 2 3 3 2 1 4 1 2 . . .
+               1 2 3 3 2 2 4 1 2 5 . 3
+               . 3 3 3 2 3 4 2 2 5 1 .
+               1 2 3 3 2 4 4 1 2 5 1 ."""
+    units = [[int(x) for x in unit if x != "."] for unit in zip(*map(str.split, given.split("\n")))]
+    assert report.alpha(units) == pytest.approx(0.815, abs=0.0005)
+    assert report.alpha([[1, 1], [2, 2], [3, 3]]) == 1
+    assert math.isnan(report.alpha([[1, 1], [1, 1]])) and math.isnan(report.alpha([[1], [2]]))
+    rng = np.random.default_rng(0)
+    assert abs(report.alpha(rng.integers(1, 6, (4000, 2)).tolist())) < 0.05
+
+
+def ranked(task, labeler, ranks, order=None, **more):
+    return {"prompt": [{"role": "user", "content": task}], "responses": [*"abc"][:len(ranks)],
+            "ranks": ranks, "ratings": [None] * len(ranks), "labeler": labeler, "task": task,
+            "order": order or list(range(len(ranks))), "seconds": 10, "use_case": ""} | more
+
+
+def test_agreement_is_that_of_the_pairs_on_which_both_have_a_preference():
+    records = [ranked("t", "anna", [1, 2, 3]), ranked("t", "ben", [1, 3, 2]),
+               ranked("u", "anna", [1, 1, 2]), ranked("u", "ben", [2, 1, 3]),
+               ranked("v", "anna", [1, 2])]
+    found = report.between_labelers(records)
+    # t: a>b, a>c agreed, b>c not; u: a>c and b>c agreed, a and b tie for one of them
+    assert (found["agreement"], found["pairs"]) == (4 / 5, 5)
+    alone = report.of_labeler(records[::2], {"t": {(0, 1), (2, 1)}})
+    assert (alone["gold pairs"], alone["agrees with gold"]) == (2, 1 / 2)
+    assert alone["tasks"] == 3 and alone["ties"] == pytest.approx(1 / 9)
+
+
+def test_who_prefers_what_comes_first_is_seen():
+    """The order on the screen decides, not that in the file."""
+    rng, records = random.Random(0), []
+    for n in range(60):
+        order = rng.sample(range(3), 3)
+        ranks = [order.index(k) + 1 for k in range(3)]
+        records.append(ranked(str(n), "anna", ranks, order))
+    found = report.of_labeler(records, {})
+    assert found["prefers what it saw first"] == 1 and found["first low"] > 0.95
+    fair = [r | {"order": rng.sample(range(3), 3)} for r in records]
+    found = report.of_labeler(fair, {})
+    assert found["first low"] < 0.5 < found["first high"]
+
+
+def test_votes_become_win_rates_and_ratings():
+    def vote(systems, ranks, bad=False):
+        return {"systems": systems, "ranks": ranks, "both_bad": bad}
+
+    votes = [vote(["x", "y"], [1, 2])] * 6 + [vote(["y", "x"], [1, 2])] * 2
+    votes += [vote(["x", "y"], [1, 1])] * 2 + [vote(["y", "x"], [1, 1], True)] * 2
+    found = report.of_votes([*votes, vote(["x", "x"], [1, 2])])
+    assert found["x"]["win rate"] == (6 + 2) / 12 and found["y"]["win rate"] == (2 + 2) / 12
+    assert found["x"]["votes"] == 12 and found["x"]["both bad"] == 2
+    assert found["x"]["rating"] > 0 > found["y"]["rating"]
+    assert report.of_votes([]) == {}
+
+
+def test_the_report_is_a_page_and_figures_and_marks_for_feedme(folder, tmp_path, capsys):
+    tasks = tasks_of(6)
+    gold = tmp_path / "gold.jsonl"
+    write_jsonl(gold, [{"prompt": t.messages, "responses": t.texts, "ranks": [3, 2, 1]}
+                       for t in tasks])
+    with pytest.raises(ValueError, match="holds nothing that people did"):
+        report.write(str(tmp_path), ())
+    with opened(folder) as store:
+        desk = Desk(tasks, store, settings(["anna", "ben"], overlap=1.0))
+        for name, n in itertools.product(("anna", "ben"), range(6)):
+            got = desk.next_task(name)
+            up = sorted(got["texts"])
+            desk.submit(name, sent(got, f"{name}-{n:04}",
+                                   ranks=[1 + up.index(x) for x in got["texts"]]))
+    figures = report.write(folder, (str(gold),))
+    assert figures["between labelers"]["agreement"] == 1 == figures["between labelers"]["alpha"]
+    assert figures["labelers"]["ben"]["agrees with gold"] == 0
+    said = capsys.readouterr().out
+    assert "| anna | 6 | 3 | 0% |" in said and "below 75 %" in said
+    with open(f"{folder}/report.json") as f:
+        assert json.load(f) == json.loads(json.dumps(figures))
+    counts = Counter()
+    demos = interop.load("demonstrations", (f"{folder}/ratings.jsonl",), counts, flag="--rated")
+    assert counts["samples rated 7 of 7"] == len(demos) == 12
+
+
+def test_the_rubrics_agreement_is_with_its_own_order():
+    texts = ["Yes.", "I do not know.", "The the."]
+    records, keys, again = [], [], []
+    for prompt in KEYED:
+        score = [sandbox.judge(prompt, text).score for text in texts]
+        ranks = [1 + sum(other > own for other in score) for own in score]
+        records.append({"prompt": prompt.messages, "responses": texts, "ranks": ranks})
+        again.append(records[-1] | {"ranks": [4 - rank for rank in ranks]})
+        keys.append(prompt.meta)
+    assert report.rubric_agreement(records, keys)[0] == 1
+    share, pairs = report.rubric_agreement(again, keys)
+    assert share == 0 and pairs > 40
