@@ -2,7 +2,7 @@
 #   base.pt -> sft.pt -> comparisons.jsonl -> rm.pt -> ppo.pt -> report/
 # Each says first what it is and how long it takes on two cores.
 #   make | make -j2 | make compare | make seeds | make rounds | make claims | make quick-claims
-#   make test | make clean
+#   make page | make test | make clean
 # SEED=1 OUT=runs/1 make   runs the pipeline with another seed in another folder.
 
 PYTHON ?= python3
@@ -86,6 +86,15 @@ $(AT)/report/compare/report.md: $(foreach x,base sft feedme ppo-plain ppo ceilin
 	  "$(OUT)/feedme.pt" "bon16:$(OUT)/sft.pt" "$(OUT)/ppo-plain.pt" \
 	  "$(OUT)/ceiling.pt" "$(OUT)/ppo.pt" --rm "$(OUT)/rm.pt" --seed $(SEED) --out "$(OUT)/report/compare"
 
+# people rank what SFT answers, in a browser; after ten they are told how often they agree with the
+# sandbox's rubric
+page: $(AT)/tasks.jsonl
+	$(PY) page.py rank "$<" --out "$(OUT)/human"
+
+$(AT)/tasks.jsonl: $(AT)/sft.pt
+	@echo "tasks: SFT answers 300 prompts for people to rank, about 10 s"
+	$(PY) label.py --seed $(SEED) --init "$<" --unlabeled --n 300 --out "$@"
+
 # `make compare` with several seeds -> the table and the picture of README.md, docs/WORLD.md
 SEEDS ?= 306 307 308 309 310
 seeds: .venv/ready
@@ -129,12 +138,12 @@ test: .venv/ready
 	$(PY) -m pytest -q
 
 # what the targets above made in $(OUT) and what a kill left beside it, no other file; what `make
-# seeds` and `make claims` made stays in runs/. Where make.seed is, each stage has refused to replace
-# what it had not made, so names tell what is ours; without it nothing is. It goes last: a clean may
-# fail midway.
+# seeds` and `make claims` made stays in runs/, what people did in human/. Where make.seed is, each
+# stage has refused to replace what it had not made, so names tell what is ours; without it nothing
+# is. It goes last: a clean may fail midway.
 ROUND   := round-[1-9] round-[1-9][0-9]
 MODELS  := $(addsuffix .pt,base sft rm ppo ppo-plain feedme ceiling $(ROUND) $(ROUND:=-rm))
-RECORDS := $(addsuffix .jsonl,comparisons ratings $(ROUND))
+RECORDS := $(addsuffix .jsonl,comparisons ratings tasks $(ROUND))
 REPORTS := report/compare report/rounds-[1-9] report/rounds-[1-9][0-9] report
 PAGES   := report.json report.md systems.png matrix.png use_cases.png made.json
 BESIDE  := .part .log.jsonl .made.json .lock
@@ -169,4 +178,4 @@ clean:
 
 # What is written is whole: an interrupted make is not to delete it.
 .PRECIOUS: $(foreach x,$(MODELS) $(RECORDS) report/report.md report/compare/report.md,$(AT)/$(x))
-.PHONY: all compare seeds rounds claims quick-claims test clean ALWAYS
+.PHONY: all compare page seeds rounds claims quick-claims test clean ALWAYS

@@ -2,6 +2,7 @@
 
     python evaluate.py base.pt sft.pt ppo.pt --rm rm.pt --out report/
     python evaluate.py base.pt prompted:base.pt sft.pt bon16:sft.pt ppo.pt --rm rm.pt
+    python evaluate.py sft.pt ppo.pt --rm rm.pt --votes human/votes.jsonl   # and people
     python evaluate.py --seeds runs/*/report/report.json     # mean and 95 % interval over reports
 
 A system is a checkpoint, prompted:CHECKPOINT (reads some demonstrations before each prompt, [IG]
@@ -18,6 +19,7 @@ from dataclasses import dataclass, fields, replace
 import interop
 from evidence import answers, apart, report
 from evidence.answers import answer, find_prefix, text_loss
+from people import report as people
 from plumbing import cli, files, results
 from plumbing.processes import autocast, get_device
 
@@ -41,6 +43,7 @@ class Config:
                                     # names none; [0, 1_000_000]
     untouched: int = 200            # questions about what no stage was asked, if --prompts names
                                     # none; [0, 1_000_000]
+    votes: tuple[str, ...] = ()     # what people preferred, votes.jsonl of page.py: a column more
     text: tuple[str, ...] = ()      # text whose loss is the alignment tax, files; none: sandbox's
     max_new: int = 32               # longest response, tokens; >= 1
     batch: int = 200                # responses sampled together, a matter of memory; >= 1
@@ -67,7 +70,25 @@ def made_by(cfg, systems):
     named = replace(cfg, systems=tuple(names), baseline=baseline)
     return results.provenance(named, "evaluate", {
         "checkpoints": checkpoints, "rm": interop.model_files(cfg.rm), "prompts": cfg.prompts,
-        "demos": cfg.demos, "text": cfg.text})
+        "demos": cfg.demos, "text": cfg.text, "votes": cfg.votes})
+
+
+def add_votes(found, files):
+    """Put into a report how often people prefer each system to the baseline, ties half. Raises
+    ValueError if no vote is about two of its systems."""
+    votes, counted = [], 0
+    for path in files:
+        votes += people.read(path)
+    for s in found["systems"]:
+        about = [v for v in votes if set(v["systems"]) == {s["name"], found["baseline"]}]
+        if about:
+            figures = people.of_votes(about)[s["name"]]
+            s["people"] = figures["win rate"]
+            s["people_ci"] = [figures["low"], figures["high"]]
+            counted += len(about)
+    if files and not counted:
+        raise ValueError(f"{files[0]} has no vote between {found['baseline']} and another of these "
+                         f"systems: `python page.py compare` of the same checkpoints collects some")
 
 
 def measure(cfg, systems, models, baseline, asked, shown, text):
@@ -129,6 +150,7 @@ def main(cfg):
         asked = [prompts, *others]
         measured = measure(cfg, systems, models, baseline, asked, shown, text)
     found = report.make_report(measured, baseline, judge, cfg.seed, prompts)
+    add_votes(found, cfg.votes)
     results.deliver(cfg.out, meta, report.writers(found))
     return report.show(cfg.out)
 

@@ -29,6 +29,7 @@ from plumbing.results import check_finite
 WINS = {                # a figure: what the page calls it; who wins
     "win_rate": "win rate", "won": "won", "tied": "tied", "lost": "lost",
     "decided": "won of decided", "length_controlled": "at equal length", "elo": "Elo",
+    "people": "people prefer it",
 }
 ANSWERS = {             # what the answers are like
     "true_score": "true score", "helpful": "helpful", "hallucination": "hallucination",

@@ -1,14 +1,16 @@
-"""Rankings as others read them: pairs with prompt, chosen and rejected, one a line.
+"""Rankings, and tasks that nobody has ranked, as others read them, a JSON object a line.
 
     python -m interop.write comparisons.jsonl --as trl --out pairs.jsonl
+    python -m interop.write tasks.jsonl --as argilla --out records.jsonl
+    python -m interop.write tasks.jsonl --as label-studio --out import.jsonl
 
 No public preference set has a known truth; what label.py writes has one.
 """
 import argparse
-import json
 import os
 from collections import Counter
 
+from data import ROLES
 from interop.door import load
 from interop.encode import report
 from plumbing import cli, results
@@ -22,20 +24,35 @@ def trl(ranking):
         yield {"prompt": ranking.messages, "chosen": chosen, "rejected": rejected}
 
 
-WRITERS = {"trl": trl}
+def argilla(task):
+    """A task as Dataset.records.log of Argilla takes it, for a chat field `prompt` and text fields
+    `response_1`, `response_2`, ..."""
+    responses = {f"response_{k}": text for k, text in enumerate(task["responses"], 1)}
+    yield {"prompt": task["prompt"], **responses}
+
+
+def label_studio(task):
+    """A task as Label Studio imports it, for <Text value="$prompt"/> and a Ranker of
+    <List value="$items"/>."""
+    prompt = "\n\n".join(f"{ROLES[m['role']]} {m['content']}" for m in task["prompt"])
+    items = [{"id": str(k), "title": f"Output {k}", "body": text}
+             for k, text in enumerate(task["responses"], 1)]
+    yield {"data": {"prompt": prompt, "items": items}}
+
+
+WRITERS = {"trl": ("rankings", trl), "argilla": ("tasks", argilla),
+           "label-studio": ("tasks", label_studio)}
 
 
 def write(files, form, out):
-    """Write the rankings of `files` to `out`, in the form of one of WRITERS. Raises ValueError."""
+    """Write the records of `files` to `out`, in the form of one of WRITERS. Raises ValueError."""
     results.check_out(out)
     if os.path.exists(out):
         raise ValueError(f"--out {out} is there already: choose another name")
-    counts = Counter()
-    rankings = load("rankings", files, counts, flag="FILE")
-    pairs = [pair for ranking in rankings for pair in WRITERS[form](ranking)]
-    text = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
-    results.replace_file(out, lambda f: f.write(text))
-    print(f"{report(counts)}\n{out}: {len(pairs):,} pairs")
+    counts, (kind, written) = Counter(), WRITERS[form]
+    found = [x for record in load(kind, files, counts, flag="FILE") for x in written(record)]
+    results.write_jsonl(out, found)
+    print(f"{report(counts)}\n{out}: {len(found):,} {'pairs' if kind == 'rankings' else kind}")
 
 
 def main():

@@ -142,9 +142,8 @@ def of_votes(votes):
     return report
 
 
-def read(folder, name):
-    """The records of one of the store's FILES. Raises ValueError."""
-    path = os.path.join(folder, f"{name}.jsonl")
+def read(path):
+    """The records of one of the store's files, none if it is not there. Raises ValueError."""
     if not os.path.exists(path):
         return []
     records = []
@@ -165,7 +164,7 @@ def gold_pairs(files):
 def make(folder, gold_files=()):
     """What people did in a folder -> figures, a dictionary. Raises ValueError if they did
     nothing."""
-    records = {name: read(folder, name) for name in FILES}
+    records = {name: read(os.path.join(folder, f"{name}.jsonl")) for name in FILES}
     if not any(records.values()):
         raise ValueError(f"{folder} holds nothing that people did: `python page.py rank "
                          f"tasks.jsonl --out {folder}` lets them")
@@ -218,7 +217,7 @@ def write(folder, gold_files=()):
     figures = make(folder, gold_files)
     text = markdown(figures)
     rated = [{x: r[x] for x in ("prompt", "responses", "ratings", "labeler", "use_case")}
-             for r in read(folder, "rankings") if any(r["ratings"])]
+             for r in read(os.path.join(folder, "rankings.jsonl")) if any(r["ratings"])]
     results.replace_file(os.path.join(folder, "report.md"), lambda f: f.write(text))
     results.replace_file(os.path.join(folder, "report.json"),
                          lambda f: json.dump(figures, f, indent=1))

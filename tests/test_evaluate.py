@@ -15,7 +15,7 @@ import torch
 import evaluate
 import interop
 import sandbox
-from evidence import answers, newcomer
+from evidence import answers, newcomer, report
 from model import GPT, GPTConfig, Scorer
 from plumbing import cli
 from plumbing.files import save_checkpoint
@@ -395,3 +395,21 @@ def test_seeds_go_with_every_preset():
     for preset in evaluate.PRESETS.values():
         with pytest.raises(ValueError, match="none.json does not exist"):
             evaluate.main(evaluate.Config(seeds=("none.json", "b.json"), **preset))
+
+
+def test_what_people_prefer_stands_beside_what_the_judge_says(tmp_path):
+    """Of the votes between a system and the baseline; others say nothing here."""
+    path = str(tmp_path / "votes.jsonl")
+    votes = [("sft", "ppo", [2, 1])] * 7 + [("ppo", "sft", [2, 1])] * 2 + [("ppo", "sft", [1, 1])]
+    write_jsonl(path, [{"systems": [a, b], "ranks": ranks, "both_bad": False}
+                       for a, b, ranks in [*votes, ("ppo", "base", [1, 2])]])
+    found = {"baseline": "sft", "systems": [{"name": name} for name in ("base", "sft", "ppo")]}
+    evaluate.add_votes(found, (path,))
+    base, sft, ppo = found["systems"]
+    assert base.keys() == sft.keys() == {"name"} and ppo["people"] == 7.5 / 10
+    low, high = ppo["people_ci"]
+    assert 0.3 < low < 0.75 < high < 1
+    table = report.figures_table({s["name"]: s for s in found["systems"]}, report.WINS)
+    assert any("people prefer it" in line for line in table) and len(table) == 4
+    with pytest.raises(ValueError, match="has no vote between base and another"):
+        evaluate.add_votes({"baseline": "base", "systems": [{"name": "sft"}]}, (path,))

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "train": {"plumbing"},
     **dict.fromkeys(STAGES, BELOW_A_STAGE),
     **dict.fromkeys(("label", "sample"), BELOW_A_STAGE | {"sandbox"}),
-    "evaluate": BELOW_A_STAGE | {"sandbox", "evidence"},
+    "evaluate": BELOW_A_STAGE | {"sandbox", "evidence", "people"},
     "evidence": BELOW_A_STAGE | {"sandbox", "label", "evaluate", *STAGES},
     "people": {"data", "interop", "plumbing", "sandbox", "evidence"},
     "page": BELOW_A_STAGE | {"evidence", "people"},

@@ -54,3 +54,17 @@ def test_the_command_refuses_what_is_there_and_what_is_no_ranking(rankings, monk
     code, said = run(*rankings, "--as", "csv", "--out", "pairs.jsonl")
     assert code == 2 and "csv" in said
     assert pairs_of(rankings)
+
+
+def test_tasks_are_written_for_those_who_rank_elsewhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tasks.jsonl").write_text(json.dumps({"prompt": PROMPT, "responses": ["a", "b"]}))
+    found = {}
+    for form in ("argilla", "label-studio"):
+        write.write(("tasks.jsonl",), form, form)
+        found[form] = json.loads((tmp_path / form).read_text())
+    assert found["argilla"] == {"prompt": PROMPT, "response_1": "a", "response_2": "b"}
+    items = [{"id": "1", "title": "Output 1", "body": "a"},
+             {"id": "2", "title": "Output 2", "body": "b"}]
+    assert found["label-studio"] == {"data": {"prompt": "User: naïve 日本?", "items": items}}
+    assert "1 tasks" in capsys.readouterr().out

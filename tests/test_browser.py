@@ -1,0 +1,280 @@
+"""The page in a real browser: headless Chromium with its driver, by selenium. Skipped where they
+are not, or a failure if BROWSER_REQUIRED is set."""
+
+import importlib
+import json
+import os
+import shutil
+import time
+
+import pytest
+from test_server import EVIL, command, get, tasks_of, tiny  # noqa: F401 (command is a fixture)
+
+from plumbing.results import write_jsonl
+
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--no-first-run")
+
+
+@pytest.fixture(scope="module")
+def selenium():
+    if os.environ.get("BROWSER_REQUIRED"):
+        return importlib.import_module("selenium.webdriver")
+    found = pytest.importorskip("selenium.webdriver")
+    if not shutil.which("chromium") or not shutil.which("chromedriver"):
+        pytest.skip("Debian's packages chromium and chromium-driver are not here")
+    return found
+
+
+@pytest.fixture
+def browser(selenium):
+    """Open a window -> its driver; what the page wrote to the console is an error."""
+    from selenium.webdriver.chrome.service import Service
+
+    opened = []
+
+    def open_window(link, width=1280, height=900, dark=False):
+        options = selenium.ChromeOptions()
+        options.binary_location = shutil.which("chromium")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        for flag in (*FLAGS, f"--window-size={width},{height}",
+                     *(["--blink-settings=preferredColorScheme=0"] if dark else [])):
+            options.add_argument(flag)
+        driver = selenium.Chrome(options, Service(shutil.which("chromedriver")))
+        opened.append(driver)
+        driver.get(link)
+        return driver
+
+    yield open_window
+    said = [line for driver in opened for line in driver.get_log("browser")]
+    for driver in opened:
+        driver.quit()
+    # a server that was killed on purpose is no fault of the page
+    assert [line for line in said if "ERR_CONNECTION" not in line["message"]] == []
+
+
+def until(what, seconds=15):
+    """Wait for what() to be true -> what it gave."""
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "it does not come"
+        time.sleep(0.05)
+    return found
+
+
+def press(driver, *keys, ctrl=False, alt=False):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    chain, held = ActionChains(driver), [Keys.CONTROL] * ctrl + [Keys.ALT] * alt
+    for key in held:
+        chain = chain.key_down(key)
+    chain = chain.send_keys(*(getattr(Keys, key, key) for key in keys))
+    for key in held:
+        chain = chain.key_up(key)
+    chain.perform()
+
+
+def find(driver, selector):
+    return driver.find_elements("css selector", selector)
+
+
+def outputs(driver):
+    return until(lambda: find(driver, ".output"))
+
+
+def said(driver):
+    [line] = find(driver, "#said")
+    return line.text
+
+
+def button(driver, text):
+    [found] = [b for b in find(driver, "#buttons button") if b.text.startswith(text)]
+    return found
+
+
+def lines(folder, name="rankings"):
+    path = folder / "human" / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def ranking(command, tmp_path):  # noqa: F811
+    """-> (process, {labeler: link}, how to start it again)"""
+    path = str(tmp_path / "tasks.jsonl")
+    write_jsonl(path, tasks_of(12, k=3))
+
+    def start(port=0):
+        process, port, tokens = command("rank", path, port=port)
+        return process, {name: f"http://127.0.0.1:{port}/#{t}" for name, t in tokens.items()}, port
+
+    return start
+
+
+def rank_all(driver, marks="531"):
+    shown = [node.text.split("\n")[0] for node in outputs(driver)]
+    for mark in marks:
+        press(driver, mark)
+        press(driver, "j")
+    return shown
+
+
+def test_a_ranking_by_keys_alone_is_exactly_the_record(ranking, browser, tmp_path):
+    _, links, _ = ranking()
+    driver = browser(links["anna"])
+    shown = [node.find_element("css selector", ".text").get_attribute("textContent")
+             for node in outputs(driver)]
+    for mark in "531":
+        press(driver, mark)
+        press(driver, "j")
+    press(driver, "ARROW_UP", alt=True)                      # the third rises: it ties the second
+    assert "Rate" not in button(driver, "Save").text
+    press(driver, "ENTER", ctrl=True)
+    until(lambda: said(driver) == "Saved.")
+    [r] = lines(tmp_path)
+    assert [r["responses"][k] for k in r["order"]] == shown
+    assert [r["ranks"][k] for k in r["order"]] == [1, 2, 2]
+    assert [r["ratings"][k] for k in r["order"]] == [5, 3, 1]
+    assert r["labeler"] == "anna" and 0 < r["seconds"] < 60 and r["flags"] == [[], [], []]
+
+
+def test_what_a_model_says_is_text_whatever_it_is(ranking, browser):
+    _, links, _ = ranking()
+    driver = browser(links["anna"])
+    for node in outputs(driver):
+        text = node.find_element("css selector", ".text").get_attribute("textContent")
+        assert text.endswith(EVIL) and not find(node, ".text *")
+    assert not find(driver, "img") and driver.title == "Labelling"
+
+
+def test_a_draft_survives_a_reload_and_the_back_button_saves_nothing_twice(
+    ranking, browser, tmp_path
+):
+    _, links, _ = ranking()
+    driver = browser(links["anna"])
+    rank_all(driver, "71")
+    driver.refresh()
+    until(lambda: len(find(driver, "input[type=radio]:checked")) == 2)
+    press(driver, "j", "j", "4")
+    until(lambda: button(driver, "Save").is_enabled())
+    # a double click
+    twice = "const b = document.querySelector('#buttons .main'); b.click(); b.click()"
+    driver.execute_script(twice)
+    until(lambda: len(lines(tmp_path)) == 1)
+    until(lambda: "1 done" in find(driver, "#progress")[0].text)
+    driver.back()
+    driver.forward()
+    until(lambda: "1 done" in find(driver, "#progress")[0].text)
+    assert len(lines(tmp_path)) == 1 and sorted(lines(tmp_path)[0]["ratings"]) == [1, 4, 7]
+
+
+def test_killed_in_the_middle_of_a_submit_it_is_saved_once(ranking, browser, tmp_path):
+    process, links, port = ranking()
+    driver = browser(links["anna"])
+    rank_all(driver)
+    process.kill()
+    process.wait()
+    press(driver, "ENTER", ctrl=True)
+    until(lambda: said(driver).startswith("Not saved yet"))
+    assert lines(tmp_path) == []
+    ranking(port)
+    until(lambda: said(driver) == "Saved.", 30)
+    assert len(lines(tmp_path)) == 1
+
+
+def test_two_labelers_in_two_windows_get_different_tasks(ranking, browser, tmp_path):
+    _, links, _ = ranking()
+    drivers = {name: browser(links[name]) for name in ("anna", "ben")}
+    for _ in range(3):
+        for driver in drivers.values():
+            done = find(driver, "#progress")[0].text
+            rank_all(driver)
+            press(driver, "ENTER", ctrl=True)
+            until(lambda driver=driver, done=done: find(driver, "#progress")[0].text != done)
+    records = lines(tmp_path)
+    assert [r["labeler"] for r in records] == ["anna", "ben"] * 3
+    assert len({r["task"] for r in records}) >= 5           # one of ten is asked twice
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_phone_scrolls_down_only(ranking, browser, dark):
+    _, links, _ = ranking()
+    driver = browser(links["anna"], 500, 700, dark)
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                           {"width": 320, "height": 640, "deviceScaleFactor": 1, "mobile": True})
+    outputs(driver)
+    width = "return [innerWidth, document.documentElement.scrollWidth]"
+    assert driver.execute_script(width) == [320, 320]
+    rank_all(driver)
+    until(lambda: find(driver, "h2"))
+    assert driver.execute_script(width) == [320, 320]
+    background = "return getComputedStyle(document.querySelector('header')).backgroundColor"
+    assert (driver.execute_script(background) == "rgb(255, 255, 255)") is not dark
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_an_accessibility_checker_finds_nothing(ranking, browser, dark):
+    if not os.environ.get("BROWSER_REQUIRED"):
+        pytest.importorskip("axe_core_python")
+    axe = importlib.import_module("axe_core_python.selenium").Axe()
+    _, links, _ = ranking()
+    driver = browser(links["anna"], dark=dark)
+    rank_all(driver)
+    find(driver, "summary")[0].click()
+    find(driver, ".output summary")[0].click()
+    found = axe.run(driver)
+    assert len(found["passes"]) > 10
+    assert [(v["id"], [n["target"] for n in v["nodes"]]) for v in found["violations"]] == []
+
+
+def test_both_bad_and_the_keys_of_a_comparison(command, browser, tmp_path):  # noqa: F811
+    systems = [tiny(tmp_path / f"{name}.pt", seed) for seed, name in enumerate(("sft", "ppo"))]
+    _, port, tokens = command("compare", *systems, "--n", "8", "--max-new", "4",
+                              labelers=("anna",))
+    driver = browser(f"http://127.0.0.1:{port}/#{tokens['anna']}")
+    outputs(driver)
+    assert "ppo" not in driver.page_source
+    for n, key in enumerate(("b", "t", "ARROW_LEFT", "ARROW_RIGHT")):
+        press(driver, key)
+        until(lambda n=n: f"{n + 1} done" in find(driver, "#progress")[0].text)
+    votes = lines(tmp_path, "votes")
+    shown = [[v["ranks"][k] for k in v["order"]] for v in votes]
+    assert shown == [[1, 1], [1, 1], [1, 2], [2, 1]]
+    assert [v["both_bad"] for v in votes] == [True, False, False, False]
+
+
+def test_a_demonstration_is_written(command, browser, tmp_path):  # noqa: F811
+    (tmp_path / "mine.csv").write_text("prompt\nHow are you?\n")
+    _, port, tokens = command("write", str(tmp_path / "mine.csv"), labelers=("anna",))
+    driver = browser(f"http://127.0.0.1:{port}/#{tokens['anna']}")
+    [area] = until(lambda: find(driver, "textarea"))
+    area.send_keys("Fine, <b>thank you</b>.\nAnd you? 1s")
+    driver.refresh()
+    [area] = until(lambda: find(driver, "textarea"))
+    assert area.get_attribute("value").endswith("And you? 1s")
+    area.click()
+    press(driver, "ENTER", ctrl=True)
+    until(lambda: find(driver, "h2") and "That is all" in find(driver, "h2")[0].text)
+    [r] = lines(tmp_path, "demonstrations")
+    assert r["response"] == "Fine, <b>thank you</b>.\nAnd you? 1s" and r["form"] == "plain"
+
+
+def test_a_chat_in_which_one_of_two_answers_is_better(command, browser, tmp_path):  # noqa: F811
+    _, port, tokens = command("chat", tiny(tmp_path / "sft.pt"), "--max-new", "8",
+                              labelers=("anna",))
+    driver = browser(f"http://127.0.0.1:{port}/#{tokens['anna']}")
+    [box] = until(lambda: find(driver, "#box"))
+    box.send_keys("Hi.")
+    press(driver, "ENTER", ctrl=True)
+    until(lambda: [b for b in find(driver, "#buttons button") if b.text.startswith("Another")])
+    button(driver, "Another").click()
+    until(lambda: [b for b in find(driver, "#buttons button") if b.text.startswith("Right")])
+    both = find(driver, "#answer-0 .text, #answer-1 .text")
+    texts = [node.get_attribute("textContent") for node in both]
+    button(driver, "Right").click()
+    until(lambda: said(driver) == "Saved.")
+    [vote] = lines(tmp_path, "votes")
+    assert vote["responses"] == texts and vote["ranks"] == [2, 1]
+    turns = [node.get_attribute("textContent") for node in find(driver, ".output .text")]
+    assert turns == ["Hi.", texts[1]]
