@@ -179,7 +179,7 @@ def load_text(cfg, models):
     """The held-out text, tokens (N,). Raises ValueError if it is shorter than a block."""
     block = min(TEXT_BLOCK, models.context)
     blocks = interop.load_text(cfg.text, Counter(), models.enc, block, flag="--text", n=2000,
-                               seed="held out", strict=cfg.strict)
+                               seed="held out", strict=cfg.strict, whole=True)
     return blocks.view(-1)
 
 

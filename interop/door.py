@@ -91,16 +91,17 @@ def _is_sandbox(enc):
     return enc.name == "sandbox"
 
 
-def load_text(files, counts, enc, block, *, flag, n, seed, strict=False, wanted=True):
-    """Text that is trained on or read whole: that of `files` or, if there are none, n of the
-    sandbox's own documents of that seed -> (N, block) tokens; N is 0 unless `wanted`.
+def load_text(files, counts, enc, block, *, flag, n, seed, strict=False, wanted=True, whole=False):
+    """Text to mix in: that of `files` but for what load_corpus holds out, unless `whole`, or n of
+    the sandbox's own documents of that seed -> (N, block) tokens; N is 0 unless `wanted`.
 
     block: tokens, at most the model's context. Raises ValueError if there is no whole block.
     """
     if not wanted:
         return torch.empty(0, block, dtype=torch.long)
     if files:
-        tokens, _ = read_tokens(files_in(files), enc, counts, strict=strict)
+        tokens, start = read_tokens(files_in(files), enc, counts, strict=strict)
+        tokens = tokens if whole else tokens[:start]
     else:
         tokens = pack(load("texts", (), counts, flag=flag, enc=enc, n=n, seed=seed), enc)
     if len(tokens) < block:

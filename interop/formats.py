@@ -6,8 +6,10 @@ writes one reader and its line in FORMATS.
 A reader is a generator: it takes a published record and yields canonical JSON records. What is
 left out it yields as a Skip, which says why; raised, a Skip leaves out the rest of the record too.
 """
+import ast
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -22,11 +24,25 @@ from interop.rows import Part, form_of, read_rows, shown
 PARTED = ("\n\n", "\n", " ")
 REPLY = "Assistant:"
 LONGEST_THREAD = 100            # messages of OASST: people write a dozen
+MESSAGE = {"message_id", "role", "text"}    # fields of a message of OASST
+FIRST = 10                      # records that say whether a file holds messages of OASST
 WATCHED = 500                   # first records of a file, in which fields that nobody reads show
 SPEAKERS = {   # who speaks, by other names than those of ROLES
     "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant",
     "developer": "system",
 }
+
+
+# A dialogue written into a text, as tables have it, in JSON or as Python prints it; or its turns.
+DIALOGUE = re.compile(r"""\s*\[?\s*\{\s*["'](role|content|from|value)["']\s*:""")
+BRACKET = re.compile(r"\s*[\[{]")
+LISTS = ("turns", "responses", "ranks", "ratings", "comparisons", "instances", "completions")
+ASKS = ("prompt", "instruction", "question")                # what a prompt is called
+REPLIES = ("response", "completion", "output", "answer")    # and what a reply is
+# names of what is no text that a prompt could stand in
+LABELS = re.compile(r"(.*_)?(id|ids|uuid|hash|index|source|split|lang|language|model|label|task|"
+                    r"type|category|dataset|subset|score|rating|url|license|date|weight|train)"
+                    r"(_.*)?")
 
 
 class Unclear(Exception):
@@ -103,7 +119,11 @@ def prompt_of(r):
         prompt = turns(r["conversations"])
     else:
         asked = asked_in(r)
-        prompt, more = turns(asked), r.get("input", r.get("context"))
+        prompt, more = turns(asked), r.get("input") or r.get("context")
+        if isinstance(more, list) and all(isinstance(text, str) for text in more):
+            more = "\n\n".join(more)
+        if more and not isinstance(more, str):
+            raise Unclear(f"its input or context is {form_of(more)}: write a text")
         # a prompt made by a template holds it already
         template = r.get("prompt") if asked == r.get("prompt") else ""
         if isinstance(more, str) and more.strip() and more.strip() not in str(template):
@@ -122,9 +142,22 @@ def asked_in(r):
     """The field that holds the prompt. Beside an instruction "prompt" may be the same in a
     template, which may even hold the answer."""
     prompt, instruction = r.get("prompt"), r.get("instruction")
-    if isinstance(prompt, str) and isinstance(instruction, str) and instruction.strip() in prompt:
-        return instruction
-    return next((r[x] for x in ("prompt", "instruction", "question") if r.get(x) is not None), None)
+    if isinstance(prompt, str) and isinstance(instruction, str) and instruction.strip():
+        if instruction.strip() in prompt:
+            return instruction
+        if prompt.strip():
+            raise Unclear('"prompt" and "instruction" hold different texts: name one, --columns '
+                          'prompt=instruction')
+    return next((r[x] for x in ASKS if r.get(x) is not None), None)
+
+
+def reply_in(r):
+    """The field that holds the reply. Raises Unclear if several hold different ones."""
+    found = {name: r[name] for name in REPLIES if r.get(name) not in (None, "", [])}
+    if len({str(value).strip() for value in found.values()}) > 1:
+        raise Unclear(f"{' and '.join(found)} hold different texts: name one, --columns "
+                      f"response={next(iter(found))}")
+    return next(iter(found.values()), next((r[name] for name in REPLIES if name in r), None))
 
 
 def with_system(r, messages):
@@ -179,18 +212,32 @@ def preference(r):
     if r.get("score_chosen") is not None and r["score_chosen"] == r.get("score_rejected"):
         raise Skip("pairs skipped: both sides have one score")
     better, worse = r["chosen"], r["rejected"]
-    asked = {"prompt", "instruction", "question", "conversations"} & r.keys()
-    prompt = prompt_of(r) if asked else []
-    if isinstance(better, (list, dict)) and isinstance(worse, (list, dict)):
+    asked = {*ASKS, "conversations"} & r.keys()
+    prompt, both = prompt_of(r) if asked else [], (better, worse)
+    if all(isinstance(x, (list, dict)) for x in both):
         yield _last_replies(prompt, turns(better), turns(worse))
-    elif not asked and isinstance(better, str) and isinstance(worse, str):
+    elif asked and all(isinstance(x, str) and parted_by(x) for x in both):
+        yield _last_replies(prompt, *(dialogue(x, parted_by(x)) for x in both))
+    elif not asked and all(isinstance(x, str) for x in both):
         texts = [field for field, value in r.items() if field not in ("chosen", "rejected")
-                 and (isinstance(value, list) or len(str(value).split()) > 1)]
+                 and isinstance(value, (str, list)) and value
+                 and (not LABELS.fullmatch(field.lower()) or len(str(value).split()) > 1)]
         if texts:
             raise Unclear(f"which field holds the prompt? Name it: --columns prompt={texts[0]}")
         yield _split_prompt(better, worse)
     else:
-        yield pair(prompt, better, worse)
+        yield pair(prompt, *(_without(prompt, x) for x in both))
+
+
+def _without(prompt, reply):
+    """A reply without the prompt's last message, where it begins with that, and without its cue."""
+    if not isinstance(reply, str) or not prompt:
+        return reply
+    asked, rest = prompt[-1]["content"].strip(), reply.strip()
+    if len(asked.split()) > 1:
+        rest = rest.removeprefix(asked).strip()
+    rest = rest.removeprefix(REPLY).strip()
+    return reply if rest == reply.strip() else rest
 
 
 def _last_replies(prompt, better, worse):
@@ -200,9 +247,15 @@ def _last_replies(prompt, better, worse):
     replies = better["role"] == worse["role"] == "assistant"
     if before != before_worse or not replies:
         raise Skip("pairs skipped: the two sides differ in more than the last reply")
+    if not (better.get("train", True) and worse.get("train", True)):
+        raise Skip("pairs skipped: marked as not to be trained on")
     heard = {m["content"].strip() for m in before}
-    repeated = all(m["content"].strip() in heard for m in prompt)
-    prompt = before if repeated else prompt + before
+    new = [m for m in prompt if m["content"].strip() not in heard]
+    # a system's message of another field goes before what both sides repeat
+    if not new or new == prompt or all(m["role"] == "system" for m in new):
+        prompt = new + before
+    else:
+        prompt = prompt + before
     return pair(prompt, better["content"], worse["content"])
 
 
@@ -220,7 +273,7 @@ SIDES = (("response_a", "response_b"), ("response_0", "response_1"), ("response_
          ("response1", "response2"), ("output_1", "output_2"), ("answer_a", "answer_b"),
          ("human_ref_A", "human_ref_B"), ("conversation_a", "conversation_b"))
 WINNERS = {"model_a": 0, "a": 0, "first": 0, "model_b": 1, "b": 1, "second": 1}
-TIES = ("tie", "both", "equal", "draw", "neither")      # how a winner begins that is none
+TIES = re.compile(r"(tie|both|equal|draw|neither)(bad)?([\W_].*)?")    # a winner that is none
 
 
 def sides_of(r):
@@ -255,22 +308,25 @@ def alone(value):
     """The only string of a list, which may be written as JSON, as the Arena's 55k have it; another
     value as it is."""
     found = value
-    if isinstance(value, str) and value.startswith('["'):
+    if isinstance(value, str) and re.match(r'\s*\[\s*("|null|\])', value):
         try:
             found = json.loads(value)
         except ValueError:
             return value
-    if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
+    if not isinstance(found, list) or not all(isinstance(x, str | None) for x in found):
         return value
     if len(found) != 1:
         raise Skip("pairs skipped: of several turns, whose replies differ from the first on")
+    if found[0] is None:
+        raise Skip("pairs skipped: an answer is missing")
+    found[0].encode()                            # half a character, written out inside a text
     return found[0]
 
 
 def _by_name(r, sides):
     """A winner by any of its names, or that of its field or by what that ends with."""
     winner = str(r["winner"]).strip().lower()
-    if winner.startswith(TIES):
+    if TIES.fullmatch(winner):
         return None
     names = WINNERS | {name.lower(): i for i, side in enumerate(sides) for name in (side, side[-1])}
     if winner not in names:
@@ -279,39 +335,77 @@ def _by_name(r, sides):
     return names[winner]
 
 
+def _number(value, name, low, high, whole=True):
+    """The number of a verdict, in JSON or in a table; 0 for none. Raises Unclear if it is none of
+    those that the format has."""
+    try:
+        number = float(value or 0)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not low <= number <= high or whole and number % 1:
+        raise Unclear(f'"{shown(name)}" is {shown(value)}, and goes from {low} to {high}')
+    return number
+
+
 def _by_flags(r, sides):
-    won = [float(r.get(f"winner_{name}") or 0) for name in ("model_a", "model_b")]
+    won = [_number(r.get(name), name, 0, 1) for name in ("winner_model_a", "winner_model_b")]
     return None if won[0] == won[1] else won.index(max(won))
 
 
-def _by_number(r, sides):
+def _by_id(r, sides):
+    """The number in the name of the better answer's field, "response_1"."""
+    if r["better_response_id"] is None:
+        raise Unclear('"better_response_id" is null: leave the record out')
+    number = f"{_number(r['better_response_id'], 'better_response_id', 0, 9):.0f}"
+    ends = [side[-1] for side in sides]
+    if number not in ends:
+        raise Unclear(f"better_response_id is {number}, and the answers are called "
+                      f"{' and '.join(sides)}")
+    return ends.index(number)
+
+
+def _by_preference(r, sides):
     """AlpacaEval's, from 1, the first, to 2; 0 was a tie once."""
     if r["preference"] is None:
         raise Skip("pairs skipped: nobody judged them")
-    preference = float(r["preference"])
+    if sides != ("output_1", "output_2"):
+        raise Unclear('"preference" is known beside output_1 and output_2 only: write "winner", '
+                      'the name of the better field or tie')
+    preference = _number(r["preference"], "preference", 0, 2, whole=False)
+    if 0 < preference < 1:
+        raise Unclear(f'"preference" is {preference}, and goes from 1 to 2')
     return None if preference in (0, 1.5) else int(preference > 1.5)
 
 
 def _by_strength(r, sides):
     """HelpSteer2's, from -3, the first is much better, to 3."""
-    strength = float(r["preference_strength"])
+    strength = _number(r["preference_strength"], "preference_strength", -3, 3)
     return None if strength == 0 else int(strength > 0)
 
 
 def _by_annotators(r, sides):
     """PandaLM's: 1 the first, 2 the second, 0 neither; most of three."""
-    votes = Counter(str(value) for field, value in r.items() if field.startswith("annotator"))
-    return None if votes["1"] == votes["2"] else int(votes["2"] > votes["1"])
+    fields = [field for field in r if field.startswith("annotator")]
+    votes = Counter(_number(r[field], field, 0, 2) for field in fields)
+    return None if votes[1] == votes[2] else int(votes[2] > votes[1])
+
+
+def _by_labels(r, sides):
+    """SHP's: 1 is the first."""
+    if sides != ("human_ref_A", "human_ref_B"):
+        raise Unclear('"labels" is known beside human_ref_A and human_ref_B only: write "winner", '
+                      'the name of the better field or tie')
+    return 1 - int(_number(r["labels"], "labels", 0, 1))
 
 
 VERDICTS = {
     # a field, and who won by it: 0, 1 or None
     "winner": _by_name,
     "winner_model_a": _by_flags,
-    "better_response_id": lambda r, sides: int(r["better_response_id"]),
-    "labels": lambda r, sides: 1 - int(r["labels"]),         # SHP's: 1 is the first
+    "better_response_id": _by_id,
+    "labels": _by_labels,
     "preference_strength": _by_strength,
-    "preference": _by_number,
+    "preference": _by_preference,
     "annotator1": _by_annotators,
 }
 
@@ -347,7 +441,8 @@ def qa_feedback(r):
     prompt = "\n\n".join([*parts, r["question"]])
     responses = [r[f"prediction {k}"] for k in (1, 2, 3, 4)]
     comparisons = []
-    for (i, j), judged in zip(itertools.combinations(range(4), 2), r["preference"]):
+    for n, (i, j) in enumerate(itertools.combinations(range(4), 2)):
+        judged = _number(r["preference"][n], "preference", 0, 2)
         if judged:
             comparisons.append([i, j] if judged == 1 else [j, i])
     yield {"prompt": prompt, "responses": responses, "comparisons": comparisons}
@@ -462,9 +557,11 @@ def chat(r):
 def instruction(r):
     """Alpaca, Dolly, question and answer, prompt and completion: who asks and who answers, by any
     of their names."""
-    response = r.get("response", r.get("completion", r.get("output", r.get("answer"))))
+    response = reply_in(r)
     if isinstance(response, list):
         last = turns(response)[-1]
+        if not last.get("train", True):
+            raise Skip("records skipped: marked as not to be trained on")
         response = last["content"] if last["role"] == "assistant" else ""
     if isinstance(response, str) and not response.strip():
         raise Skip("records skipped: the response is empty")
@@ -522,6 +619,7 @@ FORMATS = (
     ("Dolly", has("instruction", "response"), instruction),
     ("prompts and completions", has("prompt", "completion"), instruction),
     ("questions and answers", has("question", "answer"), instruction),
+    ("questions and answers", has("question", "response"), instruction),
     ("turns", has("turns"), first_turn),
     ("prompts", has("prompt"), canonical),
     ("texts", has("text"), canonical),
@@ -543,16 +641,11 @@ def read_records(paths, counts: Counter, columns="", separator=""):
     for path in [paths] if isinstance(paths, str) else paths:
         rows = ((where, _named(r, renamed, where))
                 for where, r in read_rows(path, renamed, separator))
-        begun = []                               # up to the first that could be read
-        for row in rows:
-            begun.append(row)
-            if isinstance(row[1], dict):
-                break
+        begun = list(itertools.islice(rows, FIRST))
         if not begun:
             raise ValueError(f"{path} holds no record")
-        _, first = begun[-1]
         rows = itertools.chain(begun, rows)
-        if isinstance(first, dict) and {"message_id", "role", "text"} <= first.keys():
+        if any(isinstance(r, dict) and MESSAGE <= r.keys() for _, r in begun):
             rows = oasst_messages(rows, counts)
         yield from _read_rows(rows, counts)
 
@@ -571,7 +664,7 @@ def _read_rows(rows, counts):
             yield where, ValueError(f"{where}: no format has the fields {has}; say which is "
                                     f"which, e.g. --columns prompt=question,response=answer")
             continue
-        if n <= WATCHED:
+        if n <= WATCHED or not r.keys() <= fields.keys():
             fields |= dict.fromkeys(r)
             r = _Watched(r, used)
         yield from _read_record(where, r, counts, name, reader)
@@ -602,16 +695,17 @@ def _read_record(where, r, counts, name, reader):
     """Yield (where, canonical record) for each that is in a published one, or what is wrong."""
     counts[f"read as {name}"] += 1
     try:
+        marks = {name: r[name] for name in LEFT_OUT if name in r}
         for x in reader(r):
             if isinstance(x, Skip):
                 counts[str(x)] += 1
             else:
-                yield where, x
+                yield where, x | marks if marks else x
     except Skip as e:
         counts[str(e)] += 1
     except Unclear as e:
         yield where, ValueError(f"{where}: {e}")
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError):
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError):
         forms = ", ".join(f"{shown(field)} is {form_of(r[field])}" for field in [*r][:8])
         yield where, ValueError(f"{where}: has the fields of {name} but not their form: {forms}")
 
@@ -648,6 +742,36 @@ def _named(r, renamed, where):
     if missing:
         return ValueError(f"{where}: --columns names a field {min(missing)}; "
                           f"the record has {shown(', '.join(r))}")
-    # a field that has the known name already gives way to the renamed one
-    kept = {k: v for k, v in r.items() if k not in renamed.values()}
-    return {renamed.get(k, k): v for k, v in kept.items()}
+    # fields that would be the prompt, or the reply, give way to the one that is named
+    known = set(renamed.values())
+    for names in (ASKS, REPLIES):
+        known |= set(names) if known & set(names) else set()
+    kept = {k: v for k, v in r.items() if k in renamed or k not in known}
+    return _with_lists(where, {renamed.get(k, k): v for k, v in kept.items()})
+
+
+def _with_lists(where, r):
+    """A record in which no dialogue or list is written as a text, as tables have them; or what is
+    wrong with it."""
+    for field, value in r.items():
+        if not isinstance(value, str) or not BRACKET.match(value):
+            continue
+        if DIALOGUE.match(value) or field in LISTS:
+            found = _literal(value)
+            if found is None:
+                return ValueError(f'{where}: "{shown(field)}" is a list written as a text that is '
+                                  f"neither JSON nor Python's: write it as JSON")
+            r = r | {field: found}
+    return r
+
+
+def _literal(text):
+    """The list or object that a text writes in JSON or in Python's way, None if it is none."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, (list, dict)):
+            return found
+    return None

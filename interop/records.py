@@ -28,6 +28,8 @@ from interop.rows import Part, form_of, shown
 BEST_RATING = 7
 # fields of a record or a message that say "not to be trained on", if they are 0 or false
 LEFT_OUT = ("weight", "train")
+NO = ("false", "f", "no", "n", "bad", "negative", "rejected", "undesirable", "incorrect",
+      "thumbs_down")
 SHOWN = 3                         # bad records that are shown
 HOPELESS = 1000                   # bad records without a good one: the file is another kind of file
 TASK = ("responses", "ranks", "ratings", "comparisons", "use_case", "meta")     # its fields
@@ -59,13 +61,13 @@ def _says_no(mark):
     """Whether a mark says 0, no or bad. None says nothing."""
     if isinstance(mark, str):
         mark = mark.strip().lower()
-        if mark in ("false", "no", "bad", "negative"):
+        if mark in NO:
             return True
         try:
             mark = float(mark)
         except ValueError:
             return False
-    return isinstance(mark, (bool, int, float)) and mark <= 0
+    return isinstance(mark, (bool, int, float)) and not mark > 0    # NaN neither
 
 
 def _is_message(m):
@@ -194,6 +196,9 @@ def _read(records, counts, strict, read, what):
         try:
             if isinstance(r, ValueError):
                 raise r
+            if is_left_out(r) and read is not _prompts:
+                counts["records skipped: marked as not to be trained on"] += 1
+                continue
             if r.keys() == {"text"} and read is not _texts:
                 raise ValueError(f"{where}: this is text, for pretrain.py, and no {what}")
             made = read(where, r, counts)
@@ -216,9 +221,6 @@ def _read(records, counts, strict, read, what):
 def _demonstrations(where, r, counts):
     if _says_no(r.get("label")):
         counts["records skipped: their reply is labelled bad"] += 1
-        return []
-    if is_left_out(r):
-        counts["records skipped: marked as not to be trained on"] += 1
         return []
     if {"responses", "ratings"} <= r.keys() and not {"comparisons", "ranks"} & r.keys():
         return _rated_best(where, r, counts)
@@ -262,7 +264,8 @@ def _demonstration(where, r, counts):
             elif m["content"].strip():
                 end = i + 1
         counts["messages left out: no reply to train on follows"] += len(messages) - end
-        messages = messages[:end]
+        # an empty reply, of one who called a tool, is nothing to learn
+        messages = [m if m["content"].strip() else m | {"train": False} for m in messages[:end]]
         if not messages:
             return []
     else:

@@ -10,7 +10,9 @@ rows (records.py) skips and counts it, or raises it.
 import bz2
 import codecs
 import csv
+import functools
 import gzip
+import io
 import itertools
 import json
 import lzma
@@ -20,11 +22,38 @@ from collections import Counter
 
 from plumbing import inputs
 
+PIECE = 2**20                     # bytes unpacked at once
+
+
+class _Members(io.RawIOBase):
+    """What bz2.open and lzma.open give, but that bytes which are no stream are an error: theirs
+    end there without a word."""
+    def __init__(self, make, packed):
+        self.make, self.packed, self.stream, self.raw = make, packed, make(), b""
+
+    def read(self, size):
+        while not self.stream.eof or self.raw.strip(b"\0"):
+            if self.stream.eof:
+                self.stream = self.make()
+            if self.stream.needs_input and not self.raw:
+                self.raw = self.packed.read(PIECE)
+                if not self.raw:
+                    raise EOFError("it ends early")
+            piece = self.stream.decompress(self.raw, size)
+            self.raw = b""
+            if self.stream.eof:
+                self.raw = self.stream.unused_data or self.packed.read(PIECE)
+            if piece:
+                return piece
+        return b""
+
+
 # what files are, by their first bytes: packed ones, which are unpacked ...
-PACKED = {b"\x1f\x8b": ("gzip", gzip.open), b"BZh": ("bzip2", bz2.open),
-          b"\xfd7zXZ\x00": ("xz", lzma.open)}
+PACKED = {b"\x1f\x8b": ("gzip", gzip.open),
+          b"BZh": ("bzip2", functools.partial(_Members, bz2.BZ2Decompressor)),
+          b"\xfd7zXZ\x00": ("xz", functools.partial(_Members, lzma.LZMADecompressor))}
 # ... text that is not UTF-8 but says what it is ...
-ENCODED = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+ENCODED = {b"\xff\xfe\x00\x00": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 # ... and others, which are named, with what makes text of them
 BINARY = {
     b"PAR1": "Parquet; with pandas: pandas.read_parquet('{path}')"
@@ -38,9 +67,10 @@ BINARY = {
     b"%PDF": "a PDF: pdftotext makes text of it",
     b"\x89PNG": "a picture",
 }
-PIECE = 2**20                     # bytes unpacked at once
 MOST_PACKED = 100                 # text is packed to a tenth or a third of its size
-DELIMITERS = (",", "\t", ";")     # of tables
+DELIMITERS = (",", "\t", ";", "|")    # of tables
+NAMES = {"text", "instruction", "question", "chosen", "messages", "conversations"}  # of columns
+LOOKED_AT = 20                    # first lines that say what a file is
 MOST_NESTED = 250                 # levels of a JSON value
 TOO_DEEP = (f"{{where}}: lists and objects lie more than {MOST_NESTED} deep in one another: write "
             f"fewer levels")
@@ -74,9 +104,14 @@ def pieces(path):
     found = _bytes_of(path)
     first = next(found, b"")
     binary = _by_first_bytes(first, BINARY)
+    if first[257:262] == b"ustar":
+        binary = "a tar archive: unpack it"
     if binary:
         raise ValueError(f"{path} is {binary.format(path=path)}")
     encoding = _by_first_bytes(first, ENCODED) or "utf-8"
+    if encoding == "utf-8" and first.count(0) > len(first) / 100:
+        raise ValueError(f"{path} holds NUL bytes, as no text does: if it is UTF-16 without its "
+                         f"mark, convert it, e.g. iconv -f utf-16le -t utf-8")
     decoder, line, held = codecs.getincrementaldecoder(encoding)(), 1, ""
     at = 0                                       # bytes decoded so far
     for raw in itertools.chain([first], found, [b""]):
@@ -98,9 +133,9 @@ def pieces(path):
 
 
 def _not_text(path, encoding, byte, line):
-    if encoding == "utf-16":
-        return (f"{path}: byte {byte} is not UTF-16, as the file's mark says it is: save it as "
-                f"UTF-8")
+    if encoding != "utf-8":
+        return (f"{path}: byte {byte} is not {encoding.upper()}, as the file's mark says it is: "
+                f"save it as UTF-8")
     return (f"{path}, line {line}: byte {byte} is not UTF-8; convert it, e.g. "
             f"iconv -f latin1 -t utf-8")
 
@@ -189,10 +224,13 @@ def read_rows(path, renamed, separator=""):
     text = pieces(path)
     head = next(text, "")
     text = itertools.chain([head], text)
+    if "\r" in head and "\n" not in head:                    # line ends of old Macintoshes
+        text = (piece.replace("\r", "\n") for piece in text)
+        head = head.replace("\r", "\n")
     delimiter = _delimiter_of(head, renamed)
     if re.match(r'\s*\[\s*([{"]|\]\s*$)', head):             # [{  ["  [] : a text may begin "[1]"
         yield from _json_array(path, "".join(text))
-    elif re.match(r'\s*\{\s*["}]', head):
+    elif _is_json_lines(path, head):
         yield from _json_lines(path, text)
     elif delimiter:
         yield from _table_lines(path, text, delimiter)
@@ -202,24 +240,72 @@ def read_rows(path, renamed, separator=""):
             yield path, {"text": document}
 
 
+def _first_lines(head):
+    """The first lines that hold anything; but for a text of one line, no line that is cut off."""
+    found = head.split("\n")
+    return [line.strip() for line in found[:-1] or found if line.strip()][:LOOKED_AT]
+
+
+def _is_json_lines(path, head):
+    """Whether the first line begins as a JSON object, or half of the first lines are such. Raises
+    ValueError if one goes on for lines."""
+    first_lines = _first_lines(head)
+    objects = [line for line in first_lines if line != "{}" and _is_json(line, (dict,))]
+    if re.match(r'\s*\{\s*("\w+"\s*:\s*[\[{]\s*)?\n', head) and len(objects) < 2:
+        raise ValueError(f"{path} is one JSON object of several lines: write the records in it one "
+                         f"a line, or as an array")
+    return bool(re.match(r'\s*\{\s*["}]', head)) or 2 * len(objects) >= max(2, len(first_lines))
+
+
 def _refuse_structured(path, head):
-    """Raise ValueError for what is no text but lists, strings or a table of names unknown here."""
-    first_lines = [line for line in head[:20_000].split("\n") if line.strip()][:4]
-    if not first_lines:
-        return
-    first = shown(first_lines[0].strip())
-    if len(first_lines) > 1 and all(map(_is_json, first_lines)) or _is_json(head, (list,)):
+    """Raise ValueError for what is no text but lists, strings, or a table of names unknown here."""
+    first_lines = _first_lines(head)
+    first = shown(first_lines[0]) if first_lines else ""
+    if len(first_lines) > 1 and all(map(_is_json, first_lines)) or _is_list(head):
         raise ValueError(f"{path} is JSON, but of no objects with named fields: {first}; write "
                          f'one a line, e.g. {{"prompt": ..., "response": ...}}')
-    if re.match(r"(---\s*\n\s*)?- +\w+:", head):
-        raise ValueError(f"{path} is YAML: {first}; write it as JSON lines")
-    for delimiter in DELIMITERS:
-        fields = [line.split(delimiter) for line in first_lines]
-        names = [name.strip() for name in fields[0]]
-        named = len(fields) > 2 and len(names) > 1 and all(map(str.isidentifier, names))
-        if named and len(set(map(len, fields))) == 1:
-            raise ValueError(f"{path} is a table, but no name in its first line is known: {first}; "
-                             f"say which is which: --columns prompt={names[0]}")
+    form = _other_form(first_lines)
+    if form:
+        raise ValueError(f"{path} is {form}: {first}; write it as JSON lines")
+    delimiter = _table_of(head)
+    if delimiter:
+        raise ValueError(f"{path} is a table, but no name in its first line is known: {first}; say "
+                         f"which is which: --columns prompt={first.split(delimiter)[0]}")
+    for before in (1, 2):
+        rest = head.split("\n", before)[-1] if len(first_lines) > before + 1 else ""
+        if _delimiter_of(rest, {}) and _table_of(rest):
+            raise ValueError(f"{path} is a table behind another line: remove {first}")
+
+
+def _other_form(first_lines):
+    """What a file is by its first lines, if that is neither JSON nor a table nor text."""
+    first, second = [*first_lines, "", ""][:2]
+    if re.match(r"\{'\w+': ", first):
+        return "written by Python"
+    if re.match(r"(event|data): *\S", first) and re.match(r"(event|data|id): *\S", second):
+        return "a stream of events"
+    if first.startswith("|") and re.fullmatch(r"\|[\s:|-]+\|", second):
+        return "a table of Markdown"
+    keys = [line for line in first_lines if re.match(r'(- +)?"?\w+"?:( |$)|- |---|#', line)]
+    named = re.compile(r'(- +)?"?(prompt|instruction|question|messages|conversations)"?:( |$)')
+    return "YAML" if len(keys) == len(first_lines) and any(map(named.match, keys)) else ""
+
+
+def _is_list(head):
+    """Whether a text is a JSON list, which may go on behind `head`."""
+    at, decoder, between = 0, json.JSONDecoder(), re.compile(r"[\s,]*")
+    if not head.lstrip().startswith("["):
+        return False
+    at = head.index("[") + 1
+    for n in range(LOOKED_AT):
+        try:
+            _, at = decoder.raw_decode(head, between.match(head, at).end())
+        except (ValueError, RecursionError):
+            return n > 0 and len(head) > PIECE // 2
+        rest = head[at:at + 1000].lstrip()
+        if not rest.startswith(","):
+            return rest.startswith("]") and not head[at:].strip()[1:].strip()
+    return True
 
 
 def _is_json(text, kinds=(list, str)):
@@ -231,19 +317,40 @@ def _is_json(text, kinds=(list, str)):
 
 def _delimiter_of(head, renamed):
     """What parts the fields of a table, "" if the text is none: the first line of a table has a
-    `prompt`, or several plain names of which one is known. The first column, if it counts the
-    rows, may be without a name."""
-    first_line = head.partition("\n")[0][:10_000]
+    `prompt`, or several plain names of which one is known, or it is a table by all its lines."""
+    first_line = head.lstrip("\n").partition("\n")[0][:10_000]
+    if first_line in ("text", '"text"'):
+        return ","
     for delimiter in DELIMITERS:
         try:
             header = next(csv.reader([first_line], delimiter=delimiter), [])
         except csv.Error:
             return ""                            # a carriage return in the midst of text
         names = [renamed.get(name, name) for name in header]
-        known = {"text", "instruction", "question", "chosen", "messages"} & set(names)
-        named = names if names and names[0] else names[1:]
-        plain = len(names) > 1 and all(name.isidentifier() for name in named)
-        if "prompt" in names or plain and bool(known):
+        known = bool(NAMES & set(names)) and len(names) > 1
+        # the first column, if it counts the rows, may be without a name
+        plain = all(name.isidentifier() for name in names[not names[0]:]) if names else False
+        if "prompt" in names or known and (plain or _table_of(head) == delimiter):
+            return delimiter
+    return ""
+
+
+def _table_of(head):
+    """What parts the fields of a text whose first lines are all of as many fields, the first of
+    names; "" if there is nothing of the kind. A comma in prose has a space behind it."""
+    lines_of, whole = head.split("\n"), len(head) < PIECE // 2
+    for delimiter in DELIMITERS:
+        reader = csv.reader([line + "\n" for line in lines_of[:200]], delimiter=delimiter)
+        try:
+            found = [row for row in itertools.islice(reader, LOOKED_AT) if row]
+        except csv.Error:
+            continue
+        if not whole:
+            found = found[:-1]
+        if len(found) < 2 or len(found[0]) < 2 or len({len(row) for row in found}) > 1:
+            continue
+        names = [name for name in found[0] if name]
+        if len(names) > 1 and all(re.fullmatch(r"[\w#][\w .:/()#-]{0,40}", name) for name in names):
             return delimiter
     return ""
 

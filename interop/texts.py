@@ -12,8 +12,8 @@ a hash of its files, of how they are read and of the tokenizer. In it are
                         each unit a hash and how many tokens it has
 
 A unit is a document, or of a long one a part (rows.PART). Held out are the units with the lowest
-hashes, 2 % of the tokens: what is there twice lies on one side, but for the last that is held out,
-and text that is added moves few.
+hashes, 2 % of the tokens: what is there twice lies on one side, unless a tenth of all were held out
+so, and text that is added moves few.
 """
 import contextlib
 import functools
@@ -35,7 +35,8 @@ from interop.tokenizers import tokenizer_id
 from plumbing import results
 
 VERSION = 1                         # of how files become tokens
-UNFINISHED = ("tokens.part", "units")
+UNFINISHED, MADE = ("tokens.part", "units"), "made.json"
+MOST_HELD_OUT = 10
 HELD_OUT = 50                       # one token in so many
 THREADS = 2
 BATCH = 2**22                       # characters that are tokenized at once
@@ -61,32 +62,55 @@ def read_tokens(files, enc, counts: Counter, columns="", separator="", strict=Fa
 
     counts gets what was read and skipped. Raises ValueError.
     """
-    how = [[results.file_hash(path) for path in files], columns, separator,
-           tokenizer_id(enc)["hash"], VERSION]
+    hashes = [results.file_hash(path) for path in files]
+    how = [hashes, columns, separator, tokenizer_id(enc)["hash"], VERSION]
     key = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:32]
     folder = os.path.join(cache_folder(), key)
-    path, made = os.path.join(folder, "tokens"), os.path.join(folder, "made.json")
     dtype = np.dtype("uint16" if enc.n_vocab <= 2**16 else "int32")
-    with _locked(folder):
-        if not os.path.exists(made):
-            fresh = Counter()
-            found = read_records(files, fresh, columns, separator)
-            _tokenize(records.texts(found, fresh, strict), enc, dtype, folder)
-            start = _sort(folder, dtype)
-            known = {"held out from": start, "counts": fresh}
-            results.replace_file(made, functools.partial(json.dump, known))
-        for name in UNFINISHED:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(os.path.join(folder, name))
-    known = read_json(made)
+    if not _known(folder, dtype):
+        with _locked(folder):
+            if not _known(folder, dtype):
+                fresh = Counter()
+                found = read_records(files, fresh, columns, separator)
+                _tokenize(records.texts(found, fresh, strict), enc, dtype, folder)
+                if hashes != [results.file_hash(path) for path in files]:
+                    _remove_unfinished(folder)
+                    raise ValueError(f"{' '.join(files)} changed while it was read: start again")
+                _finish(folder, dtype, fresh)
+    _remove_unfinished(folder)
+    known = _known(folder, dtype)
     if strict and known["counts"].get("bad records skipped"):
         # it was made without --strict: the first of them is raised
         again = read_records(files, Counter(), columns, separator)
         deque(records.texts(again, Counter(), strict), maxlen=0)
     counts.update(known["counts"])
-    n = os.path.getsize(path) // dtype.itemsize
-    tokens = torch.from_file(path, size=n, dtype=getattr(torch, dtype.name))
+    tokens = torch.from_file(os.path.join(folder, "tokens"), size=known["tokens"],
+                             dtype=getattr(torch, dtype.name))
     return tokens, known["held out from"]
+
+
+def _known(folder, dtype):
+    """What made.json says, if the tokens beside it are as many as it says; else None."""
+    try:
+        known = read_json(os.path.join(folder, MADE))
+        size = os.path.getsize(os.path.join(folder, "tokens"))
+        whole = known["tokens"] * dtype.itemsize == size and 0 <= known["held out from"] <= size
+        return known if whole and known["counts"].keys() else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _finish(folder, dtype, counts):
+    """Write `tokens`, and made.json when they are whole."""
+    start, n = _sort(folder, dtype)
+    known = {"held out from": start, "tokens": n, "counts": counts}
+    results.replace_file(os.path.join(folder, MADE), functools.partial(json.dump, known))
+
+
+def _remove_unfinished(folder):
+    for name in UNFINISHED:
+        with contextlib.suppress(OSError):                   # gone, or in a cache to be read only
+            os.remove(os.path.join(folder, name))
 
 
 @contextlib.contextmanager
@@ -171,13 +195,18 @@ def _encoded(texts, enc):
 
 
 def _sort(folder, dtype):
-    """Write `tokens`: what is trained on and, behind it, what is held out. -> where this begins"""
+    """Write `tokens`: what is trained on and, behind it, what is held out. -> where this begins,
+    and how many all are"""
     part, units = (os.path.join(folder, name) for name in UNFINISHED)
     units, tokens = np.fromfile(units, UNIT), np.memmap(part, dtype, "r")
     order = np.argsort(units["hash"], kind="stable")
     enough = np.cumsum(units["tokens"][order]) * HELD_OUT >= len(tokens)
-    held_out = np.zeros(len(units), bool)
-    held_out[order[:enough.argmax() + 1]] = True
+    last = order[enough.argmax()]
+    held_out = units["hash"] <= units["hash"][last]
+    # what is there a thousand times would take all of it along
+    if units["tokens"][held_out].sum() * MOST_HELD_OUT > len(tokens):
+        held_out = np.zeros(len(units), bool)
+        held_out[order[:enough.argmax() + 1]] = len(units) > 1
     ends = np.cumsum(units["tokens"], dtype=np.int64)
 
     with open(os.path.join(folder, "tokens"), "wb") as f:
@@ -188,7 +217,7 @@ def _sort(folder, dtype):
                              for at in range(begin, ends[last], COPIED))
         f.flush()
         os.fsync(f.fileno())
-    return int(units["tokens"][~held_out].sum())
+    return int(units["tokens"][~held_out].sum()), len(tokens)
 
 
 def _runs(flags, wanted):

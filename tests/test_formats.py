@@ -1,10 +1,13 @@
 """interop/formats.py: public data as it is published, from the files of ../shared/data and, for
 formats without one, as documented; interop/show.py: what `python data.py FILE` prints of it."""
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
+import math
 import re
 import sys
 from collections import Counter
@@ -492,8 +495,17 @@ def test_a_winner_may_be_in_a_field_of_another_name(put):
     (HELP | {"winner": "gpt-4"}, '"winner" is gpt-4, and the answers are called response_1 and'),
     (HELP | {"winner": ""}, '"winner" is empty'),
     (HELP | {"winner": 3}, '"winner" is 3'),
-    (SAFE | {"better_response_id": None}, "has the fields of judged pairs but not their form"),
-    (EVAL | {"preference": "first"}, "has the fields of judged pairs but not their form"),
+    (SAFE | {"better_response_id": None}, '"better_response_id" is null'),
+    (SAFE | {"better_response_id": 2}, "better_response_id is 2, and the answers are called"),
+    (SAFE | {"better_response_id": 0.9}, '"better_response_id" is 0.9, and goes from 0 to 9'),
+    (EVAL | {"preference": "first"}, '"preference" is first, and goes from 0 to 2'),
+    (EVAL | {"preference": math.nan}, '"preference" is nan'),
+    (EVAL | {"preference": 0.2}, '"preference" is 0.2, and goes from 1 to 2'),
+    (SAFE | {"preference": 1}, '"preference" is known beside output_1 and output_2 only'),
+    (SAFE | {"labels": 1}, '"labels" is known beside human_ref_A and human_ref_B only'),
+    (HELP | {"preference_strength": math.nan}, '"preference_strength" is nan'),
+    (ARENA_55K | {"winner_model_a": math.nan, "winner_model_b": 1}, '"winner_model_a" is nan'),
+    (HELP | {"winner": "equalizer-7b"}, '"winner" is equalizer-7b'),
 ])  # fmt: skip
 def test_a_winner_that_is_nobody_is_refused(put, record, says):
     with pytest.raises(ValueError, match=f"x, line 1: {says}"):
@@ -741,7 +753,7 @@ def test_the_content_decides_never_the_name(put, form, wrap):
 @pytest.mark.parametrize("text", [
     "[Enter Hamlet] Who's there?\n", "{Enter Hamlet}\n", "[1] A note, [2] another.",
     '"Who\'s there?"', "[x for x in y]", "null",
-    "prompt: Hi.\nresponse: Ho.", "A line,\nprompt,response\n",
+    "A line,\nprompt,response\n",
 ])
 def test_anything_else_is_one_text(put, text):
     for name in ("x.json", "x.jsonl", "x.csv"):
@@ -782,6 +794,20 @@ def test_tables_may_be_parted_by_tabs_and_semicolons(put, delimiter):
     ("frage,antwort\na,b\nc,d\n", "is a table, .*: frage,antwort; .*--columns prompt=frage"),
     ("q\ta\nHi, you?\tHo.\nx\ty\n", "is a table, .*--columns prompt=q"),
     ("q;a;n\nHi.;Ho.;1\nx;y;2\nz;w;3\n", "is a table, .*--columns prompt=q"),
+    ('Frage,Antwort\n"Hi, you?\nYes?",Ho.\n', "is a table, .*--columns prompt=Frage"),
+    ("id,conversation id,antwort\n1,2,a\n", "is a table, .*--columns prompt=id"),
+    ("My data\nprompt,response\na,b\n", "is a table behind another line: remove My data"),
+    ("sep=;\nprompt;response\na;b\n", "is a table behind another line: remove sep=;"),
+    ("| prompt | response |\n|---|---|\n| a | b |\n", "is a table of Markdown"),
+    ("prompt: Hi.\nresponse: Ho.\n---\nprompt: x\n", "is YAML"),
+    ("data:\n  - prompt: Hi.\n    response: Ho.\n", "is YAML"),
+    ('- "prompt": Hi.\n  "response": Ho.\n', "is YAML"),
+    ("{'prompt': 'Hi.', 'response': 'Ho.'}\n" * 3, "is written by Python"),
+    ('data: {"prompt": "a"}\ndata: {"prompt": "b"}\n', "is a stream of events"),
+    ('{"data": [\n{"prompt": "a"},\n]}\n', "is one JSON object of several lines"),
+    (json.dumps([[{"role": "user", "content": "x" * 100}]] * 9000), "is JSON, but of no objects"),
+    (json.dumps([["q" * 100, "a" * 100]] * 6000), "is JSON, but of no objects"),
+    ("a\0b\0" * 500, "holds NUL bytes"),
 ])
 def test_what_has_a_structure_that_is_not_known_is_never_text(put, content, says):
     for wrap in (str.encode, lambda text: gzip.compress(text.encode())):
@@ -792,6 +818,8 @@ def test_what_has_a_structure_that_is_not_known_is_never_text(put, content, says
 @pytest.mark.parametrize("text", [
     "1\n2\n3\n", "Sir,\nI write,\nand go,\n", "One; two\nthree; four\nfive\n",
     "Dear sir, madam\nHello, you\nBye, all\n", "a\tb\n", "- a list: of\n- things\n",
+    "---" + "\n" * 300_000 + "The end.", "HAMLET: To be.\nHORATIO: Or not.\n",
+    "User: Hi.\nAssistant: Ho.\n", "[1, 2] found that\n", "Sweet, kind\nApples, pears\n",
     "---\nA line.\n---\n", '"Hi," he said.\n"Ho," said she.\n', "null\ntrue\n1.5\n",
 ])
 def test_text_with_signs_in_it_is_text(put, text):
@@ -1217,3 +1245,133 @@ def test_hh_prompts_in_a_file_of_prompts(put):
 @pytest.mark.parametrize("text", ["[[Hamlet]] is a play.", "[1] is a note."])
 def test_text_that_looks_like_json_for_two_characters(put, text):
     assert load(records.texts, put(text))[0] == [text]
+
+
+# ------------------------------------------------------------------------------------------------
+# lists written as texts, several texts for one, marks: what lies beside the formats
+
+
+ASKED = [{"role": "user", "content": "What is it?"}]
+TOLD = [*ASKED, {"role": "assistant", "content": "It is red."}]
+OTHER = [*ASKED, {"role": "assistant", "content": "It is blue."}]
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr])
+def test_a_dialogue_that_a_table_holds_as_a_text_is_a_dialogue(put, write):
+    pairs = f"prompt,chosen,rejected\n{_row('What is it?', write(TOLD), write(OTHER))}"
+    [found], _ = load(records.rankings, put(pairs))
+    assert found == Ranking(ASKED, ["It is red.", "It is blue."], [(0, 1)])
+    [found], _ = load(records.rankings, put(f"chosen,rejected\n{_row(write(TOLD), write(OTHER))}"))
+    assert found.messages == ASKED
+    for field in ("messages", "conversations"):
+        [found], _ = load(records.demonstrations, put([{field: write(TOLD)}]))
+        assert found.messages == TOLD
+        assert messages_of(records.prompts, put([{field: write(TOLD)}])) == [ASKED]
+    assert messages_of(records.prompts, put([{"turns": write(["A?", "B?"])}])) == [said("A?")]
+    # as NumPy prints them there is no comma
+    bad = "[{'role': 'user', 'content': 'a'} {'role': 'assistant', 'content': 'b'}]"
+    with pytest.raises(ValueError, match='"messages" is a list written as a text that is neither'):
+        load(records.demonstrations, put([{"messages": bad}]))
+
+
+def _row(*fields):
+    out = io.StringIO()
+    csv.writer(out).writerow(fields)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("first", ['sponse": "b"}', "# made by export.py", "// x", '{"note": 1}'])
+def test_a_first_line_that_is_none_of_them_is_one_bad_record(put, first):
+    good = '{"prompt": "What is it?", "response": "It is red."}\n'
+    found, counts = load(records.demonstrations, put(f"{first}\n{good * 3}"))
+    assert len(found) == 3 and counts["bad records skipped"] == 1
+    flat = "".join(json.dumps(m) + "\n" for m in (
+        {"message_id": "a", "parent_id": None, "role": "prompter", "text": "Why?"},
+        {"message_id": "b", "parent_id": "a", "role": "assistant", "text": "b", "rank": 0},
+        {"message_id": "c", "parent_id": "a", "role": "assistant", "text": "c", "rank": 1}))
+    [found], counts = load(records.rankings, put('{"broken\n' + flat))
+    assert sorted(found.responses) == ["b", "c"] and counts["bad records skipped"] == 1
+
+
+@pytest.mark.parametrize("replies", [3, ["x"], [{"message_id": "a"}], [{"message_id": []}]])
+def test_replies_that_lead_in_circles_end(put, replies):
+    m = {"message_id": "a", "parent_id": None, "role": "prompter", "text": "Why?"}
+    with pytest.raises(ValueError, match="replies|holds no ranking|not their form"):
+        load(records.rankings, put([m | {"replies": replies}]))
+
+
+@pytest.mark.parametrize(("record", "says"), [
+    ({"question": "a", "answer": "b", "response": "c"}, "response and answer hold different texts"),
+    ({"prompt": "a b", "instruction": "c d", "output": "e"}, '"prompt" and "instruction" hold'),
+    ({"question": "a", "context": {"x": ["y"]}, "answer": "b"}, "input or context is an object"),
+    ({"word": "luck", "chosen": "The word a", "rejected": "The word b"}, "--columns prompt=word"),
+    ({"input": "Hello", "chosen": "Hello a", "rejected": "Hello b"}, "--columns prompt=input"),
+])  # fmt: skip
+def test_of_several_texts_none_is_guessed(put, record, says):
+    with pytest.raises(ValueError, match=says):
+        load(records.rankings if "chosen" in record else records.demonstrations, put([record]))
+
+
+def test_the_one_that_is_named_is_taken(put):
+    record = {"question": "a", "answer": "b", "response": "c"}
+    [found], _ = load(records.demonstrations, put([record]), "response=answer")
+    assert found.messages == said("a", "b")
+    swapped = {"prompt": "b", "response": "a"}
+    [found], _ = load(records.demonstrations, put([swapped]), "prompt=response,response=prompt")
+    assert found.messages == said("a", "b")
+    for context in (["x", "y"], "x\n\ny"):
+        record = {"question": "a", "input": "", "context": context, "answer": "b"}
+        assert messages_of(records.demonstrations, put([record])) == [said("a\n\nx\n\ny", "b")]
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [
+    ("\n\nHuman: Q r?\n\nAssistant: Good.", "\n\nHuman: Q r?\n\nAssistant: Bad."),
+    ("Q r? Good.", "Q r? Bad."), ("Assistant: Good.", "Assistant: Bad."), ("Good.", "Bad."),
+])
+def test_a_prompt_that_both_sides_repeat_is_no_part_of_the_answers(put, chosen, rejected):
+    record = {"prompt": "Q r?", "chosen": chosen, "rejected": rejected}
+    [found], _ = load(records.rankings, put([record]))
+    assert (found.messages, found.responses) == (said("Q r?"), ["Good.", "Bad."])
+
+
+def test_a_system_message_beside_dialogues_does_not_ask_twice(put):
+    record = {"system": "Be kind.", "prompt": "What is it?", "chosen": TOLD, "rejected": OTHER}
+    [found], _ = load(records.rankings, put([record]))
+    assert found.messages == said("What is it?", system="Be kind.")
+
+
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"train": "no"},
+                                  {"weight": math.nan}])
+@pytest.mark.parametrize("record", [PAIR, CHOSEN, PANDA | {"annotator1": 1}, {"text": "a"}])
+def test_what_is_marked_is_trained_on_nowhere(put, mark, record):
+    for read in (records.demonstrations, records.rankings, records.texts):
+        if (read is records.texts) == ("text" in record):
+            with pytest.raises(ValueError, match="marked as not to be trained on"):
+                load(read, put([record | mark]))
+
+
+def test_a_reply_that_is_marked_is_not_trained_on(put):
+    marked = [TOLD[0], TOLD[1] | {"weight": 0}]
+    for record in ({"prompt": "What is it?", "chosen": marked, "rejected": OTHER},
+                   {"prompt": ASKED, "completion": marked[1:]}):
+        with pytest.raises(ValueError, match="marked as not to be trained on"):
+            load(records.demonstrations, put([record]))
+    for label in ("rejected", "thumbs_down", "f", math.nan):
+        with pytest.raises(ValueError, match="their reply is labelled bad"):
+            record = {"prompt": "a", "completion": "b", "label": label}
+            load(records.demonstrations, put([record]))
+
+
+@pytest.mark.parametrize("pack", [bz2.compress, lzma.compress, gzip.compress])
+def test_members_of_a_packed_file(put, pack):
+    one, two = ('{"text": "One."}\n' * 20).encode(), ('{"text": "Two."}\n' * 20).encode()
+    assert len(load(records.texts, put(pack(one) + pack(two)))[0]) == 40
+    assert len(load(records.texts, put(pack(one) + bytes(64)))[0]) == 20
+    second = bytearray(pack(two))
+    second[1] ^= 1
+    for damaged in (pack(one) + bytes(second), pack(one) + pack(two)[:-9], pack(one) + b"garbage"):
+        with pytest.raises(ValueError, match="x is a damaged .* file"):
+            load(records.texts, put(damaged))

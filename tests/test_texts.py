@@ -185,7 +185,7 @@ def test_what_is_held_out_is_drawn_by_document(enc, cache, put):
     docs = [prose(30, n) for n in range(1500)]
     tokens, start = read_tokens((put(docs + docs),), enc, Counter())
     trained, held_out = (set(documents_of(x, enc)) for x in (tokens[:start], tokens[start:]))
-    assert len(trained & held_out) <= 1 and trained | held_out == set(docs)
+    assert not trained & held_out and trained | held_out == set(docs)
     more = [prose(30, n) for n in range(2000, 2150)]
     tokens, start = read_tokens((put([*more, *docs]),), enc, Counter())
     now = set(documents_of(tokens[start:], enc))
@@ -230,6 +230,54 @@ def test_an_interruption_costs_no_more_than_the_batch(enc, cache, put, monkeypat
     tokens, again = read_tokens((path,), enc, counts := Counter())
     assert (tokens.tolist(), again) == (want, start) and counts["documents"] == 100
     assert sum(encoded) == 100 - kept
+
+
+def test_what_is_there_a_thousand_times_is_not_all_held_out(enc, cache, put):
+    tokens, start = read_tokens((put(["The same."] * 1000),), enc, Counter())
+    assert 0.02 * len(tokens) <= len(tokens) - start < 0.03 * len(tokens)
+
+
+def test_a_text_that_changes_while_it_is_read_is_not_kept(enc, cache, put, monkeypatch):
+    path = put([prose(20, n) for n in range(50)])
+    real = texts._tokenize
+
+    def slow(*args):
+        real(*args)
+        put([prose(20, n) for n in range(7)])
+
+    monkeypatch.setattr(texts, "_tokenize", slow)
+    with pytest.raises(ValueError, match="x changed while it was read: start again"):
+        read_tokens((path,), enc, Counter())
+    monkeypatch.setattr(texts, "_tokenize", real)
+    tokens, _ = read_tokens((path,), enc, counts := Counter())
+    assert counts["documents"] == 7 and tokens.tolist().count(enc.eot_token) == 7
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "empty", "other", "torn"])
+def test_a_damaged_cache_is_made_again(enc, cache, put, damage):
+    path = put([prose(20, n) for n in range(50)])
+    tokens, start = read_tokens((path,), enc, first := Counter())
+    want = tokens.tolist()
+    [folder] = cache.iterdir()
+    if damage == "cut":
+        os.truncate(folder / "tokens", 100)
+    elif damage == "gone":
+        os.remove(folder / "tokens")
+    else:
+        (folder / "made.json").write_text({"empty": "", "other": "[3]", "torn": '{"held'}[damage])
+    again, same = read_tokens((path,), enc, second := Counter())
+    assert (again.tolist(), same) == (want, start) and first == second
+
+
+def test_what_is_held_out_is_not_mixed_in(enc, cache, put):
+    """Of the same text --ptx takes what pretraining takes; who measures takes all of it."""
+    path = put([f"{n} {prose(20, n)}" for n in range(200)])
+    how = {"flag": "--ptx", "n": 0, "seed": 0}
+    trained, _ = interop.load_corpus((path,), Counter(), enc, 8, n=0, seed=0)
+    mixed = interop.load_text((path,), Counter(), enc, 8, **how)
+    assert mixed.flatten().tolist() == trained[: mixed.numel()].tolist()
+    assert 0 <= len(trained) - mixed.numel() < 8
+    assert interop.load_text((path,), Counter(), enc, 8, whole=True, **how).numel() > len(trained)
 
 
 def make(path, cache, barrier, results):
