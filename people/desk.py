@@ -66,6 +66,8 @@ class Desk:
         self.finished = Counter()           # task -> how many labelers did it
         self.leases = defaultdict(dict)     # task -> {labeler: until when it is kept for them}
         self.saved = set()                  # ids of what was sent, which may be sent again
+        self.quota = {t.id: self.quota_of(t) for t in tasks}
+        self.turns = {name: self.turns_of(name) for name in cfg.labelers}
         for name in FILES:
             for record in store.records[name]:
                 self.count(record["labeler"], record["task"], record["id"], name != "skips")
@@ -78,21 +80,28 @@ class Desk:
         self.done[labeler].add(task)
         self.leases[task].pop(labeler, None)
 
-    def quota(self, task):
+    def quota_of(self, task):
         """How many labelers do a task."""
         if task.gold:
             return len(self.cfg.labelers)
         twice = random.Random(f"{self.cfg.seed} overlap {task.id}").random() < self.cfg.overlap
         return 2 if twice else 1
 
-    def open_to(self, labeler):
-        """Tasks for a labeler, in an order of their own: not done by them, nor by enough others."""
-        names = sorted(self.tasks.keys() - self.done[labeler])
+    def turns_of(self, labeler):
+        """The names of all tasks in the order in which this labeler gets them."""
+        names = sorted(self.tasks)
         random.Random(f"{self.cfg.seed} tasks {labeler}").shuffle(names)
+        return names
+
+    def open_to(self, labeler):
+        """The tasks that a labeler may get: not done by them, nor by enough others."""
         now = time.monotonic()
-        for name in names:
-            kept = [of for of, until in self.leases[name].items() if of != labeler and until > now]
-            if self.finished[name] + len(kept) < self.quota(self.tasks[name]):
+        for name in self.turns[labeler]:
+            if name in self.done[labeler]:
+                continue
+            leases = self.leases[name].items() if name in self.leases else ()
+            kept = [of for of, until in leases if of != labeler and until > now]
+            if self.finished[name] + len(kept) < self.quota[name]:
                 yield self.tasks[name]
 
     def next_task(self, labeler):

@@ -15,15 +15,11 @@ from selenium.webdriver.common.action_chains import ActionChains
 from plumbing.results import write_jsonl
 
 TASK = {
-    "prompt": "Explain the moon landing to a six year old in a few sentences.",
-    "use_case": "generation",
+    "prompt": "Why is the sky blue? Two sentences, for a child.",
     "responses": [
-        "People went to the moon, took pictures of what they saw, and sent them back to the earth "
-        "so that we could all see them.",
-        "Explain gravity to a six year old. Explain relativity to a six year old in a few "
-        "sentences. Explain big bang theory to a six year old.",
-        "The moon landing happened in 1967. Two astronauts flew there in a rocket, walked about, "
-        "and came home.",
+        "Light from the sun has all colours in it. The air throws the blue about most.",
+        "Why is the sky blue? Why is grass green? Why is snow white?",
+        "The sky is blue because it mirrors the sea, and at night the sea is black.",
     ],
 }
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
