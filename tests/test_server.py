@@ -40,20 +40,31 @@ def tasks_of(n, k=3):
 
 
 @pytest.fixture
-def served(tmp_path):
-    """A server in this process -> (port, {labeler: token}, store)"""
-    cfg = SimpleNamespace(labelers=LABELERS, overlap=0.0, seed=0)
-    store = Store(str(tmp_path))
-    tasks = [task_of("rank", r | {"prompt": [{"role": "user", "content": r["prompt"]}]})
-             for r in tasks_of(20)]
-    tokens = tokens_of(str(tmp_path), LABELERS)
-    server = Server(Desk(tasks, store, cfg), tokens, {"instructions": "Do."}, "127.0.0.1", 0)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_address[1], {name: token for token, name in tokens.items()}, store
-    server.shutdown()
-    server.server_close()
-    for file in (*store.files.values(), store.lock):
-        os.close(file)
+def serve(tmp_path):
+    """Serve in this process -> (port, {labeler: token}, store)"""
+    started = []
+
+    def start(tasks, talk=None, systems_at=None, labelers=LABELERS):
+        cfg = SimpleNamespace(labelers=labelers, overlap=0.0, seed=0)
+        store, tokens = Store(str(tmp_path / "human")), tokens_of(str(tmp_path), labelers)
+        desk = Desk(tasks, store, cfg, systems_at)
+        server = Server(desk, tokens, {"instructions": "Do."}, "127.0.0.1", 0, talk)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        started.append((server, store))
+        return server.server_address[1], {name: token for token, name in tokens.items()}, store
+
+    yield start
+    for server, store in started:
+        server.shutdown()
+        server.server_close()
+        for file in (*store.files.values(), store.lock):
+            os.close(file)
+
+
+@pytest.fixture
+def served(serve):
+    return serve([task_of("rank", r | {"prompt": [{"role": "user", "content": r["prompt"]}]})
+                  for r in tasks_of(20)])
 
 
 def request(port, method, path, body=None, timeout=20, **headers):
@@ -273,27 +284,20 @@ def test_whenever_it_is_killed_what_was_saved_is_there_once(command, tmp_path):
     assert max(Counter((r["labeler"], r["task"]) for r in lines).values()) == 1
 
 
-def test_a_second_server_on_the_folder_is_a_sentence(command, root, tmp_path):
-    write_jsonl(str(tmp_path / "t"), tasks_of(2))
-    command("rank", str(tmp_path / "t"))
-    again = subprocess.run([sys.executable, "page.py", "rank", str(tmp_path / "t"), "--out",
-                            str(tmp_path / "human")], cwd=root, capture_output=True, check=False)
-    assert again.returncode == 2 and b"is in use by another page.py" in again.stderr
-
-
-@pytest.mark.parametrize(("argv", "says"), [
-    ([], "say what people are to do: python page.py rank | write"), (["rate"], "say what people"),
-    (["rank"], "name the tasks to rank: `python label.py"), (["compare", "one.pt"], "name two"),
-    (["chat"], "name the model to chat with"),
-    (["rank", "none.jsonl"], "none.jsonl does not exist"),
-    (["rank", "t", "--labelers", "a", "a"], "--labelers: each has a name"),
-    (["report"], "holds nothing that people did"),
+@pytest.mark.parametrize(("argv", "change", "says"), [
+    ((), {}, r"say what people are to do: python page.py rank \| write"),
+    (("rate",), {}, "say what people"), (("rank",), {}, "name the tasks to rank: `python label.py"),
+    (("compare", "one.pt"), {}, "name two"), (("chat",), {}, "name the model to chat with"),
+    (("rank", "none.jsonl"), {}, "none.jsonl does not exist"),
+    (("rank", "t"), {"labelers": ("a", "a")}, "--labelers: each has a name"),
+    (("rank", "t"), {"overlap": 2.0}, "--overlap"), (("report",), {}, "holds nothing that people"),
+    (("rank", "t"), {"instructions": "none.txt"}, "none.txt does not exist"),
 ])
-def test_what_cannot_be_is_a_sentence(root, tmp_path, argv, says):
+def test_what_cannot_be_is_a_sentence(tmp_path, monkeypatch, argv, change, says):
+    monkeypatch.chdir(tmp_path)
     write_jsonl(str(tmp_path / "t"), tasks_of(2))
-    found = subprocess.run([sys.executable, f"{root}/page.py", *argv], cwd=tmp_path, text=True,
-                           capture_output=True, check=False)
-    assert found.returncode == 2 and says in found.stderr and found.stderr.count("\n") == 1
+    with pytest.raises(ValueError, match=says):
+        page.main(page.Config(what=argv, **change))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -323,9 +327,10 @@ def test_two_models_are_compared_blindly_and_sampled_once(tmp_path):
         page.compare_tasks(cfg, systems[:1])
 
 
-def test_a_chat_grows_token_by_token_and_a_preference_is_a_comparison(command, tmp_path):
+def test_a_chat_grows_token_by_token_and_a_preference_is_a_comparison(serve, tmp_path):
     systems = [tiny(tmp_path / f"{name}.pt", seed) for seed, name in enumerate(("sft", "ppo"))]
-    _, port, tokens = command("chat", *systems, "--max-new", "12", labelers=("anna",))
+    talk, systems_at = page.talker(page.Config(max_new=12), systems)
+    port, tokens, _ = serve([], talk, systems_at)
     asked = [{"role": "user", "content": "Hi."}]
     answers = []
     for side in (0, 1):
@@ -345,7 +350,7 @@ def test_a_chat_grows_token_by_token_and_a_preference_is_a_comparison(command, t
     assert sorted(kept["systems"]) == ["ppo", "sft"]
 
 
-def test_the_circle_is_closed(command, tmp_path):
+def test_the_circle_is_closed(serve, tmp_path):
     """A labeler who reads by the rubric ranks the sandbox's tasks through HTTP: what is in the file
     are the rubric's own rankings of these tasks."""
     prompts, rng = sandbox.prompts(30, 5), random.Random(0)
@@ -354,7 +359,7 @@ def test_the_circle_is_closed(command, tmp_path):
               "responses": rng.sample([*pool, p.meta["answers"][0]], 4)} for p in prompts]
     write_jsonl(str(tmp_path / "tasks.jsonl"), tasks)
     by_prompt = {json.dumps(p.messages): p for p in prompts}
-    _, port, tokens = command("rank", str(tmp_path / "tasks.jsonl"), labelers=("anna",))
+    port, tokens, _ = serve(page.rank_tasks(page.Config(), (str(tmp_path / "tasks.jsonl"),)))
     for n in range(len(by_prompt)):
         task = get(port, tokens["anna"])
         p = by_prompt[json.dumps(task["messages"])]
