@@ -109,7 +109,7 @@ def pieces(path):
     if binary:
         raise ValueError(f"{path} is {binary.format(path=path)}")
     encoding = _by_first_bytes(first, ENCODED) or "utf-8"
-    if encoding == "utf-8" and first.count(0) > len(first) / 100:
+    if encoding == "utf-8" and first.count(0) * 100 > len(first) + 200:
         raise ValueError(f"{path} holds NUL bytes, as no text does: if it is UTF-16 without its "
                          f"mark, convert it, e.g. iconv -f utf-16le -t utf-8")
     decoder, line, held = codecs.getincrementaldecoder(encoding)(), 1, ""

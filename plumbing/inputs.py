@@ -6,8 +6,10 @@ import shutil
 import stat
 import tempfile
 
-# What commands write: no data, though --out may lie in a folder of data.
-RESULTS = (".pt", ".part", ".lock", ".log.jsonl", ".made.json", ".tmp")
+# What commands write: no data, though --out may lie in a folder of data. Models are archives, and
+# europarl.pt may be Portuguese.
+MODELS = (".pt", ".part")
+BESIDE = (".lock", ".log.jsonl", ".made.json", ".tmp")
 
 
 def files_in(paths):
@@ -45,9 +47,18 @@ def _inside(folder):
         seen.add((place.st_dev, place.st_ino))
         with os.scandir(folder) as entries:
             shown = [entry for entry in entries if not entry.name.startswith(".")]
-        folders += sorted((entry.path for entry in shown if entry.is_dir()), reverse=True)
+        inside = sorted(entry.path for entry in shown if os.path.isdir(entry.path))
+        folders += inside[::-1]
         yield from (entry.path for entry in shown
-                    if not entry.is_dir() and not entry.name.endswith(RESULTS))
+                    if entry.path not in inside and not _is_result(entry.path))
+
+
+def _is_result(path):
+    """Whether a command of ours wrote it, or was writing it."""
+    if path.endswith(MODELS) and os.path.isfile(path):
+        with open(path, "rb") as f:
+            return f.read(2) == b"PK"
+    return path.endswith(BESIDE)
 
 
 def _is_pipe(path):

@@ -55,16 +55,16 @@ def test_a_folder_however_deep(tmp_path):
 def test_results_in_a_folder_are_no_data(tmp_path):
     """A run that was cut off finds the data it began with."""
     for name in ("m.pt", "m.pt.part", "m.pt.log.jsonl", "m.pt.lock", "x.made.json", "x.tmp"):
-        (tmp_path / name).write_text("x")
-    for name in ("log.jsonl.txt", "x.jsonl"):
+        (tmp_path / name).write_text("PK\3\4")
+    for name in ("europarl.pt", "log.jsonl.txt", "x.jsonl"):
         (tmp_path / name).write_text("x")
     found = files_in(str(tmp_path))
-    assert found == tuple(str(tmp_path / x) for x in ("log.jsonl.txt", "x.jsonl"))
+    assert found == tuple(str(tmp_path / x) for x in ("europarl.pt", "log.jsonl.txt", "x.jsonl"))
 
 
 def test_an_empty_folder_is_not_taken_for_no_files(tmp_path):
     """Without files a stage takes the sandbox's own data."""
-    (tmp_path / "m.pt").write_text("x")
+    (tmp_path / "m.pt").write_text("PK\3\4")
     with pytest.raises(ValueError, match="is a folder that holds no file of data"):
         files_in(str(tmp_path))
 

@@ -220,7 +220,9 @@ def command(root, tmp_path):
         process = subprocess.Popen(
             [sys.executable, "page.py", *argv, "--out", str(tmp_path / out), "--port", str(port),
              "--labelers", *labelers], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            # Ctrl-C ends it, also if the tests run in the background
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # noqa: PLW1509
         started.append(process)
         said = ""
         for line in process.stdout:
