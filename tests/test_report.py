@@ -304,6 +304,7 @@ def test_pictures_are_drawn_if_matplotlib_is_there(tmp_path, capsys):
 
 
 def test_make_looks_at_the_page_which_is_written_last(four, monkeypatch):
+    pytest.importorskip("matplotlib")
     assert list(report.writers(four.report)) == list(report.FILES)
     assert report.FILES[-1] == "report.md"
     monkeypatch.setitem(sys.modules, "matplotlib", None)
