@@ -358,7 +358,7 @@ def best_of_n_curves(w, rms, max_new=32):
     scorers = {name: load(path, Scorer)[0] for name, path in rms.items()}
     scores, true, texts = {name: [] for name in rms}, [], []
     for i, prompt in enumerate(prompts):
-        asked = data.encode_prompt(enc, prompt.messages)
+        [asked] = interop.encode_prompts([prompt], enc, model.cfg.block_size - max_new, Counter())
         sampled = sample(model, [asked], max_new, enc.eot_token, n=NS[-1],
                          seed=step_seed(w.seed, f"best of n {i}"))
         said = [data.decode_response(enc, response) for response in sampled.responses]
