@@ -97,7 +97,7 @@ def write_tasks(cfg, files):
 
 def compare_tasks(cfg, specs):
     """Two answers to each prompt by two of the systems, drawn at random; sampled once, into
-    pairs.jsonl. Where both say the same nobody is asked, and they tie."""
+    pairs.jsonl. Where both say the same nobody is asked, and nothing is counted."""
     if len(specs) < 2:
         raise ValueError("name two systems or more, e.g. `python page.py compare sft.pt ppo.pt`")
     systems = answers.systems_of(specs, cfg.rm)
@@ -137,6 +137,10 @@ def talker(cfg, names):
                          "to be compared")
     systems = answers.systems_of(names)
     models, lock = answers.load_models(systems, "", processes.get_device(cfg)), threading.Lock()
+    for path, model in models.gpts.items():
+        if cfg.max_new >= model.cfg.block_size:
+            raise ValueError(f"--max-new {cfg.max_new} leaves no room for a prompt in the context "
+                             f"of {path}, {model.cfg.block_size} tokens: lower it")
 
     def talk(sent):
         try:
@@ -161,7 +165,8 @@ def talker(cfg, names):
             [ids] = interop.encode_prompts([asked], models.enc, room, Counter())
             said = []
             while len(said) < cfg.max_new and models.enc.eot_token not in said:
-                [more] = sample(model, [ids + said], STREAMED, models.enc.eot_token,
+                n = min(STREAMED, cfg.max_new - len(said))
+                [more] = sample(model, [ids + said], n, models.enc.eot_token,
                                 temperature=cfg.temperature, seed=seed + len(said)).responses
                 said += more
                 yield data.decode_response(models.enc, said)
@@ -192,8 +197,7 @@ def main(cfg):
         print("anybody with a link can come in, and whoever listens on the way can read along")
     place = f"http://{cfg.host}:{server.server_address[1]}/"
     for token, labeler in tokens.items():
-        if labeler in cfg.labelers:
-            print(f"{labeler}: {place}#{token}", flush=True)
+        print(f"{labeler}: {place}#{token}", flush=True)
     print(f"{len(tasks):,} tasks; Ctrl-C ends it, and the same command goes on", flush=True)
     try:
         server.serve_forever()

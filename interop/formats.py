@@ -26,14 +26,14 @@ REPLY = "Assistant:"
 LONGEST_THREAD = 100            # messages of OASST: people write a dozen
 MESSAGE = {"message_id", "role", "text"}    # fields of a message of OASST
 FIRST = 10                      # records that say whether a file holds messages of OASST
-WATCHED = 500                   # first records of a file, in which fields that nobody reads show
+WATCHED = 500                   # first records of a file, in which fields that nobody reads show;
+                                # later ones are watched if they have a new field
 SPEAKERS = {   # who speaks, by other names than those of ROLES
     "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant",
     "developer": "system",
 }
-
-
-# A dialogue written into a text, as tables have it, in JSON or as Python prints it; or its turns.
+# What tables write into a text, in JSON or as Python prints it: a dialogue, which is told by its
+# first name, and the lists of these fields.
 DIALOGUE = re.compile(r"""\s*\[?\s*\{\s*["'](role|content|from|value)["']\s*:""")
 BRACKET = re.compile(r"\s*[\[{]")
 LISTS = ("turns", "responses", "ranks", "ratings", "comparisons", "instances", "completions")
@@ -126,7 +126,7 @@ def prompt_of(r):
             raise Unclear(f"its input or context is {form_of(more)}: write a text")
         # a prompt made by a template holds it already
         template = r.get("prompt") if asked == r.get("prompt") else ""
-        if isinstance(more, str) and more.strip() and more.strip() not in str(template):
+        if more and more.strip() and more.strip() not in str(template):
             prompt[-1] = prompt[-1] | {"content": f"{prompt[-1]['content']}\n\n{more}"}
     before = []
     for turn in r.get("history") or ():
@@ -252,11 +252,9 @@ def _last_replies(prompt, better, worse):
     heard = {m["content"].strip() for m in before}
     new = [m for m in prompt if m["content"].strip() not in heard]
     # a system's message of another field goes before what both sides repeat
-    if not new or new == prompt or all(m["role"] == "system" for m in new):
-        prompt = new + before
-    else:
-        prompt = prompt + before
-    return pair(prompt, better["content"], worse["content"])
+    repeated = all(m["role"] == "system" for m in new)
+    prompt = new if repeated else prompt
+    return pair(prompt + before, better["content"], worse["content"])
 
 
 def _split_prompt(better, worse):

@@ -222,8 +222,10 @@ def read_rows(path, renamed, separator=""):
     Raises ValueError where the file is damaged or of an unknown kind.
     """
     text = pieces(path)
-    head = next(text, "")
-    text = itertools.chain([head], text)
+    head, more = next(text, ""), next(text, "")
+    text = itertools.chain([head, more], text)
+    if more:                                     # the last line is cut off
+        head = head[:head.rfind("\n") + 1] or head
     if "\r" in head and "\n" not in head:                    # line ends of old Macintoshes
         text = (piece.replace("\r", "\n") for piece in text)
         head = head.replace("\r", "\n")
@@ -235,15 +237,14 @@ def read_rows(path, renamed, separator=""):
     elif delimiter:
         yield from _table_lines(path, text, delimiter)
     else:
-        _refuse_structured(path, head)
+        _refuse_structured(path, head, bool(more))
         for document in documents(text, separator):
             yield path, {"text": document}
 
 
 def _first_lines(head):
-    """The first lines that hold anything; but for a text of one line, no line that is cut off."""
-    found = head.split("\n")
-    return [line.strip() for line in found[:-1] or found if line.strip()][:LOOKED_AT]
+    """The first lines that hold anything."""
+    return [line.strip() for line in head.split("\n") if line.strip()][:LOOKED_AT]
 
 
 def _is_json_lines(path, head):
@@ -257,11 +258,11 @@ def _is_json_lines(path, head):
     return bool(re.match(r'\s*\{\s*["}]', head)) or 2 * len(objects) >= max(2, len(first_lines))
 
 
-def _refuse_structured(path, head):
+def _refuse_structured(path, head, goes_on):
     """Raise ValueError for what is no text but lists, strings, or a table of names unknown here."""
     first_lines = _first_lines(head)
     first = shown(first_lines[0]) if first_lines else ""
-    if len(first_lines) > 1 and all(map(_is_json, first_lines)) or _is_list(head):
+    if len(first_lines) > 1 and all(map(_is_json, first_lines)) or _is_list(head, goes_on):
         raise ValueError(f"{path} is JSON, but of no objects with named fields: {first}; write "
                          f'one a line, e.g. {{"prompt": ..., "response": ...}}')
     form = _other_form(first_lines)
@@ -291,9 +292,9 @@ def _other_form(first_lines):
     return "YAML" if len(keys) == len(first_lines) and any(map(named.match, keys)) else ""
 
 
-def _is_list(head):
-    """Whether a text is a JSON list, which may go on behind `head`."""
-    at, decoder, between = 0, json.JSONDecoder(), re.compile(r"[\s,]*")
+def _is_list(head, goes_on):
+    """Whether a text is a JSON list, of which `head` is the beginning if it goes on."""
+    decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
     if not head.lstrip().startswith("["):
         return False
     at = head.index("[") + 1
@@ -301,7 +302,7 @@ def _is_list(head):
         try:
             _, at = decoder.raw_decode(head, between.match(head, at).end())
         except (ValueError, RecursionError):
-            return n > 0 and len(head) > PIECE // 2
+            return n > 0 and goes_on
         rest = head[at:at + 1000].lstrip()
         if not rest.startswith(","):
             return rest.startswith("]") and not head[at:].strip()[1:].strip()
@@ -327,10 +328,13 @@ def _delimiter_of(head, renamed):
         except csv.Error:
             return ""                            # a carriage return in the midst of text
         names = [renamed.get(name, name) for name in header]
-        known = bool(NAMES & set(names)) and len(names) > 1
+        if "prompt" in names:
+            return delimiter
+        if len(names) < 2 or not NAMES & set(names):
+            continue
         # the first column, if it counts the rows, may be without a name
-        plain = all(name.isidentifier() for name in names[not names[0]:]) if names else False
-        if "prompt" in names or known and (plain or _table_of(head) == delimiter):
+        named = names if names[0] else names[1:]
+        if all(map(str.isidentifier, named)) or _table_of(head) == delimiter:
             return delimiter
     return ""
 
@@ -338,15 +342,13 @@ def _delimiter_of(head, renamed):
 def _table_of(head):
     """What parts the fields of a text whose first lines are all of as many fields, the first of
     names; "" if there is nothing of the kind. A comma in prose has a space behind it."""
-    lines_of, whole = head.split("\n"), len(head) < PIECE // 2
+    first_lines = [line + "\n" for line in head.split("\n")[:200]]
     for delimiter in DELIMITERS:
-        reader = csv.reader([line + "\n" for line in lines_of[:200]], delimiter=delimiter)
+        reader = csv.reader(first_lines, delimiter=delimiter)
         try:
             found = [row for row in itertools.islice(reader, LOOKED_AT) if row]
         except csv.Error:
             continue
-        if not whole:
-            found = found[:-1]
         if len(found) < 2 or len(found[0]) < 2 or len({len(row) for row in found}) > 1:
             continue
         names = [name for name in found[0] if name]

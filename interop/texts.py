@@ -94,9 +94,10 @@ def _known(folder, dtype):
     try:
         known = read_json(os.path.join(folder, MADE))
         size = os.path.getsize(os.path.join(folder, "tokens"))
-        whole = known["tokens"] * dtype.itemsize == size and 0 <= known["held out from"] <= size
-        return known if whole and known["counts"].keys() else None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        whole = known["tokens"] * dtype.itemsize == size
+        good = 0 <= known["held out from"] <= known["tokens"] and isinstance(known["counts"], dict)
+        return known if whole and good else None
+    except (OSError, ValueError, LookupError, TypeError):
         return None
 
 

@@ -9,7 +9,7 @@ import time
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
-from interop.records import as_messages
+from interop.records import BEST_RATING, as_messages
 from people.report import rubric_agreement
 from people.store import FILES, task_id
 
@@ -26,7 +26,6 @@ FLAGS = {   # [IG] Table 3: what is asked of each output, yes or no
     "opinion": "Expresses an opinion",
     "moral": "Expresses a moral judgement",
 }
-BEST_RATING = 7
 VOTES = {"left": [1, 2], "right": [2, 1], "tie": [1, 1], "bad": [1, 1]}     # ranks as shown
 LEASE = 30 * 60         # seconds for which a task is kept for the labeler who got it
 LONGEST = 20_000        # characters of a text that somebody writes
@@ -153,8 +152,9 @@ class Desk:
     def agreement(self, labeler):
         """After ten tasks of the sandbox: how often somebody agrees with its rubric on two outputs
         of which one is better by it."""
-        own = [r for r in self.store.records["rankings"] if r["labeler"] == labeler]
-        keys = [self.tasks[r["task"]].more.get("meta") for r in own if r["task"] in self.tasks]
+        own = [r for r in self.store.records["rankings"]
+               if r["labeler"] == labeler and r["task"] in self.tasks]
+        keys = [self.tasks[r["task"]].more.get("meta") for r in own]
         if not keys or len(keys) % 10 or not all(keys):
             return {}
         agreed, pairs = rubric_agreement(own, keys)

@@ -8,6 +8,7 @@ import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from interop.rows import read_json
 from people.desk import FLAGS, Refused
 from plumbing import results
 
@@ -27,8 +28,7 @@ def tokens_of(folder, labelers):
     path = os.path.join(folder, TOKENS)
     known = {}
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as f:
-            known = json.load(f)
+        known = read_json(path)
     known |= {name: secrets.token_urlsafe(16) for name in labelers if name not in known}
     results.replace_file(path, lambda f: json.dump(known, f))
     os.chmod(path, 0o600)

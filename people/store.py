@@ -19,7 +19,8 @@ class Store:
 
     def __init__(self, folder):
         """Raises ValueError if another process has hold of it, or a line is not JSON."""
-        os.makedirs(folder, exist_ok=True)
+        # links and what people wrote are nobody else's
+        os.makedirs(folder, mode=0o700, exist_ok=True)
         self.lock = os.open(os.path.join(folder, "lock"), os.O_CREAT | os.O_WRONLY, 0o600)
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -30,10 +30,11 @@ def files_in(paths):
     return tuple(found)
 
 
-def check(path):
-    """Raise ValueError unless `path` is a file."""
+def check(path, flag=""):
+    """Raise ValueError unless `path`, which `flag` names, is a file."""
     if not os.path.isfile(path):
-        raise ValueError(f"{path} {'is no file' if os.path.exists(path) else 'does not exist'}")
+        why = "is no file" if os.path.exists(path) else "does not exist"
+        raise ValueError(f"{flag}{path} {why}")
 
 
 def _inside(folder):
@@ -47,8 +48,8 @@ def _inside(folder):
         seen.add((place.st_dev, place.st_ino))
         with os.scandir(folder) as entries:
             shown = [entry for entry in entries if not entry.name.startswith(".")]
-        inside = sorted(entry.path for entry in shown if os.path.isdir(entry.path))
-        folders += inside[::-1]
+        inside = {entry.path for entry in shown if os.path.isdir(entry.path)}
+        folders += sorted(inside, reverse=True)
         yield from (entry.path for entry in shown
                     if entry.path not in inside and not _is_result(entry.path))
 

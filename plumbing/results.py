@@ -20,7 +20,7 @@ import tempfile
 import time
 from dataclasses import asdict
 
-from plumbing.inputs import files_in
+from plumbing.inputs import check, files_in
 
 HELD = {}                   # of this process: lock file -> its descriptor
 SEEN = {}                   # file -> how it was when this process saw that it may be replaced
@@ -155,9 +155,7 @@ def check_inputs(inputs):
     """Raise ValueError unless every file of {flag: paths} is there."""
     for name, paths in inputs.items():
         for path in paths:
-            if not os.path.isfile(path):
-                why = "is no file" if os.path.exists(path) else "does not exist"
-                raise ValueError(f"--{name.replace('_', '-')} {path} {why}")
+            check(path, f"--{name.replace('_', '-')} ")
 
 
 def provenance(cfg, stage, inputs):

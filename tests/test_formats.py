@@ -808,6 +808,7 @@ def test_tables_may_be_parted_by_tabs_and_semicolons(put, delimiter):
     (json.dumps([[{"role": "user", "content": "x" * 100}]] * 9000), "is JSON, but of no objects"),
     (json.dumps([["q" * 100, "a" * 100]] * 6000), "is JSON, but of no objects"),
     ("a\0b\0" * 500, "holds NUL bytes"),
+    ('"Hi."\n"Ho."', "is JSON, but of no objects"), ("q,a\nHi.,Ho.", "is a table, .*prompt=q"),
 ])
 def test_what_has_a_structure_that_is_not_known_is_never_text(put, content, says):
     for wrap in (str.encode, lambda text: gzip.compress(text.encode())):

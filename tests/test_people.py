@@ -389,3 +389,19 @@ def test_the_rubrics_agreement_is_with_its_own_order():
     assert report.rubric_agreement(records, keys)[0] == 1
     share, pairs = report.rubric_agreement(again, keys)
     assert share == 0 and pairs > 40
+
+
+def test_tasks_of_another_file_are_not_counted_as_the_rubrics(folder):
+    """The folder holds what was ranked before; the agreement is over tasks with a key."""
+    keyed = [task_of("rank", {"prompt": p.messages, "responses": ["Yes.", "I do not know."],
+                              "meta": p.meta}) for p in KEYED]
+    with opened(folder) as store:
+        for n, tasks in enumerate((tasks_of(3), keyed)):
+            desk = Desk(tasks, store, settings(["anna"]))
+            said = []
+            for k in range(3 if n == 0 else 10):
+                said.append(desk.submit("anna", sent(desk.next_task("anna"), f"s-{n}-{k:05}")))
+        own = [r for r in store.records["rankings"] if r["task"] in desk.tasks]
+        keys = [desk.tasks[r["task"]].more["meta"] for r in own]
+    assert ["rubric" in x for x in said] == [False] * 9 + [True]
+    assert (said[-1]["rubric"], said[-1]["pairs"]) == report.rubric_agreement(own, keys)

@@ -90,8 +90,8 @@ def test_the_supervised_losses_fall(folder):
 def test_reinforcement_raises_the_score_and_the_reward_it_is_paid(folder):
     lines = log(folder, "ppo")
     first, last = lines[:4], lines[-8:]  # an iteration has four steps
-    assert mean(last, "score") > mean(first, "score") + 0.1
-    assert mean(last, "reward") > mean(first, "reward") + 0.05
+    assert mean(last, "score") > mean(first, "score") + 0.3
+    assert mean(last, "reward") > mean(first, "reward") + 0.15
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-3) and 0.1 < mean(last, "kl") < 6
     assert lines[0]["ratio"] == pytest.approx(1, abs=1e-3) and lines[0]["clip_fraction"] == 0
     assert mean(lines[-16:], "ptx_loss") < mean(lines[:4], "ptx_loss") + 0.2

@@ -331,7 +331,13 @@ def test_two_models_are_compared_blindly_and_sampled_once(tmp_path):
 
 def test_a_chat_grows_token_by_token_and_a_preference_is_a_comparison(serve, tmp_path):
     systems = [tiny(tmp_path / f"{name}.pt", seed) for seed, name in enumerate(("sft", "ppo"))]
+    with pytest.raises(ValueError, match="--max-new 160 leaves no room"):
+        page.talker(page.Config(max_new=160), systems)
     talk, systems_at = page.talker(page.Config(max_new=12), systems)
+    # up to the last token of the context, in steps that do not divide it
+    whole = [{"role": "user", "content": "Anna sells. " * 100}]
+    full, _ = page.talker(page.Config(max_new=10), systems)
+    assert len(list(full({"messages": whole, "side": 0, "turn": "1"}))) <= 3
     port, tokens, _ = serve([], talk, systems_at)
     asked = [{"role": "user", "content": "Hi."}]
     answers = []
