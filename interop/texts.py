@@ -141,7 +141,8 @@ def _tokenize(texts, enc, dtype, folder):
         f.truncate(known["tokens"].sum() * dtype.itemsize)
         g.truncate(len(known) * UNIT.itemsize)
         new = itertools.islice(_units(texts), len(known), None)
-        with tqdm(desc="tokens of text", unit="", unit_scale=True,
+        # shown from the second second on, so nothing stands before the error of a wrong file
+        with tqdm(desc="tokens of text", unit="", unit_scale=True, delay=1,
                   initial=int(known["tokens"].sum())) as bar:
             for tokens, found in _encode(new, enc):
                 _append(f, tokens.astype(dtype))

@@ -732,7 +732,7 @@ PYTHON = re.compile(  # what Python and PyTorch say to programmers
     r"expected str, bytes|object of type|not supported between|\[Errno|"
     r"embedded null|Exceeds the limit|recursion depth|<class|0x[0-9a-f]{8}"
 )
-BAR = re.compile(r"\d+%\||\d+it \[|it/s|s/it|\?it")
+BAR = re.compile(r"\d+%\||\d+it \[|it/s|s/it|\?it|^tokens of text: .*/s\]$")
 FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
 
 
