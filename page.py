@@ -190,9 +190,8 @@ def main(cfg):
     talk, systems_at = talker(cfg, names) if mode == "chat" else (None, None)
     tokens = tokens_of(cfg.out, cfg.labelers)
     told = interop.read_file(cfg.instructions) if cfg.instructions else INSTRUCTIONS
-    about = {"instructions": told, "chat": bool(talk)}
     desk = Desk(tasks, store, cfg, systems_at)
-    server = Server(desk, tokens, about, cfg.host, cfg.port, talk)
+    server = Server(desk, tokens, {"instructions": told}, cfg.host, cfg.port, talk)
     if cfg.host not in ("127.0.0.1", "localhost"):
         print("anybody with a link can come in, and whoever listens on the way can read along")
     place = f"http://{cfg.host}:{server.server_address[1]}/"

@@ -2,6 +2,7 @@
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155, 3.4 and Table 3
 """
+import itertools
 import random
 import re
 import threading
@@ -105,16 +106,28 @@ class Desk:
 
     def next_task(self, labeler):
         """What the page shows next."""
+        if self.systems_at:
+            return {"kind": "chat"}
         with self.lock:
             open_tasks = list(self.open_to(labeler))
             progress = {"done": len(self.done[labeler]), "left": len(open_tasks)}
             if not open_tasks:
-                return {"kind": "done", **progress}
+                return {"kind": "done", "preferred": self.preferred(labeler), **progress}
             task = open_tasks[0]
             self.leases[task.id][labeler] = time.monotonic() + LEASE
         texts = [task.texts[k] for k in self.order(task, labeler)]
         return {"kind": task.kind, "task": task.id, "messages": task.messages, "texts": texts,
                 "use_case": task.more.get("use_case", ""), **progress}
+
+    def preferred(self, labeler):
+        """Who the systems were, told when all comparisons are done: {name: votes for it}."""
+        votes = [r for r in self.store.records["votes"] if r["labeler"] == labeler]
+        found = Counter(dict.fromkeys(itertools.chain(*(r["systems"] for r in votes)), 0))
+        for record in votes:
+            a, b = record["ranks"]
+            if a != b:
+                found[record["systems"][a > b]] += 1
+        return found
 
     def order(self, task, labeler):
         """In which order a labeler sees the responses: drawn for each task, as is who is asked."""
@@ -148,6 +161,21 @@ class Desk:
             self.store.append(file, [r | common for r in records])
             self.count(labeler, task.id, name, file != "skips")
             return {"saved": name, **self.agreement(labeler)}
+
+    def undo(self, labeler, sent):
+        """Take back what a labeler saved under an id, if it is there: the task is open again."""
+        name = text_in(sent, "id", 64)
+        with self.lock:
+            skipped = name in {r["id"] for r in self.store.records["skips"]}
+            try:
+                task = self.store.remove(name, labeler)
+            except ValueError as e:
+                raise Refused(507, str(e)) from e
+            if task is not None:
+                self.done[labeler].discard(task)
+                self.finished[task] -= not skipped
+                self.leases[task][labeler] = time.monotonic() + LEASE
+        return {"undone": name}
 
     def agreement(self, labeler):
         """After ten tasks of the sandbox: how often somebody agrees with its rubric on two outputs

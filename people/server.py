@@ -42,7 +42,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, desk, tokens, about, host, port, talk=None):
         """
-        about   what the page shows on every task: {"instructions": ..., "chat": ...}
+        about   what the page shows on every task: {"instructions": ...}
         talk    what was sent -> the text of an answer again and again, as it grows
         Raises ValueError if the port is taken.
         """
@@ -115,6 +115,8 @@ class Handler(BaseHTTPRequestHandler):
         labeler, sent = self.labeler(), self.body()
         if self.path == "/submit":
             self.reply(200, self.server.desk.submit(labeler, sent))
+        elif self.path == "/undo":
+            self.reply(200, self.server.desk.undo(labeler, sent))
         elif self.path == "/chat" and self.server.talk:
             texts = self.server.talk(sent)
             self.begin(200, "application/x-ndjson")

@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 
+from plumbing import results
+
 FILES = ("rankings", "demonstrations", "votes", "skips")
 
 
@@ -27,13 +29,18 @@ class Store:
         except BlockingIOError as e:
             raise ValueError(f"{folder} is in use by another page.py: stop that one, or choose "
                              f"another --out") from e
-        self.files, self.records = {}, {}
+        self.folder, self.files, self.records = folder, {}, {}
         for name in FILES:
-            path = os.path.join(folder, f"{name}.jsonl")
-            self.files[name] = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-            self.records[name] = mended(path, self.files[name])
-        here = os.open(folder, os.O_RDONLY)
-        os.fsync(here)                                       # the names of the files, too
+            self.open(name)
+            self.records[name] = mended(self.path(name), self.files[name])
+
+    def path(self, name):
+        return os.path.join(self.folder, f"{name}.jsonl")
+
+    def open(self, name):
+        self.files[name] = os.open(self.path(name), os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        here = os.open(self.folder, os.O_RDONLY)
+        os.fsync(here)                                       # the name of the file, too
         os.close(here)
 
     def append(self, name, records):
@@ -49,6 +56,21 @@ class Store:
             os.ftruncate(file, end)
             raise
         self.records[name] += records
+
+    def remove(self, sent, labeler):
+        """Take out what a labeler sent under the id `sent` -> the task it belonged to, or None if
+        there is nothing. Raises ValueError if it cannot be written, and nothing is lost."""
+        found = None
+        for name, known in self.records.items():
+            gone = [r for r in known if (r["id"], r["labeler"]) == (sent, labeler)]
+            if gone:
+                found = gone[0]["task"]
+                kept = [r for r in known if (r["id"], r["labeler"]) != (sent, labeler)]
+                results.write_jsonl(self.path(name), kept)
+                os.close(self.files[name])
+                self.open(name)
+                self.records[name] = kept
+        return found
 
 
 def mended(path, file):

@@ -4,6 +4,7 @@ are not, or a failure if BROWSER_REQUIRED is set."""
 import importlib
 import json
 import os
+import re
 import shutil
 import time
 
@@ -169,6 +170,28 @@ def test_a_draft_survives_a_reload_and_the_back_button_saves_nothing_twice(
     assert len(lines(tmp_path)) == 1 and sorted(lines(tmp_path)[0]["ratings"]) == [1, 4, 7]
 
 
+def test_what_was_saved_last_is_taken_back_and_comes_as_a_draft(ranking, browser, tmp_path):
+    _, links, _ = ranking()
+    driver = browser(links["anna"])
+    assert "Undo" not in find(driver, "#buttons")[0].text
+    shown = rank_all(driver, "642")
+    [note] = find(driver, "textarea")
+    note.send_keys("not sure: 1s")
+    press(driver, "ENTER", ctrl=True)
+    until(lambda: "1 done" in find(driver, "#progress")[0].text)
+    press(driver, "u")
+    until(lambda: said(driver).startswith("Taken back"))
+    assert lines(tmp_path) == [] and "0 done" in find(driver, "#progress")[0].text
+    assert [node.text.split("\n")[0] for node in outputs(driver)] == shown
+    assert len(find(driver, "input[type=radio]:checked")) == 3
+    find(driver, "#output-0")[0].click()
+    press(driver, "1")
+    press(driver, "ENTER", ctrl=True)
+    until(lambda: len(lines(tmp_path)) == 1)
+    [r] = lines(tmp_path)
+    assert [r["ratings"][k] for k in r["order"]] == [1, 4, 2] and r["note"] == "not sure: 1s"
+
+
 def test_killed_in_the_middle_of_a_submit_it_is_saved_once(ranking, browser, tmp_path):
     process, links, port = ranking()
     driver = browser(links["anna"])
@@ -242,6 +265,15 @@ def test_both_bad_and_the_keys_of_a_comparison(command, browser, tmp_path):  # n
     shown = [[v["ranks"][k] for k in v["order"]] for v in votes]
     assert shown == [[1, 1], [1, 1], [1, 2], [2, 1]]
     assert [v["both_bad"] for v in votes] == [True, False, False, False]
+    for _ in range(20):
+        if "That is all" in find(driver, "main")[0].text:
+            break
+        before = find(driver, "#progress")[0].text
+        press(driver, "t")
+        until(lambda before=before: find(driver, "#progress")[0].text != before)
+    # only now is told who they were: one vote for the left and one for the right
+    told = find(driver, "main p")[0].text
+    assert "ppo" in told and sum(map(int, re.findall(r": (\d+)", told))) == 2
 
 
 def test_a_demonstration_is_written(command, browser, tmp_path):  # noqa: F811

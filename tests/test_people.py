@@ -190,6 +190,34 @@ def test_outputs_are_shown_in_an_order_of_each_labeler_and_kept_in_the_tasks(fol
     assert all(len(r.pairs) == 6 for r in found) and {r.labeler for r in found} == set(shown)
 
 
+def test_what_is_taken_back_is_gone_and_asked_again_and_nothing_else(folder):
+    with opened(folder) as store:
+        desk = Desk(tasks_of(3), store, settings())
+        first = desk.next_task("anna")
+        desk.submit("ben", sent(desk.next_task("ben"), "of-ben-01"))
+        desk.submit("anna", sent(first, "of-anna-1"))
+        assert desk.undo("anna", {"id": "of-ben-01"}) == {"undone": "of-ben-01"}     # not hers
+        assert len(store.records["rankings"]) == 2
+        with full_disk(50), pytest.raises(Refused, match="rankings.jsonl"):
+            desk.undo("anna", {"id": "of-anna-1"})
+        assert len(store.records["rankings"]) == 2
+        for _ in range(2):                                   # sent twice
+            desk.undo("anna", {"id": "of-anna-1"})
+        assert desk.next_task("anna") == first | {"left": 2}
+        desk.submit("anna", sent(first, "of-anna-2", ranks=[3, 2, 1]))
+        desk.submit("anna", {"id": "skipped-1", "task": desk.next_task("anna")["task"],
+                             "skip": "oh"})
+        desk.undo("anna", {"id": "skipped-1"})
+        assert desk.next_task("anna")["left"] == 1
+    with opened(folder) as store:
+        records = store.records["rankings"]
+        assert [r["id"] for r in records] == ["of-ben-01", "of-anna-2"]
+        assert [records[1]["ranks"][k] for k in records[1]["order"]] == [3, 2, 1]
+        assert store.records["skips"] == []
+        desk = Desk(tasks_of(3), store, settings())
+        assert (desk.next_task("anna")["done"], desk.next_task("anna")["left"]) == (1, 1)
+
+
 def test_gold_goes_to_everybody_and_looks_as_the_others(folder):
     gold = task_of("rank", {"prompt": [{"role": "user", "content": "G?"}], "responses": ["a", "b"],
                             "ranks": [1, 2]}, gold=True)
@@ -244,6 +272,9 @@ def test_votes_are_rankings_of_two(folder, vote, ranks, bad):
             got = desk.next_task("anna")
             assert not re.search("sft|ppo|systems", json.dumps(got))      # it is blind
             desk.submit("anna", {"id": f"vote-{n:04}", "task": got["task"], "vote": vote})
+        told = {"left": 12, "right": 12}.get(vote, 0)
+        assert sum(desk.next_task("anna")["preferred"].values()) == told
+        assert {*desk.next_task("anna")["preferred"]} == {"sft", "ppo"}
         swapped = [r["order"] == [1, 0] for r in store.records["votes"]]
         assert 1 < sum(swapped) < 11
         for r, turned in zip(store.records["votes"], swapped):
