@@ -171,7 +171,8 @@ def main(cfg):
                          seed=cfg.seed, strict=cfg.strict)
     rankings, held_out, outsiders, (agreed, votes) = load_rankings(cfg, enc, context, counts)
     demos = interop.encode_demonstrations(demos, enc, context, counts)
-    print(f"{interop.report(counts)}; two labelers agree on {agreed:.1%} of {votes:,} pairs")
+    agree = f"; two labelers agree on {agreed:.1%} of {votes:,} pairs" if votes else ""
+    print(interop.report(counts) + agree)
 
     def batches(start):
         for step in itertools.count(start):
@@ -180,7 +181,8 @@ def main(cfg):
 
     def evaluate(step, rm):
         metrics = quality(rm, held_out, run.device, cfg.microbatch)
-        metrics["labeler_agreement"] = agreed
+        if votes:
+            metrics["labeler_agreement"] = agreed
         metrics["demonstrations_mean_score"] = mean_score(rm, demos, run.device, cfg.microbatch)
         if outsiders:
             margins = pair_margins(rm, outsiders, run.device, cfg.microbatch)

@@ -8,16 +8,22 @@ and 1 with a margin; with 2 the loss of SFT ends at 0.31 of what it was, that on
 """
 
 import json
+from collections import Counter
 
 import pytest
+import torch
+from test_server import get, post, ranking, serve  # noqa: F401 (serve is a fixture)
 
 import evaluate
+import interop
 import label
+import page
 import ppo
 import pretrain
 import reward
 import sandbox
 import sft
+from model import Scorer
 from plumbing.results import write_jsonl
 
 SMALL = {"n_layer": 2, "n_embd": 64, "context": 64, "block": 64, "batch": 8, "lr": 4e-3}
@@ -104,3 +110,45 @@ def test_each_system_beats_the_one_before(folder):
     assert reinforced["win_rate"] > 0.54
     assert reinforced["rm_score"] > supervised["rm_score"] > base["rm_score"]
     assert reinforced["kl"] > 0.05 and supervised["kl"] == 0
+
+
+def ranks_of(prompt, responses):
+    """By the sandbox's rubric."""
+    score = [sandbox.judge(prompt, text).score for text in responses]
+    return [1 + sum(other > own for other in score) for own in score]
+
+
+def agreement_with_labelers(rm, rankings):
+    """The share of the simulated labelers' pairs that a reward model orders as they do."""
+    rm, checkpoint = interop.load_model(rm, Scorer)
+    enc = interop.tokenizer_of(checkpoint)
+    found = interop.load("rankings", (rankings,), Counter(), flag="--data")
+    encoded = interop.encode_rankings(found, enc, SMALL["context"], Counter())
+    return reward.accuracy(reward.pair_margins(rm, encoded, torch.device("cpu"), 64))
+
+
+def test_a_reward_model_learns_the_same_from_the_page(folder, serve):  # noqa: F811
+    """Somebody who follows the rubric ranks 300 tasks over HTTP; beside it the same rankings
+    written straight into a file."""
+    tasks, direct = f"{folder}/tasks.jsonl", f"{folder}/direct.jsonl"
+    models = (f"{folder}/sft.pt", f"{folder}/base.pt")
+    label.main(label.Config(init=models, out=tasks, n=300, k_min=4, k_max=6, max_new=16,
+                            unlabeled=True))
+    records = interop.load("tasks", (tasks,), Counter(), flag="-")
+    prompts = [page.data.Prompt(r["prompt"], r["use_case"], r["meta"]) for r in records]
+    write_jsonl(direct, [{"prompt": r["prompt"], "responses": r["responses"], "labeler": "anna",
+                          "use_case": r["use_case"], "ranks": ranks_of(p, r["responses"])}
+                         for p, r in zip(prompts, records)])
+    by_messages = {json.dumps(p.messages): p for p in prompts}
+    port, tokens, store = serve(page.rank_tasks(page.Config(), (tasks,)))
+    while (task := get(port, tokens["anna"]))["kind"] != "done":
+        ranks = ranks_of(by_messages[json.dumps(task["messages"])], task["texts"])
+        sent = ranking(task, f"task-{task['done']:04}") | {"ranks": ranks}
+        assert post(port, tokens["anna"], sent)[0] == 200
+    found = {}
+    for name, path in (("page", store.path("rankings")), ("direct", direct)):
+        out = f"{folder}/rm-{name}.pt"
+        reward.main(reward.Config(init=models[0], data=(path,), out=out, lr=2e-3, epochs=2))
+        found[name] = agreement_with_labelers(out, f"{folder}/comparisons.jsonl")
+    # 0.703 and 0.709: their lines, and so their batches, are in another order
+    assert found["page"] > 0.65 and found["page"] == pytest.approx(found["direct"], abs=0.03)

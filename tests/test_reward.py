@@ -381,6 +381,7 @@ def test_labelers_who_are_held_out_are_measured_on_prompts_that_nobody_was_train
 def test_what_is_measured_is_what_was_held_out(config):
     """The metrics of a run are those of its result on the rankings that are not trained on."""
     metrics = reward.main(replace(config, epochs=1))
+    assert "labeler_agreement" not in metrics, "nobody ranked the same outputs as somebody else"
     rm, _ = interop.load_model(config.out, Scorer)
     _, held_out, outsiders, _ = reward.load_rankings(config, ENC, 48, Counter())
     want = reward.quality(rm, held_out, "cpu", 0)
