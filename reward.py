@@ -181,8 +181,7 @@ def main(cfg):
 
     def evaluate(step, rm):
         metrics = quality(rm, held_out, run.device, cfg.microbatch)
-        if votes:
-            metrics["labeler_agreement"] = agreed
+        metrics |= {"labeler_agreement": agreed} if votes else {}
         metrics["demonstrations_mean_score"] = mean_score(rm, demos, run.device, cfg.microbatch)
         if outsiders:
             margins = pair_margins(rm, outsiders, run.device, cfg.microbatch)
