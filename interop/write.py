@@ -25,8 +25,9 @@ def trl(ranking):
 
 
 def argilla(task):
-    """A task as Dataset.records.log of Argilla takes it, for a chat field `prompt` and text fields
-    `response_1`, `response_2`, ..."""
+    """A task as Dataset.records.log of Argilla takes it, for ChatField("prompt") and a TextField
+    `response_1`, `response_2`, ... for each of the most that a task has, the later ones with
+    required=False."""
     responses = {f"response_{k}": text for k, text in enumerate(task["responses"], 1)}
     yield {"prompt": task["prompt"], **responses}
 
