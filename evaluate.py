@@ -19,7 +19,8 @@ from dataclasses import dataclass, fields, replace
 import interop
 from evidence import answers, apart, report
 from evidence.answers import answer, find_prefix, text_loss
-from people import report as people
+from people.report import of_votes
+from people.store import read
 from plumbing import cli, files, results
 from plumbing.processes import autocast, get_device
 
@@ -73,22 +74,23 @@ def made_by(cfg, systems):
         "demos": cfg.demos, "text": cfg.text, "votes": cfg.votes})
 
 
-def add_votes(found, files):
-    """Put into a report how often people prefer each system to the baseline, ties half. Raises
-    ValueError if no vote is about two of its systems."""
-    votes, counted = [], 0
-    for path in files:
-        votes += people.read(path)
-    for s in found["systems"]:
-        about = [v for v in votes if set(v["systems"]) == {s["name"], found["baseline"]}]
-        if about:
-            figures = people.of_votes(about)[s["name"]]
-            s["people"] = figures["win rate"]
-            s["people_ci"] = [figures["low"], figures["high"]]
-            counted += len(about)
-    if files and not counted:
-        raise ValueError(f"{files[0]} has no vote between {found['baseline']} and another of these "
+def load_votes(files, names, baseline):
+    """{system: people's votes between it and the baseline}. Raises ValueError if there are none."""
+    votes = [v for path in files for v in read(path, "votes")[0]]
+    about = {name: [v for v in votes if set(v["systems"]) == {name, baseline}] for name in names}
+    if files and not any(about.values()):
+        raise ValueError(f"{files[0]} has no vote between {baseline} and another of these "
                          f"systems: `python page.py compare` of the same checkpoints collects some")
+    return about
+
+
+def add_votes(found, about):
+    """Put into a report how often people prefer each system to the baseline, ties half."""
+    for s in found["systems"]:
+        if about[s["name"]]:
+            figures = of_votes(about[s["name"]])[s["name"]]
+            s["people"], s["people_votes"] = figures["win rate"], figures["votes"]
+            s["people_ci"] = [figures["low"], figures["high"]]
 
 
 def measure(cfg, systems, models, baseline, asked, shown, text):
@@ -142,6 +144,8 @@ def main(cfg):
         return report.show(cfg.out)
     models = answers.load_models(systems, cfg.rm, get_device(cfg))
     baseline = answers.baseline_of(cfg.baseline, cfg.systems, systems, models)
+    names = answers.names_of(systems)
+    votes = load_votes(cfg.votes, names, names[baseline])
     prompts, judge = answers.load_prompts(cfg, systems, models.enc)
     others = answers.load_apart(cfg, models.enc)
     shown = answers.load_demonstrations(cfg, prompts, systems, models.enc)
@@ -150,7 +154,7 @@ def main(cfg):
         asked = [prompts, *others]
         measured = measure(cfg, systems, models, baseline, asked, shown, text)
     found = report.make_report(measured, baseline, judge, cfg.seed, prompts)
-    add_votes(found, cfg.votes)
+    add_votes(found, votes)
     results.deliver(cfg.out, meta, report.writers(found))
     return report.show(cfg.out)
 

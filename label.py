@@ -198,8 +198,12 @@ def main(cfg):
     results.deliver(cfg.out, meta, {"": results.jsonl(records)})
     distinct = sum(len(set(x)) / len(x) for x in responses) / len(responses)
     what = "tasks" if cfg.unlabeled else "ratings" if cfg.rate else "rankings"
-    print(f"{cfg.out}: {len(records):,} {what} of {sum(k) / len(k):.1f} responses, "
-          f"{distinct:.0%} of them distinct")
+    shown = sum(len(r["responses"]) for r in records) / len(records)
+    print(f"{cfg.out}: {len(records):,} {what} of {shown:.1f} responses; of those sampled "
+          f"{distinct:.0%} are distinct")
+    if cfg.unlabeled and len(records) < len(prompts):
+        print(f"{len(prompts) - len(records):,} prompts are left out: all responses to them are "
+              f"the same; higher --temperatures vary them")
     return {"records": len(records), "distinct": distinct}
 
 

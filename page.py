@@ -18,9 +18,10 @@ Python's http.server checks little and is not for the open Internet: see --host.
 import json
 import os
 import random
+import socket
 import threading
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import data
 import interop
@@ -28,7 +29,7 @@ from evidence import answers
 from generate import sample
 from interop.records import as_messages
 from people import report
-from people.desk import Desk, Refused, task_of
+from people.desk import Desk, Refused, task_of, text_in
 from people.server import Server, tokens_of
 from people.store import Store
 from plumbing import cli, processes, ranges, results
@@ -63,6 +64,7 @@ class Config:
 
 PRESETS = {"sandbox": {}, "gpt2": {"max_new": 256, "batch": 64}}
 MODES = ("rank", "write", "compare", "chat", "report")
+SERVING = ("labelers", "gold", "overlap", "instructions", "host", "port", "overwrite")
 STREAMED = 4        # tokens that are sampled before the page shows them
 INSTRUCTIONS = """Helpful: answers what was meant, clearly, neither rambling nor repeating the \
 question; asks back where the request cannot be understood. Truthful: makes nothing up, uses what \
@@ -81,9 +83,7 @@ def rank_tasks(cfg, files):
     counts = Counter()
     found = [task_of("rank", r) for r in interop.load("tasks", files, counts, flag="FILE",
                                                       strict=cfg.strict)]
-    if cfg.gold:
-        found += [task_of("rank", r, gold=True) for r in
-                  interop.load("tasks", cfg.gold, counts, flag="--gold", strict=cfg.strict)]
+    found += [task_of("rank", r, gold=True) for r in report.load_gold(cfg.gold, cfg.strict)]
     print(interop.report(counts))
     return found
 
@@ -103,25 +103,43 @@ def compare_tasks(cfg, specs):
     systems = answers.systems_of(specs, cfg.rm)
     inputs = [path for s in systems for path in interop.model_files(s.path)]
     out = os.path.join(cfg.out, "pairs.jsonl")
-    meta = results.provenance(cfg, "page", {"models": inputs, "prompts": cfg.prompts,
-                                            "rm": interop.model_files(cfg.rm)})
+    # who is asked, and where, is none of the samples' business
+    sampled = replace(cfg, **{f.name: f.default for f in fields(Config) if f.name in SERVING})
+    meta = results.provenance(sampled, "page", {"models": inputs, "prompts": cfg.prompts,
+                                                "rm": interop.model_files(cfg.rm)})
+    votes = os.path.join(cfg.out, "votes.jsonl")
+    if cfg.overwrite and os.path.exists(votes) and os.path.getsize(votes):
+        raise ValueError(f"{votes} holds votes on the answers that --overwrite would replace: "
+                         f"choose another --out")
     if not results.claim(out, meta, overwrite=cfg.overwrite):
-        models = answers.load_models(systems, cfg.rm, processes.get_device(cfg))
-        prompts = interop.load("held-out prompts", cfg.prompts, Counter(), flag="--prompts",
-                               enc=models.enc, columns=cfg.columns, n=cfg.n, seed=cfg.seed,
-                               strict=cfg.strict)
-        said = [answers.respond(models.gpts[s.path], models.rm, models.enc, prompts, cfg,
-                                cfg.temperature, s.best_of)[0] for s in systems]
-        names, rng, pairs = answers.names_of(systems), random.Random(cfg.seed), []
-        for i, prompt in enumerate(prompts):
-            two = rng.sample(range(len(systems)), 2)
-            pairs.append({"prompt": prompt.messages, "use_case": prompt.use_case,
-                          "responses": [said[k][i][0].text for k in two],
-                          "systems": [names[k] for k in two]})
-        results.deliver(out, meta, {"": results.jsonl(pairs)})
+        results.deliver(out, meta, {"": results.jsonl(draw_pairs(cfg, systems))})
     with open(out, encoding="utf-8") as f:
         pairs = [json.loads(line) for line in f]
-    return [task_of("compare", pair) for pair in pairs if len(set(pair["responses"])) == 2]
+    tasks = [task_of("compare", pair) for pair in pairs if len(set(pair["responses"])) == 2]
+    print(f"{len(pairs):,} prompts, to {len(tasks):,} of which the two answers differ")
+    if not tasks:
+        raise ValueError("all answers are alike: ask more prompts (--n), or other systems")
+    return tasks
+
+
+def draw_pairs(cfg, systems):
+    """Two systems' answers to each prompt -> records."""
+    models = answers.load_models(systems, cfg.rm, processes.get_device(cfg))
+    prompts = interop.load("held-out prompts", cfg.prompts, Counter(), flag="--prompts",
+                           enc=models.enc, columns=cfg.columns, n=cfg.n, seed=cfg.seed,
+                           strict=cfg.strict)
+    said = []
+    for k, s in enumerate(systems):
+        # with the same numbers drawn, systems that are near one another would say the same
+        own = replace(cfg, seed=step_seed(cfg.seed, "system", k))
+        said.append(answers.respond(models.gpts[s.path], models.rm, models.enc, prompts, own,
+                                    cfg.temperature, s.best_of)[0])
+    names, rng = answers.names_of(systems), random.Random(cfg.seed)
+    for i, prompt in enumerate(prompts):
+        two = rng.sample(range(len(systems)), 2)
+        yield {"prompt": prompt.messages, "use_case": prompt.use_case,
+               "responses": [said[k][i][0].text for k in two],
+               "systems": [names[k] for k in two]}
 
 
 TASKS = {"rank": rank_tasks, "write": write_tasks, "compare": compare_tasks}
@@ -147,7 +165,7 @@ def talker(cfg, names):
             asked = data.Prompt(as_messages(sent.get("messages"), "messages"))
         except ValueError as e:
             raise Refused(400, str(e)) from e
-        turn, side = str(sent.get("turn"))[:64], int(sent.get("side") == 1)
+        turn, side = text_in(sent, "turn", 64), int(sent.get("side") == 1)
         model = models.gpts[systems[order_at(turn)[side]].path]
         return grow(model, asked, step_seed(cfg.seed, f"{turn} {side}"))
 
@@ -176,28 +194,40 @@ def talker(cfg, names):
 
 # ---- main ---------------------------------------------------------------------------------------
 
+def check(cfg, mode, names):
+    """Raise ValueError for what cannot be."""
+    if mode not in MODES:
+        raise ValueError(f"say what people are to do: python page.py {' | '.join(MODES)}")
+    if mode == "report" and names:
+        raise ValueError(f"page.py report reads the folder --out, not {names[0]}: say "
+                         f"--out {names[0]}")
+    if not cfg.out or not cfg.host:
+        raise ValueError("--out and --host: leave them out, or name a folder and an address")
+    if len(set(cfg.labelers)) < len(cfg.labelers) or not all(cfg.labelers):
+        raise ValueError("--labelers: each has a name of their own")
+
+
 def main(cfg):
     ranges.check(cfg)
     mode, *names = cfg.what or [""]
-    if mode not in MODES:
-        raise ValueError(f"say what people are to do: python page.py {' | '.join(MODES)}")
+    check(cfg, mode, names)
     if mode == "report":
         return report.write(cfg.out, cfg.gold)
-    if len(set(cfg.labelers)) < len(cfg.labelers) or not all(cfg.labelers):
-        raise ValueError("--labelers: each has a name of their own")
+    told = interop.read_file(cfg.instructions) if cfg.instructions else INSTRUCTIONS
     store = Store(cfg.out)
+    tokens = tokens_of(cfg.out, cfg.labelers)
     tasks = TASKS[mode](cfg, tuple(names)) if mode in TASKS else []
     talk, systems_at = talker(cfg, names) if mode == "chat" else (None, None)
-    tokens = tokens_of(cfg.out, cfg.labelers)
-    told = interop.read_file(cfg.instructions) if cfg.instructions else INSTRUCTIONS
     desk = Desk(tasks, store, cfg, systems_at)
     server = Server(desk, tokens, {"instructions": told}, cfg.host, cfg.port, talk)
-    if cfg.host not in ("127.0.0.1", "localhost"):
+    host = cfg.host
+    if host not in ("127.0.0.1", "localhost"):
         print("anybody with a link can come in, and whoever listens on the way can read along")
-    place = f"http://{cfg.host}:{server.server_address[1]}/"
+    if host == "0.0.0.0":                                    # all of this machine's addresses
+        host = socket.gethostname()
     for token, labeler in tokens.items():
-        print(f"{labeler}: {place}#{token}", flush=True)
-    print(f"{len(tasks):,} tasks; Ctrl-C ends it, and the same command goes on", flush=True)
+        print(f"{labeler}: http://{host}:{server.server_address[1]}/#{token}", flush=True)
+    print(f"{len(desk.tasks):,} tasks; Ctrl-C ends it, and the same command goes on", flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:

@@ -217,6 +217,10 @@ def about(report):
             f"won, tied and lost: what it is made of; won of decided: ties apart. In brackets: "
             f"95 % bootstrap intervals over distinct prompts. At equal length: the win rate if "
             f"all answers were as long as {baseline}'s. Elo: fitted to all pairs, {baseline} = 0.")
+    asked = [f"{s['people_votes']:,} of {s['name']}" for s in report["systems"] if "people" in s]
+    if asked:
+        wins += (f" People prefer it: votes between it and {baseline} ({', '.join(asked)}), only "
+                 f"over answers that differ, ties half.")
     answers = (f"RM agrees: of the pairs of answers to a prompt that the judge tells apart, the "
                f"share that the reward model orders as the judge does. KL: in nats a response, "
                f"from the checkpoint of {baseline}; ≤ is an upper bound, with log n - (n-1)/n for "

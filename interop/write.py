@@ -1,12 +1,14 @@
-"""Rankings, and tasks that nobody has ranked, as others read them, a JSON object a line.
+"""Rankings, and tasks that nobody has ranked, as others read them: a JSON object a line, for
+Label Studio a list of them.
 
     python -m interop.write comparisons.jsonl --as trl --out pairs.jsonl
     python -m interop.write tasks.jsonl --as argilla --out records.jsonl
-    python -m interop.write tasks.jsonl --as label-studio --out import.jsonl
+    python -m interop.write tasks.jsonl --as label-studio --out import.json
 
 No public preference set has a known truth; what label.py writes has one.
 """
 import argparse
+import json
 import os
 from collections import Counter
 
@@ -33,8 +35,11 @@ def argilla(task):
 
 
 def label_studio(task):
-    """A task as Label Studio imports it, for <Text value="$prompt"/> and a Ranker of
-    <List value="$items"/>."""
+    """A task as Label Studio imports it, for this labeling interface:
+
+    <View><Text name="prompt" value="$prompt"/> <List name="items" value="$items"/>
+          <Ranker name="rank" toName="items"/></View>
+    """
     prompt = "\n\n".join(f"{ROLES[m['role']]} {m['content']}" for m in task["prompt"])
     items = [{"id": str(k), "title": f"Output {k}", "body": text}
              for k, text in enumerate(task["responses"], 1)]
@@ -52,7 +57,10 @@ def write(files, form, out):
         raise ValueError(f"--out {out} is there already: choose another name")
     counts, (kind, written) = Counter(), WRITERS[form]
     found = [x for record in load(kind, files, counts, flag="FILE") for x in written(record)]
-    results.write_jsonl(out, found)
+    if form == "label-studio":
+        results.replace_file(out, lambda f: json.dump(found, f, ensure_ascii=False, indent=1))
+    else:
+        results.write_jsonl(out, found)
     print(f"{report(counts)}\n{out}: {len(found):,} {'pairs' if kind == 'rankings' else kind}")
 
 

@@ -3,6 +3,7 @@
 [IG] Ouyang et al. 2022, arXiv 2203.02155, 3.4 and Table 3
 """
 import itertools
+import math
 import random
 import re
 import threading
@@ -74,16 +75,16 @@ class Desk:
 
     def count(self, labeler, task, sent, finished=True):
         """Note what is on the disk; the records of one `sent` are one."""
-        if sent not in self.saved and finished:
+        if (labeler, sent) not in self.saved and finished:
             self.finished[task] += 1
-        self.saved.add(sent)
+        self.saved.add((labeler, sent))
         self.done[labeler].add(task)
         self.leases[task].pop(labeler, None)
 
     def quota_of(self, task):
         """How many labelers do a task."""
         if task.gold:
-            return len(self.cfg.labelers)
+            return math.inf
         twice = random.Random(f"{self.cfg.seed} overlap {task.id}").random() < self.cfg.overlap
         return 2 if twice else 1
 
@@ -130,8 +131,9 @@ class Desk:
         return found
 
     def order(self, task, labeler):
-        """In which order a labeler sees the responses: drawn for each task, as is who is asked."""
-        rng = random.Random(f"{self.cfg.seed} order {task.id} {labeler}")
+        """In which order a labeler sees the responses, drawn for each task. Not by --seed: a page
+        may be open while the server starts again with another."""
+        rng = random.Random(f"order {task.id} {labeler}")
         return rng.sample(range(len(task.texts)), len(task.texts))
 
     def submit(self, labeler, sent):
@@ -140,41 +142,55 @@ class Desk:
         if not re.fullmatch(r"[\w-]{8,64}", name):
             raise Refused(400, "id: 8 to 64 letters and digits")
         with self.lock:
-            if name in self.saved:
-                return {"saved": name}
+            is_saved = (labeler, name) in self.saved
             task = self.tasks.get(text_in(sent, "task", 64))
             if self.systems_at:
-                task = chat_task(sent, self.systems_at)
+                task = chat_task(sent, name, self.systems_at)
+            if task is None and not is_saved:
+                raise Refused(404, "this task is no longer asked: reload the page")
             if task is None:
-                raise Refused(404, "there is no such task: reload the page")
+                return {"saved": name}
+            file, records = self.made(task, labeler, sent)
+            if is_saved:
+                # again, as no answer came; or another text, from another window
+                known = self.store.of(file, name, labeler)
+                same = [r | new == r for r, new in zip(known, records)]
+                if not all(same) or len(known) != len(records):
+                    raise Refused(409, "this was saved with other content, in another window: "
+                                       "what is here was not kept")
+                return {"saved": name}
             if task.id in self.done[labeler]:
-                raise Refused(409, "this task is done already: go on to the next")
+                raise Refused(409, "this task was done already, in another window: what is here "
+                                   "was not kept")
             common = {"labeler": labeler, "id": name, "task": task.id, "gold": task.gold,
-                      "seconds": number_in(sent, "seconds"), "at": round(time.time()),
-                      "note": text_in(sent, "note", 2000, "")}
-            if "skip" in sent:
-                file, records = "skips", [{"reason": text_in(sent, "skip", 2000)}]
-            else:
-                file, make = RECORDS[task.kind]
-                order = [0, 1] if self.systems_at else self.order(task, labeler)
-                records = make(task, sent, order)
+                      "seconds": number_in(sent, "seconds"), "at": round(time.time())}
             self.store.append(file, [r | common for r in records])
             self.count(labeler, task.id, name, file != "skips")
             return {"saved": name, **self.agreement(labeler)}
+
+    def made(self, task, labeler, sent):
+        """What was sent -> (the file it belongs to, its records). Raises Refused."""
+        note = {"note": text_in(sent, "note", 2000, "")}
+        if "skip" in sent:
+            return "skips", [{"reason": text_in(sent, "skip", 2000), **note}]
+        file, make = RECORDS[task.kind]
+        order = [0, 1] if self.systems_at else self.order(task, labeler)
+        return file, [r | note for r in make(task, sent, order)]
 
     def undo(self, labeler, sent):
         """Take back what a labeler saved under an id, if it is there: the task is open again."""
         name = text_in(sent, "id", 64)
         with self.lock:
-            skipped = name in {r["id"] for r in self.store.records["skips"]}
-            try:
-                task = self.store.remove(name, labeler)
-            except ValueError as e:
-                raise Refused(507, str(e)) from e
-            if task is not None:
-                self.done[labeler].discard(task)
-                self.finished[task] -= not skipped
-                self.leases[task][labeler] = time.monotonic() + LEASE
+            for file in FILES:
+                for record in self.store.of(file, name, labeler)[:1]:
+                    try:
+                        self.store.remove(file, name, labeler)
+                    except ValueError as e:
+                        raise Refused(507, str(e)) from e
+                    task = record["task"]
+                    self.done[labeler].discard(task)
+                    self.finished[task] -= file != "skips"
+                    self.leases[task][labeler] = time.monotonic() + LEASE
         return {"undone": name}
 
     def agreement(self, labeler):
@@ -183,38 +199,38 @@ class Desk:
         own = [r for r in self.store.records["rankings"]
                if r["labeler"] == labeler and r["task"] in self.tasks]
         keys = [self.tasks[r["task"]].more.get("meta") for r in own]
-        if not keys or len(keys) % 10 or not all(keys):
+        of_sandbox = [isinstance(key, dict) and "answers" in key for key in keys]
+        if not keys or len(keys) % 10 or not all(of_sandbox):
             return {}
         agreed, pairs = rubric_agreement(own, keys)
         return {"rubric": agreed, "pairs": pairs}
 
 
-def chat_task(sent, systems_at):
+def chat_task(sent, name, systems_at):
     """Two answers in a chat, as a task that somebody has just done. Raises Refused."""
     texts = sent.get("texts")
     if not isinstance(texts, list) or len(texts) != 2:
         raise Refused(400, "texts: the two answers")
     texts = [text_in({"answer": text}, "answer", LONGEST) for text in texts]
+    if texts[0] == texts[1]:
+        raise Refused(400, "texts: two answers that differ")
     try:
         messages = as_messages(sent.get("messages"), "messages")
     except ValueError as e:
         raise Refused(400, str(e)) from e
     record = {"prompt": messages, "responses": texts,
               "systems": systems_at(text_in(sent, "turn", 64))}
-    return task_of("compare", record)
+    # the same may be said again: each vote is a task of its own
+    return task_of("compare", record)._replace(id=name)
 
 
 # ---- what people send -> records ----------------------------------------------------------------
 
 def text_in(sent, name, longest, default=None):
-    """A text of what was sent, without half characters. Raises Refused."""
+    """A text of what was sent. Raises Refused."""
     text = sent.get(name, default)
     if not isinstance(text, str) or len(text) > longest:
         raise Refused(400, f"{name}: a text of at most {longest:,} characters")
-    try:
-        text.encode()
-    except UnicodeEncodeError as e:
-        raise Refused(400, f"{name}: half a character cannot be kept") from e
     return text
 
 
@@ -258,6 +274,8 @@ def ranking(task, sent, order):
     ranks = marks_in(sent, "ranks", K, K)
     if None in ranks:
         raise Refused(400, "ranks: every output has a rank; equal ranks are a tie")
+    # 1 1 3 is 1 1 2
+    ranks = [1 + sorted(set(ranks)).index(rank) for rank in ranks]
     return [{"prompt": task.messages, "responses": task.texts, "ranks": as_asked(ranks, order),
              "ratings": as_asked(marks_in(sent, "ratings", K, BEST_RATING), order),
              "flags": as_asked(flags_in(sent, K), order),
@@ -274,37 +292,42 @@ def vote(task, sent, order):
              "use_case": task.more.get("use_case", ""), "order": order}]
 
 
+def said_in(sent, name, what):
+    """A text that somebody wrote. Raises Refused if it is empty."""
+    text = text_in(sent, name, LONGEST).strip()
+    if not text:
+        raise Refused(400, f"{what} is empty: write it, or skip the task")
+    return text
+
+
 def demonstration(task, sent, order):
     """[IG] 3.2: an answer to the prompt shown; to a prompt of one's own, for the use case of the
     one shown (user-based); or an instruction with pairs (few-shot), each of which becomes a record
     with the others before it."""
-    def said(name):
-        text = text_in(sent, name, LONGEST).strip()
-        if not text:
-            raise Refused(400, f"{name}: write something, or skip the task")
-        return text
-
     more = {"use_case": task.more.get("use_case", "")}
     if sent.get("form") == "few-shot":
-        pairs = sent.get("pairs")
-        if not isinstance(pairs, list) or not 2 <= len(pairs) <= 20:
-            raise Refused(400, "pairs: two to twenty questions with their answers")
-        if not all(isinstance(pair, dict) for pair in pairs):
-            raise Refused(400, "pairs: each has a query and a response")
-        found, instruction = [], said("instruction")
-        texts = [[text_in(pair, x, LONGEST).strip() for x in ("query", "response")]
-                 for pair in pairs]
-        if not all(map(all, texts)):
-            raise Refused(400, "pairs: each has a query and a response")
-        for i, (query, response) in enumerate(texts):
-            before = "\n\n".join("\n".join(pair) for k, pair in enumerate(texts) if k != i)
-            prompt = [{"role": "user", "content": f"{instruction}\n\n{before}\n\n{query}"}]
-            found.append({"prompt": prompt, "response": response, "form": "few-shot", **more})
-        return found
+        return [record | more for record in few_shot(sent)]
+    response, prompt = said_in(sent, "response", "your answer"), task.messages
     if sent.get("form") == "user-based":
-        prompt = [{"role": "user", "content": said("prompt")}]
-        return [{"prompt": prompt, "response": said("response"), "form": "user-based", **more}]
-    return [{"prompt": task.messages, "response": said("response"), "form": "plain", **more}]
+        prompt = [{"role": "user", "content": said_in(sent, "prompt", "your prompt")}]
+        return [{"prompt": prompt, "response": response, "form": "user-based", **more}]
+    return [{"prompt": prompt, "response": response, "form": "plain", **more}]
+
+
+def few_shot(sent):
+    """A record of each pair, whose prompt shows the other pairs."""
+    pairs, instruction = sent.get("pairs"), said_in(sent, "instruction", "the instruction")
+    if not isinstance(pairs, list) or not 2 <= len(pairs) <= 20:
+        raise Refused(400, "write two to twenty questions with their answers")
+    if not all(isinstance(pair, dict) for pair in pairs):
+        raise Refused(400, "pairs: each has a query and a response")
+    texts = [[said_in(pair, "query", f"question {n}"), said_in(pair, "response", f"answer {n}")]
+             for n, pair in enumerate(pairs, 1)]
+    for i, (query, response) in enumerate(texts):
+        others = ["\n".join(pair) for k, pair in enumerate(texts) if k != i]
+        prompt = "\n\n".join([instruction, *others, query])
+        yield {"prompt": [{"role": "user", "content": prompt}], "response": response,
+               "form": "few-shot"}
 
 
 RECORDS = {     # of a task's kind: the file, and what makes records of what was sent

@@ -1,7 +1,8 @@
 """What people did, in numbers: who agrees with whom, how long it takes, who wins.
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155, B.1 and B.2
-[K] Krippendorff, Content Analysis, 2004, ch. 11: alpha = 1 - observed / expected disagreement
+[K] Krippendorff 2011, Computing Krippendorff's Alpha-Reliability: 1 - observed / expected
+    disagreement
 [W] Wilson 1927: the interval of a share, also of few
 """
 import itertools
@@ -17,7 +18,7 @@ import sandbox
 from data import Prompt
 from evidence.statistics import ELO, bradley_terry
 from interop.records import to_ranking
-from people.store import FILES, task_id
+from people.store import FILES, read, task_id
 from plumbing import results
 
 PASSED = 0.75           # the share of gold pairs on which a labeler should agree ([IG] B.1)
@@ -32,25 +33,41 @@ def wilson(good, n):
         return math.nan, 0.0, 1.0
     p, z = good / n, Z * Z / n
     middle, half = (p + z / 2) / (1 + z), math.sqrt(z * (p * (1 - p) + z / 4)) / (1 + z)
-    return p, middle - half, middle + half
+    return p, max(0.0, middle - half), min(1.0, middle + half)
+
+
+def share_of_pairs(counts):
+    """(share, low, high) of [(good, n) of each task, ...].
+
+    A ranking of nine is 36 pairs that go together: the interval is that of as many independent ones
+    as would spread as the tasks do, if all tasks agree of one for each task."""
+    counts = [(good, n) for good, n in counts if n]
+    good, n, tasks = sum(g for g, _ in counts), sum(n for _, n in counts), len(counts)
+    if tasks < 2:
+        return wilson(good / max(1, n) * tasks, tasks)
+    p = good / n
+    variance = tasks / (tasks - 1) * sum((g - p * m) ** 2 for g, m in counts) / n ** 2
+    independent = min(n, p * (1 - p) / variance) if variance else tasks
+    return wilson(p * independent, independent)
+
+
+def places(ranks):
+    """Where each of K ranked outputs stands, from 0 to 1; those that tie share the middle of their
+    places. So rankings of different K, and 1 1 2 and 1 1 3, can be compared."""
+    return [(sum(x < rank for x in ranks) + ranks.count(rank) / 2) / len(ranks) for rank in ranks]
 
 
 def alpha(units):
-    """Krippendorff's alpha for ordinal values, of units, lists of what different people gave to one
-    and the same thing; nan if nobody gave anything twice, or all gave the same. [K]"""
-    units = [unit for unit in units if len(unit) > 1]
-    counts = Counter(itertools.chain.from_iterable(units))
-    values = sorted(counts)
-    n = [counts[v] for v in values]
-    # the distance of two ranks counts what lies between them
-    ahead = np.cumsum(n) - np.array(n) / 2
-    place = dict(zip(values, ahead))
-    total = sum(n)
-    observed = sum((place[a] - place[b]) ** 2 / (len(unit) - 1)
-                   for unit in units for a, b in itertools.permutations(unit, 2))
-    expected = sum(n[i] * n[j] * (ahead[i] - ahead[j]) ** 2
-                   for i in range(len(n)) for j in range(len(n)))
-    return 1 - (total - 1) * observed / expected if expected else math.nan
+    """Krippendorff's alpha for numbers, of units, lists of what different people gave to one and
+    the same thing; nan if nobody gave anything twice, or all gave the same. [K]"""
+    units = [np.array(unit, dtype=float) for unit in units if len(unit) > 1]
+    if not units:
+        return math.nan
+    values = np.concatenate(units)
+    # of n numbers the squared differences, over all ordered pairs, sum to 2 n^2 variance
+    observed = sum(2 * len(unit) ** 2 * unit.var() / (len(unit) - 1) for unit in units)
+    expected = 2 * len(values) ** 2 * values.var() / (len(values) - 1)
+    return float(1 - observed / expected) if expected else math.nan
 
 
 def pairs_of(record):
@@ -84,34 +101,41 @@ def between_labelers(records):
     of_task = defaultdict(list)
     for record in records:
         of_task[record["task"]].append(record)
-    good = n = 0
-    units = []
+    counts, units = [], []
     for same in of_task.values():
         for one, other in itertools.combinations(same, 2):
-            hits, both = agreed(pairs_of(one), pairs_of(other))
-            good, n = good + hits, n + both
-        units += [list(ranks) for ranks in zip(*(record["ranks"] for record in same))]
-    share, low, high = wilson(good, n)
-    return {"agreement": share, "low": low, "high": high, "pairs": n, "alpha": alpha(units)}
+            counts.append(agreed(pairs_of(one), pairs_of(other)))
+        units += zip(*(places(record["ranks"]) for record in same))
+    share, low, high = share_of_pairs(counts)
+    return {"agreement": share, "low": low, "high": high, "pairs": sum(n for _, n in counts),
+            "tasks": sum(len(same) > 1 for same in of_task.values()), "alpha": alpha(units)}
 
 
 def of_labeler(records, gold):
-    """What one labeler did -> figures. gold: {task: pairs of the owner's ranking}."""
-    good = n = first = decided = 0
+    """How one labeler ranked -> figures. gold: {task: pairs of the owner's ranking}."""
+    with_gold, first = [], []
     for record in records:
-        hits, both = agreed(pairs_of(record), gold.get(record["task"], set()))
-        good, n = good + hits, n + both
-        for better, worse in pairs_of(record):
-            # the place on the screen of each of the two
-            first += record["order"].index(better) < record["order"].index(worse)
-            decided += 1
+        pairs, order = pairs_of(record), record["order"]
+        with_gold.append(agreed(pairs, gold.get(record["task"], set())))
+        # how often what stood first on the screen is the better one
+        first.append((sum(order.index(i) < order.index(j) for i, j in pairs), len(pairs)))
     ties = [1 - len(pairs_of(r)) / math.comb(len(r["responses"]), 2) for r in records]
-    share, low, high = wilson(good, n)
-    earlier, early_low, early_high = wilson(first, decided)
-    return {"tasks": len(records), "ties": float(np.mean(ties)),
+    share, low, high = share_of_pairs(with_gold)
+    earlier, early_low, early_high = share_of_pairs(first)
+    return {"ties": float(np.mean(ties)),
             "median seconds": float(np.median([r["seconds"] for r in records])),
             "prefers what it saw first": earlier, "first low": early_low, "first high": early_high,
-            "gold pairs": n, "agrees with gold": share, "gold low": low, "gold high": high}
+            "gold pairs": sum(n for _, n in with_gold),
+            "agrees with gold": share, "gold low": low, "gold high": high}
+
+
+def of_outputs(rankings):
+    """What marks and flags the outputs got -> {"outputs": ..., "mean mark": ..., flag: share}."""
+    marks = [mark for r in rankings for mark in r["ratings"] if mark]
+    flags = Counter(flag for r in rankings for of in r["flags"] for flag in of)
+    n = sum(len(r["responses"]) for r in rankings)
+    shares = {flag: times / n for flag, times in flags.most_common()}
+    return {"outputs": n, "mean mark": float(np.mean(marks)) if marks else math.nan} | shares
 
 
 def of_votes(votes):
@@ -142,68 +166,108 @@ def of_votes(votes):
     return report
 
 
-def read(path):
-    """The records of one of the store's files, none if it is not there. Raises ValueError."""
-    if not os.path.exists(path):
+def load_gold(files, strict=False):
+    """Rankings of the owner's own, as records. Raises ValueError."""
+    if not files:
         return []
-    records = []
-    for n, line in enumerate(interop.read_file(path).split("\n")[:-1], 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as e:
-            raise ValueError(f"{path}, line {n} is not JSON: mend or remove it") from e
-    return records
+    # that they are rankings; then as they stand in the file
+    interop.load("rankings", files, Counter(), flag="--gold", strict=strict)
+    found = interop.load("tasks", files, Counter(), flag="--gold", strict=strict)
+    return [r for r in found if r.get("ranks")]
 
 
 def gold_pairs(files):
     """{task: pairs of the owner's ranking} of the --gold files."""
-    found = interop.load("tasks", files, Counter(), flag="--gold") if files else []
-    return {task_id(r): pairs_of(r) for r in found}
+    return {task_id(r): pairs_of(r) for r in load_gold(files)}
 
 
 def make(folder, gold_files=()):
     """What people did in a folder -> figures, a dictionary. Raises ValueError if they did
     nothing."""
-    records = {name: read(os.path.join(folder, f"{name}.jsonl")) for name in FILES}
+    records = {name: read(os.path.join(folder, f"{name}.jsonl"), name)[0] for name in FILES}
     if not any(records.values()):
         raise ValueError(f"{folder} holds nothing that people did: `python page.py rank "
                          f"tasks.jsonl --out {folder}` lets them")
-    gold, by_labeler = gold_pairs(gold_files), defaultdict(list)
-    for record in records["rankings"]:
-        by_labeler[record["labeler"]].append(record)
+    gold, labelers = gold_pairs(gold_files), defaultdict(lambda: dict.fromkeys(FILES, 0))
+    for name, found in records.items():
+        for record in found:
+            labelers[record["labeler"]][name] += 1
+    for name, figures in labelers.items():
+        own = [r for r in records["rankings"] if r["labeler"] == name]
+        figures |= of_labeler(own, gold) if own else {}
+    rankings = records["rankings"]
     return {"records": {name: len(found) for name, found in records.items()},
-            "between labelers": between_labelers(records["rankings"]),
-            "labelers": {name: of_labeler(found, gold) for name, found in by_labeler.items()},
+            "gold rankings": sum(r["gold"] for r in rankings),
+            "between labelers": between_labelers(rankings + records["votes"]),
+            "labelers": labelers, "outputs": of_outputs(rankings),
             "systems": of_votes(records["votes"]),
             "skipped": Counter(r["reason"] for r in records["skips"])}
 
 
+def percent(share):
+    return f"{share:.0%}".replace("%", " %")
+
+
 def share(p, low, high):
-    """ "73 % (65 to 80)", or a dash where there is nothing to count."""
-    return "–" if math.isnan(p) else f"{p:.0%} ({low:.0%} to {high:.0%})".replace("%", " %")
+    """ "73 % (65 % to 80 %)", or a dash where there is nothing to count."""
+    return "–" if math.isnan(p) else f"{percent(p)} ({percent(low)} to {percent(high)})"
+
+
+def without_nan(x):
+    """Nested dictionaries and numbers as JSON has them."""
+    if isinstance(x, dict):
+        return {k: without_nan(v) for k, v in x.items()}
+    return None if isinstance(x, float) and math.isnan(x) else x
+
+
+def labeler_row(name, f):
+    name = name.replace("|", "\\|")
+    counts = " | ".join(f"{f[x]:,}" for x in FILES)
+    if not f["rankings"]:
+        return f"| {name} | {counts} | | | | | |"
+    first = share(f["prefers what it saw first"], f["first low"], f["first high"])
+    gold = share(f["agrees with gold"], f["gold low"], f["gold high"])
+    below = "below 75 %" if f["gold pairs"] and f["agrees with gold"] < PASSED else ""
+    return (f"| {name} | {counts} | {f['median seconds']:.0f} | {percent(f['ties'])} | {first} | "
+            f"{gold} | {below} |")
+
+
+def sentences(figures):
+    """What is not a table."""
+    done = ", ".join(f"{n:,} {name}" for name, n in figures["records"].items() if n)
+    yield f"{done}. Intervals are 95 %, from the spread between tasks."
+    among = figures["between labelers"]
+    if among["pairs"]:
+        agreement = share(among["agreement"], among["low"], among["high"])
+        yield (f"{among['tasks']:,} tasks were done by more than one. Two labelers agree on "
+               f"{agreement} of {among['pairs']:,} pairs of outputs on which both have a "
+               f"preference; Krippendorff's alpha of the places, with ties, is "
+               f"{among['alpha']:.2f}.")
+    if figures["gold rankings"] and not any(f.get("gold pairs") for f in
+                                            figures["labelers"].values()):
+        yield (f"{figures['gold rankings']:,} rankings are of gold tasks: `--gold FILE` says how "
+               f"often labelers agree with them.")
+    outputs = dict(figures["outputs"])
+    n, mark = outputs.pop("outputs"), outputs.pop("mean mark")
+    if n:
+        flags = ", ".join(f"{flag} {percent(share)}" for flag, share in outputs.items())
+        yield f"{n:,} outputs were marked, {mark:.1f} of 7 on average; flags: {flags or 'none'}."
+    if figures["skipped"]:
+        reasons = ", ".join(f"{reason} ({n:,})" for reason, n in
+                            sorted(figures["skipped"].items(), key=lambda item: -item[1])[:5])
+        yield f"Skipped: {reasons}."
 
 
 def markdown(figures):
     """The figures as a page."""
-    done = ", ".join(f"{n:,} {name}" for name, n in figures["records"].items() if n)
-    lines = ["# What people did", "", f"{done}. Intervals are 95 %.", ""]
-    among = figures["between labelers"]
-    if among["pairs"]:
-        agreement = share(among["agreement"], among["low"], among["high"])
-        lines.append(f"Two labelers agree on {agreement} of {among['pairs']:,} pairs of outputs on "
-                     f"which both have a preference; Krippendorff's alpha, with ties, is "
-                     f"{among['alpha']:.2f}.\n")
-    if figures["labelers"]:
-        lines.append("| labeler | tasks | median seconds | ties | prefers what it saw first | "
-                     "agrees with gold | |\n|---|---|---|---|---|---|---|")
-    for name, f in figures["labelers"].items():
-        first = share(f["prefers what it saw first"], f["first low"], f["first high"])
-        gold = share(f["agrees with gold"], f["gold low"], f["gold high"])
-        below = "below 75 %" if f["gold pairs"] and f["agrees with gold"] < PASSED else ""
-        lines.append(f"| {name} | {f['tasks']:,} | {f['median seconds']:.0f} | {f['ties']:.0%} | "
-                     f"{first} | {gold} | {below} |")
+    lines = ["# What people did", "", "\n\n".join(sentences(figures)), ""]
+    columns = ["labeler", *FILES, "median seconds", "ties", "prefers what it saw first",
+               "agrees with gold", ""]
+    lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += [labeler_row(name, f) for name, f in figures["labelers"].items()]
     if figures["systems"]:
-        lines += ["", "| system | preferred, ties half | rating | votes | both bad |",
+        lines += ["", "Votes are over answers that differ.", "",
+                  "| system | preferred, ties half | rating | votes | both bad |",
                   "|---|---|---|---|---|"]
     for name, f in sorted(figures["systems"].items(), key=lambda item: -item[1]["rating"]):
         lines.append(f"| {name} | {share(f['win rate'], f['low'], f['high'])} | "
@@ -216,11 +280,12 @@ def write(folder, gold_files=()):
     the marks without the ranks, of which sft.py --rated takes the 7s."""
     figures = make(folder, gold_files)
     text = markdown(figures)
-    rated = [{x: r[x] for x in ("prompt", "responses", "ratings", "labeler", "use_case")}
-             for r in read(os.path.join(folder, "rankings.jsonl")) if any(r["ratings"])]
+    rated = [{x: r.get(x, "") for x in ("prompt", "responses", "ratings", "labeler", "use_case")}
+             for r in read(os.path.join(folder, "rankings.jsonl"), "rankings")[0]
+             if any(r["ratings"])]
     results.replace_file(os.path.join(folder, "report.md"), lambda f: f.write(text))
     results.replace_file(os.path.join(folder, "report.json"),
-                         lambda f: json.dump(figures, f, indent=1))
+                         lambda f: json.dump(without_nan(figures), f, indent=1))
     results.write_jsonl(os.path.join(folder, "ratings.jsonl"), rated)
     print(text, end="")
     return figures

@@ -1,8 +1,11 @@
 """The page's server: one page, tasks out, what people did in. Python's http.server checks little;
 what is checked here is who asks (Host, Origin, Sec-Fetch-Site, a token), how much, and how long.
 """
+import errno
+import itertools
 import json
 import os
+import re
 import secrets
 import sys
 import time
@@ -24,11 +27,15 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 def tokens_of(folder, labelers):
-    """{token: labeler}, of each what their link holds; the same after a restart."""
+    """{token: labeler}, of each what their link holds; the same after a restart. Raises
+    ValueError."""
     path = os.path.join(folder, TOKENS)
-    known = {}
-    if os.path.exists(path):
-        known = read_json(path)
+    known = read_json(path) if os.path.exists(path) else {}
+    good = isinstance(known, dict) and all(isinstance(x, str) and len(x) > 15
+                                           for x in known.values())
+    if not good or len(set(known.values())) < len(known):
+        raise ValueError(f"{path} does not hold the tokens of labelers' links: remove it, and new "
+                         f"ones are made")
     known |= {name: secrets.token_urlsafe(16) for name in labelers if name not in known}
     results.replace_file(path, lambda f: json.dump(known, f))
     os.chmod(path, 0o600)
@@ -51,8 +58,9 @@ class Server(ThreadingHTTPServer):
         try:
             super().__init__((host, port), Handler)
         except OSError as e:
-            raise ValueError(f"--host {host} --port {port}: {e.strerror}; choose another port, or "
-                             f"0 for any that is free") from e
+            free = "; choose another port, or 0 for any that is free"
+            raise ValueError(f"--host {host} --port {port}: {e.strerror}"
+                             f"{free if e.errno == errno.EADDRINUSE else ''}") from e
 
     def handle_error(self, request, client):
         """A client that goes away is no error; anything else is shown by the base class."""
@@ -77,16 +85,23 @@ class Handler(BaseHTTPRequestHandler):
         except Refused as e:
             status, why = e.args
             self.reply(status, {"error": why})
+        except (ConnectionError, TimeoutError):
+            pass                                             # who asked is gone
         except OSError as e:
-            if not isinstance(e, (ConnectionError, TimeoutError)):
-                self.reply(507, {"error": f"not saved ({e.strerror}): free some space"})
+            self.reply(507, {"error": f"not saved: {e.strerror}"})
+        except Exception:
+            self.reply(500, {"error": "the server has an error, which its terminal shows"})
+            raise
 
     def check_sender(self):
         """A page of another site that a labeler has open is no sender. Raises Refused."""
-        own, (host, port, *_) = self.headers.get("Host", ""), self.server.server_address
-        if host in LOOPBACK and own not in [f"{name}:{port}" for name in LOOPBACK]:
+        own, (host, *_) = self.headers.get("Host", ""), self.server.server_address
+        # the port may be another one, forwarded by ssh
+        if host in LOOPBACK and re.sub(r":\d+$", "", own) not in LOOPBACK:
             raise Refused(421, "this is another host")
-        if self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+        # whoever follows a link in a mail comes from another site; the page itself holds nothing
+        site = self.headers.get("Sec-Fetch-Site", "none")
+        if self.path != "/" and site not in ("none", "same-origin"):
             raise Refused(403, "another site asks")
         if self.headers.get("Origin", f"http://{own}") != f"http://{own}":
             raise Refused(403, "another site asks")
@@ -120,8 +135,9 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/chat" and self.server.talk:
             texts = self.server.talk(sent)
             self.begin(200, "application/x-ndjson")
-            for text in texts:
-                self.wfile.write((json.dumps({"text": text}) + "\n").encode())
+            # what ends without "done" was cut off
+            for found in itertools.chain(({"text": text} for text in texts), [{"done": True}]):
+                self.wfile.write((json.dumps(found) + "\n").encode())
                 self.wfile.flush()
         else:
             raise Refused(404, "there is nothing here")
@@ -143,6 +159,9 @@ class Handler(BaseHTTPRequestHandler):
             raw += piece
         try:
             sent = json.loads(raw)
+            json.dumps(sent, ensure_ascii=False).encode()
+        except UnicodeEncodeError as e:
+            raise Refused(400, "half a character cannot be kept") from e
         except (ValueError, RecursionError) as e:
             raise Refused(400, "that is no JSON") from e
         if not isinstance(sent, dict):

@@ -77,8 +77,20 @@ def press(driver, *keys, ctrl=False, alt=False):
     chain.perform()
 
 
+def refusals(driver):
+    """The status of each answer that the console shows as an error; they are forgotten."""
+    messages = [line["message"] for line in driver.get_log("browser")]
+    return [message.split("status of ")[1][:3] for message in messages]
+
+
 def find(driver, selector):
     return driver.find_elements("css selector", selector)
+
+
+def click(node):
+    """In the middle of the window, where neither header nor footer is."""
+    node.parent.execute_script("arguments[0].scrollIntoView({block: 'center'})", node)
+    node.click()
 
 
 def outputs(driver):
@@ -126,11 +138,15 @@ def test_a_ranking_by_keys_alone_is_exactly_the_record(ranking, browser, tmp_pat
     driver = browser(links["anna"])
     shown = [node.find_element("css selector", ".text").get_attribute("textContent")
              for node in outputs(driver)]
+    assert find(driver, "#prompt")[0].text == f"User\n{shown[0].split()[0]}?"
+    assert "Helpful: answers what was meant" in find(driver, "#asked")[0].text
+    assert all(row.text.split()[0::8] == ["worst", "best"]
+               for row in find(driver, "fieldset .row"))
     for mark in "531":
         press(driver, mark)
         press(driver, "j")
     press(driver, "ARROW_UP", alt=True)                      # the third rises: it ties the second
-    assert "Rate" not in button(driver, "Save").text
+    assert [x.text for x in find(driver, "legend")][2] == "Output 3: overall quality, rank 2"
     press(driver, "ENTER", ctrl=True)
     until(lambda: said(driver) == "Saved.")
     [r] = lines(tmp_path)
@@ -138,6 +154,58 @@ def test_a_ranking_by_keys_alone_is_exactly_the_record(ranking, browser, tmp_pat
     assert [r["ranks"][k] for k in r["order"]] == [1, 2, 2]
     assert [r["ratings"][k] for k in r["order"]] == [5, 3, 1]
     assert r["labeler"] == "anna" and 0 < r["seconds"] < 60 and r["flags"] == [[], [], []]
+
+
+def test_what_is_clicked_is_kept_and_what_is_skipped_has_a_reason(ranking, browser, tmp_path):
+    _, links, _ = ranking()
+    driver = browser(links["anna"])
+    rank_all(driver, "641")
+    click(find(driver, "#output-1 summary")[0])
+    click(find(driver, "#output-1 details .choice")[2])     # makes something up
+    press(driver, "2")
+    assert find(driver, "#output-1 details")[0].get_attribute("open")       # it stays
+    click(find(driver, "#raise-2")[0])
+    assert driver.execute_script("return document.activeElement.id") == "raise-2"
+    assert said(driver) == "Output 3: rank 2"
+    assert "Changed by hand" in find(driver, "#ranking")[0].text
+    click(find(driver, "#lower-0")[0])
+    button(driver, "Save").click()
+    until(lambda: len(lines(tmp_path)) == 1)
+    [r] = lines(tmp_path)
+    assert [r["ranks"][k] for k in r["order"]] == [1, 1, 1]
+    assert [r["ratings"][k] for k in r["order"]] == [6, 2, 1]
+    assert [r["flags"][k] for k in r["order"]] == [[], ["hallucination"], []]
+    until(lambda: "1 done" in find(driver, "#progress")[0].text)
+    press(driver, "s")
+    until(lambda: selenium_alert(driver)).send_keys("it is empty")
+    selenium_alert(driver).accept()
+    until(lambda: "2 done" in find(driver, "#progress")[0].text)
+    [skip] = lines(tmp_path, "skips")
+    assert skip["reason"] == "it is empty" and len(lines(tmp_path)) == 1
+
+
+def selenium_alert(driver):
+    from selenium.common.exceptions import NoAlertPresentException
+
+    try:
+        return driver.switch_to.alert
+    except NoAlertPresentException:
+        return None
+
+
+def test_of_a_long_dialogue_the_question_is_in_sight(command, browser, tmp_path):  # noqa: F811
+    turns = [{"role": ("user", "assistant")[n % 2], "content": f"{n} " + "word " * 60}
+             for n in range(12)] + [{"role": "user", "content": "The very question?"}]
+    write_jsonl(str(tmp_path / "long.jsonl"), [{"prompt": turns, "responses": ["a", "b"]}])
+    _, port, tokens = command("rank", str(tmp_path / "long.jsonl"), labelers=("anna",))
+    driver = browser(f"http://127.0.0.1:{port}/#{tokens['anna']}")
+    outputs(driver)
+    for y in (0, 10_000):
+        where = driver.execute_script(
+            "window.scrollTo(0, arguments[0]); const [a, b] = ["
+            "document.querySelector('#prompt').lastChild, document.querySelector('#prompt')]"
+            ".map(x => x.getBoundingClientRect()); return [b.top, a.top, a.bottom, b.bottom]", y)
+        assert where == sorted(where) and where[3] < 0.6 * 900
 
 
 def test_what_a_model_says_is_text_whatever_it_is(ranking, browser):
@@ -206,6 +274,20 @@ def test_killed_in_the_middle_of_a_submit_it_is_saved_once(ranking, browser, tmp
     assert len(lines(tmp_path)) == 1
 
 
+def test_a_second_window_is_told_that_its_work_was_not_kept(ranking, browser, tmp_path):
+    _, links, _ = ranking()
+    drivers = [browser(links["anna"]) for _ in range(2)]
+    for driver, marks in zip(drivers, ("777", "531")):
+        rank_all(driver, marks)
+    for driver in drivers:
+        press(driver, "ENTER", ctrl=True)
+        until(lambda driver=driver: "1 done" in find(driver, "#progress")[0].text)
+    assert said(drivers[0]) == "Saved." and "what is here was not kept" in said(drivers[1])
+    assert [r["ratings"] for r in lines(tmp_path)] == [[7, 7, 7]]
+    assert drivers[1].execute_script("return Object.keys(localStorage)") == []
+    assert refusals(drivers[1]) == ["409"]
+
+
 def test_two_labelers_in_two_windows_get_different_tasks(ranking, browser, tmp_path):
     _, links, _ = ranking()
     drivers = {name: browser(links[name]) for name in ("anna", "ben")}
@@ -258,6 +340,12 @@ def test_both_bad_and_the_keys_of_a_comparison(command, browser, tmp_path):  # n
     driver = browser(f"http://127.0.0.1:{port}/#{tokens['anna']}")
     outputs(driver)
     assert "ppo" not in driver.page_source
+    # neither the browser's keys nor what a key that stays down repeats are votes
+    press(driver, "ARROW_DOWN", alt=True)
+    for key, more in (("ArrowLeft", {"altKey": True}), ("t", {"repeat": True}),
+                      ("t", {"ctrlKey": True})):
+        driver.execute_script("document.dispatchEvent(new KeyboardEvent('keydown', {key: "
+                              "arguments[0], ...arguments[1]}))", key, more)
     for n, key in enumerate(("b", "t", "ARROW_LEFT", "ARROW_RIGHT")):
         press(driver, key)
         until(lambda n=n: f"{n + 1} done" in find(driver, "#progress")[0].text)
@@ -292,21 +380,69 @@ def test_a_demonstration_is_written(command, browser, tmp_path):  # noqa: F811
     assert r["response"] == "Fine, <b>thank you</b>.\nAnd you? 1s" and r["form"] == "plain"
 
 
+def test_a_prompt_and_examples_of_ones_own(command, browser, tmp_path):  # noqa: F811
+    (tmp_path / "mine.csv").write_text("prompt,use_case\nHow are you?,chat\nWhy?,chat\n")
+    _, port, tokens = command("write", str(tmp_path / "mine.csv"), labelers=("anna",))
+    driver = browser(f"http://127.0.0.1:{port}/#{tokens['anna']}")
+
+    def choose(form, *texts):
+        until(lambda: len(find(driver, ".choice")) == 3)
+        find(driver, ".choice")[form].click()
+        areas = until(lambda: (x := find(driver, "textarea")) and len(x) == len(texts) and x)
+        for area, text in zip(areas, texts):
+            area.send_keys(text)
+
+    choose(1, "Mine?", "")
+    button(driver, "Save").click()
+    until(lambda: said(driver) == "your answer is empty: write it, or skip the task")
+    assert refusals(driver) == ["400"]
+    find(driver, "textarea")[1].send_keys("Yours.")
+    button(driver, "Save").click()
+    until(lambda: "1 done" in find(driver, "#progress")[0].text)
+    choose(2, "Add.", "1 1", "2", "2 2", "4")
+    [another] = [b for b in find(driver, "main button") if b.text == "Another pair"]
+    another.click()                                          # and leave it empty
+    button(driver, "Save").click()
+    until(lambda: find(driver, "h2"))
+    own, *few = lines(tmp_path, "demonstrations")
+    assert (own["prompt"][0]["content"], own["response"]) == ("Mine?", "Yours.")
+    assert [r["response"] for r in few] == ["2", "4"]
+    assert few[0]["prompt"][0]["content"] == "Add.\n\n2 2\n4\n\n1 1"
+
+
 def test_a_chat_in_which_one_of_two_answers_is_better(command, browser, tmp_path):  # noqa: F811
     _, port, tokens = command("chat", tiny(tmp_path / "sft.pt"), "--max-new", "8",
                               labelers=("anna",))
     driver = browser(f"http://127.0.0.1:{port}/#{tokens['anna']}")
-    [box] = until(lambda: find(driver, "#box"))
-    box.send_keys("Hi.")
-    press(driver, "ENTER", ctrl=True)
-    until(lambda: [b for b in find(driver, "#buttons button") if b.text.startswith("Another")])
+
+    def offers(text):
+        return f"\n{text}" in f"\n{find(driver, '#buttons')[0].text}"
+
+    def texts():
+        return driver.execute_script(
+            "return [...document.querySelectorAll('.output .text')].map(x => x.textContent)")
+
+    def ask(text):
+        [box] = until(lambda: find(driver, "textarea"))
+        box.send_keys(text)
+        press(driver, "ENTER", ctrl=True)
+        until(lambda: offers("Another"))
+
+    ask("Hi.")
+    first = texts()
+    press(driver, "ENTER", ctrl=True)                        # it goes on
+    ask("And?")
+    assert texts()[:3] == [*first, "And?"] and lines(tmp_path, "votes") == []
+    driver.refresh()                                         # nothing is lost
+    until(lambda: len(texts()) == 4)
     button(driver, "Another").click()
-    until(lambda: [b for b in find(driver, "#buttons button") if b.text.startswith("Right")])
-    both = find(driver, "#answer-0 .text, #answer-1 .text")
-    texts = [node.get_attribute("textContent") for node in both]
-    button(driver, "Right").click()
-    until(lambda: said(driver) == "Saved.")
+    until(lambda: offers("Right"))
+    before = texts()
+    twice = "const b = document.querySelectorAll('#buttons button')[1]; b.click(); b.click()"
+    driver.execute_script(twice)
+    until(lambda: len(texts()) == 4)
+    assert said(driver) == "Saved." and texts() == [*before[:3], before[4]]
     [vote] = lines(tmp_path, "votes")
-    assert vote["responses"] == texts and vote["ranks"] == [2, 1]
-    turns = [node.get_attribute("textContent") for node in find(driver, ".output .text")]
-    assert turns == ["Hi.", texts[1]]
+    assert vote["responses"] == before[3:] and vote["ranks"] == [2, 1]
+    button(driver, "A new dialogue").click()
+    assert texts() == []

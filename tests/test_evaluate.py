@@ -401,10 +401,12 @@ def test_what_people_prefer_stands_beside_what_the_judge_says(tmp_path):
     """Of the votes between a system and the baseline; others say nothing here."""
     path = str(tmp_path / "votes.jsonl")
     votes = [("sft", "ppo", [2, 1])] * 7 + [("ppo", "sft", [2, 1])] * 2 + [("ppo", "sft", [1, 1])]
-    write_jsonl(path, [{"systems": [a, b], "ranks": ranks, "both_bad": False}
-                       for a, b, ranks in [*votes, ("ppo", "base", [1, 2])]])
-    found = {"baseline": "sft", "systems": [{"name": name} for name in ("base", "sft", "ppo")]}
-    evaluate.add_votes(found, (path,))
+    common = {"prompt": [], "responses": ["x", "y"], "both_bad": False, "labeler": "anna"}
+    write_jsonl(path, [common | {"systems": [a, b], "ranks": ranks, "task": str(n), "id": str(n)}
+                       for n, (a, b, ranks) in enumerate([*votes, ("ppo", "base", [1, 2])])])
+    names = ("base", "sft", "ppo")
+    found = {"systems": [{"name": name} for name in names]}
+    evaluate.add_votes(found, evaluate.load_votes((path,), names, "sft"))
     base, sft, ppo = found["systems"]
     assert base.keys() == sft.keys() == {"name"} and ppo["people"] == 7.5 / 10
     low, high = ppo["people_ci"]
@@ -412,4 +414,7 @@ def test_what_people_prefer_stands_beside_what_the_judge_says(tmp_path):
     table = report.figures_table({s["name"]: s for s in found["systems"]}, report.WINS)
     assert any("people prefer it" in line for line in table) and len(table) == 4
     with pytest.raises(ValueError, match="has no vote between base and another"):
-        evaluate.add_votes({"baseline": "base", "systems": [{"name": "sft"}]}, (path,))
+        evaluate.load_votes((path,), ("sft",), "base")
+    write_jsonl(path, [common | {"ranks": [1, 2], "task": "0", "id": "0"}])
+    with pytest.raises(ValueError, match=r"votes.jsonl, line 1 was not written by page.py"):
+        evaluate.load_votes((path,), names, "sft")

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -152,10 +153,31 @@ def test_who_is_not_the_page_is_refused_and_nothing_is_kept(served, headers, sta
     lines = "".join(f"{name}: {value}\r\n" for name, value in (usual | headers).items())
     said = raw(port, f"POST /submit HTTP/1.1\r\n{lines}\r\n{body}".encode())
     assert said.startswith(f"HTTP/1.0 {status} ") and not any(store.records.values())
-    for how in ("GET", "POST"):
-        if status in (403, 421) and "X-Token" not in headers or how == "POST":
-            said = raw(port, f"{how} / HTTP/1.1\r\n{lines}\r\n".encode())
-            assert not said.startswith("HTTP/1.0 200")
+    if status in (403, 421):
+        said = raw(port, f"GET /task HTTP/1.1\r\n{lines}\r\n".encode())
+        assert said.startswith(f"HTTP/1.0 {status} ")
+
+
+def test_a_link_may_be_followed_from_a_mail_and_through_a_forwarded_port(served):
+    """The page itself holds nothing; its own requests come from the host that it came from."""
+    port, tokens, _ = served
+    for host in ("localhost", "127.0.0.1:9000", "[::1]:80", f"localhost:{port}"):
+        status, _, _ = request(port, "GET", "/", Host=host, Sec_Fetch_Site="cross-site")
+        assert status == 200
+        status, _, _ = request(port, "GET", "/task", Host=host, Origin=f"http://{host}",
+                               Sec_Fetch_Site="same-origin", X_Token=tokens["anna"])
+        assert status == 200
+    for host in ("localhost.evil.example", "localhost:80.evil.example", "evil.example:80"):
+        assert request(port, "GET", "/", Host=host)[0] == 421
+
+
+@pytest.mark.parametrize("content", [
+    "[]", "5", '{"me": 5}', '{"me": ""}', '{"me": null}', "{", json.dumps({"a": "x" * 20,
+                                                                          "b": "x" * 20})])
+def test_links_that_were_mended_by_hand_are_looked_at(tmp_path, content):
+    (tmp_path / "tokens.json").write_text(content)
+    with pytest.raises(ValueError, match="tokens.json"):
+        tokens_of(str(tmp_path), ["me"])
 
 
 def test_a_form_of_another_site_needs_a_preflight_which_nobody_answers(served):
@@ -175,12 +197,41 @@ def test_nothing_is_served_from_the_disk(served, path):
 
 @pytest.mark.parametrize("body", [
     "[" * 200_000, '{"a":' * 100_000, "{", "[]", "3", '"x"', "NaN", "\x00", '{"id": "abcdefgh"}',
+    '{"id": "abcdefgh", "note": ["\\ud800"]}', '{"\\udfff": 1}',
 ])
 def test_a_body_that_is_no_object_of_ours_is_refused(served, body):
     port, tokens, store = served
     status, _, text = request(port, "POST", "/submit", body, X_Token=tokens["anna"],
                               Content_Type="application/json")
     assert status in (400, 404) and json.loads(text)["error"] and not any(store.records.values())
+
+
+def test_an_error_of_the_servers_is_an_answer(served, monkeypatch, capsys):
+    monkeypatch.setattr(Desk, "next_task", lambda *_: 1 / 0)
+    port, tokens, _ = served
+    status, _, text = request(port, "GET", "/task", X_Token=tokens["anna"])
+    assert status == 500 and "which its terminal shows" in json.loads(text)["error"]
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_what_was_sent_can_be_taken_back(served):
+    port, tokens, store = served
+    task = get(port, tokens["anna"])
+    post(port, tokens["anna"], ranking(task, "to-be-undone"))
+    for name, left in (("ben", 1), ("anna", 0), ("anna", 0)):
+        assert post(port, tokens[name], {"id": "to-be-undone"}, "/undo")[0] == 200
+        assert len(store.records["rankings"]) == left
+    assert get(port, tokens["anna"]) == task
+
+
+def test_own_tasks_may_carry_what_they_like(serve):
+    """Ten rankings of tasks with a "meta" that is no key of the sandbox's."""
+    port, tokens, _ = serve([
+        task_of("rank", {"prompt": [{"role": "user", "content": f"{n}?"}], "responses": ["a", "b"],
+                         "meta": meta}) for n, meta in enumerate(({"x": 1}, "key", [1]) * 4)])
+    for n in range(10):
+        said = post(port, tokens["anna"], ranking(get(port, tokens["anna"]), f"own-{n:04}"))
+        assert said == (200, {"saved": f"own-{n:04}"})
 
 
 def test_who_is_slow_keeps_nobody_waiting_and_does_not_stay(served, monkeypatch):
@@ -294,6 +345,11 @@ def test_whenever_it_is_killed_what_was_saved_is_there_once(command, tmp_path):
     (("rank", "t"), {"labelers": ("a", "a")}, "--labelers: each has a name"),
     (("rank", "t"), {"overlap": 2.0}, "--overlap"), (("report",), {}, "holds nothing that people"),
     (("rank", "t"), {"instructions": "none.txt"}, "none.txt does not exist"),
+    (("report", "mine"), {}, "reads the folder --out, not mine"),
+    (("rank", "t"), {"out": ""}, "--out and --host"), (("rank", "t"), {"host": ""}, "--out and"),
+    (("rank", "t"), {"out": "t"}, "--out t: File exists; choose another folder"),
+    (("rank", "t"), {"out": "t/x"}, "--out t/x: Not a directory"),
+    (("rank", "t"), {"gold": ("t",)}, "t"), (("rank", "t"), {"host": "no.such.host"}, "--host no"),
 ])
 def test_what_cannot_be_is_a_sentence(tmp_path, monkeypatch, argv, change, says):
     monkeypatch.chdir(tmp_path)
@@ -325,8 +381,17 @@ def test_two_models_are_compared_blindly_and_sampled_once(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page.answers, "respond", None)
         assert page.compare_tasks(cfg, systems) == tasks
+        # others may come, elsewhere
+        other = replace(cfg, labelers=("x", "y"), port=1, host="localhost", overlap=1.0)
+        assert page.compare_tasks(other, systems) == tasks
     with pytest.raises(ValueError, match="name two systems"):
         page.compare_tasks(cfg, systems[:1])
+    with pytest.raises(ValueError, match="all answers are alike"):
+        same = [systems[0], tiny(tmp_path / "same.pt", 0)]
+        page.compare_tasks(replace(cfg, out=str(tmp_path), n=2, temperature=0.0), same)
+    (tmp_path / "human" / "votes.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"votes.jsonl holds votes on the answers"):
+        page.compare_tasks(replace(cfg, overwrite=True), systems)
 
 
 def test_a_chat_grows_token_by_token_and_a_preference_is_a_comparison(serve, tmp_path):
@@ -345,15 +410,21 @@ def test_a_chat_grows_token_by_token_and_a_preference_is_a_comparison(serve, tmp
         sent = {"messages": asked, "side": side, "turn": "1 1"}
         status, _, text = request(port, "POST", "/chat", json.dumps(sent), X_Token=tokens["anna"],
                                   Content_Type="application/json")
-        grown = [json.loads(line)["text"] for line in text.splitlines()]
-        assert status == 200 and 1 <= len(grown) <= 3
+        *grown, end = map(json.loads, text.splitlines())
+        grown = [found["text"] for found in grown]
+        assert status == 200 and end == {"done": True} and 1 <= len(grown) <= 3
         assert all(b.startswith(a.rstrip("\ufffd")) for a, b in itertools.pairwise(grown))
         answers.append(grown[-1])
     vote = {"id": "chat-vote", "task": "chat", "messages": asked, "texts": answers, "turn": "1 1",
             "vote": "left"}
     assert post(port, tokens["anna"], vote) == (200, {"saved": "chat-vote"})
-    assert post(port, tokens["anna"], {"messages": []}, "/chat")[0] == 400
-    [kept] = map(json.loads, (tmp_path / "human" / "votes.jsonl").read_text().splitlines())
+    for odd in ({"messages": []}, {"messages": asked, "turn": 1}, {"messages": asked}):
+        assert post(port, tokens["anna"], odd, "/chat")[0] == 400
+    assert post(port, tokens["anna"], vote | {"id": "same-twice", "texts": ["x", "x"]})[0] == 400
+    # the same said again is another vote; what is sent again is not
+    assert post(port, tokens["anna"], vote)[0] == 200
+    assert post(port, tokens["anna"], vote | {"id": "chat-vote-2"})[0] == 200
+    [kept, _] = map(json.loads, (tmp_path / "human" / "votes.jsonl").read_text().splitlines())
     assert kept["responses"] == answers and kept["ranks"] == [1, 2]
     assert sorted(kept["systems"]) == ["ppo", "sft"]
 

@@ -66,5 +66,5 @@ def test_tasks_are_written_for_those_who_rank_elsewhere(tmp_path, monkeypatch, c
     assert found["argilla"] == {"prompt": PROMPT, "response_1": "a", "response_2": "b"}
     items = [{"id": "1", "title": "Output 1", "body": "a"},
              {"id": "2", "title": "Output 2", "body": "b"}]
-    assert found["label-studio"] == {"data": {"prompt": "User: naïve 日本?", "items": items}}
+    assert found["label-studio"] == [{"data": {"prompt": "User: naïve 日本?", "items": items}}]
     assert "1 tasks" in capsys.readouterr().out
