@@ -149,11 +149,11 @@ class Comparisons(NamedTuple):
     weight: Tensor      # (M,)      1 / pairs of that prompt: summed over M it is B
 
 
-def to_device(x, device):
-    """On a GPU: copied from pinned memory, so that neither side waits for the other."""
+def to_device(device, *tensors):
+    """To a GPU they are copied from pinned memory, so that neither side waits for the other."""
     if str(device).startswith("cuda"):
-        return x.pin_memory().to(device, non_blocking=True)
-    return x.to(device)
+        return [x.pin_memory().to(device, non_blocking=True) for x in tensors]
+    return [x.to(device) for x in tensors]
 
 
 def pad_rows(rows, value=0):
@@ -168,20 +168,20 @@ def pad_rows(rows, value=0):
 def pad(rows, device="cpu") -> Padded:
     """Lists of ids -> Padded."""
     length = torch.tensor([len(r) for r in rows])
-    return Padded(to_device(pad_rows(rows), device), to_device(length, device))
+    return Padded(*to_device(device, pad_rows(rows), length))
 
 
 def tokens_batch(encoded, device="cpu") -> Tokens:
     """[(ids, trained), ...] -> Tokens."""
     ids = pad_rows([ids for ids, _ in encoded])
     mask = pad_rows([trained[1:] for _, trained in encoded]).bool()
-    return Tokens(to_device(ids, device), mask)
+    return Tokens(*to_device(device, ids), mask)
 
 
 def text_batch(blocks, device="cpu") -> Tokens:
     """Blocks of text (B, T) -> Tokens: every action is trained."""
-    B, T = blocks.shape
-    return Tokens(to_device(blocks.long(), device), torch.ones(B, T - 1, dtype=torch.bool))
+    mask = torch.ones_like(blocks[:, 1:], dtype=torch.bool)
+    return Tokens(*to_device(device, blocks.long()), mask)
 
 
 def comparisons_batch(encoded, device="cpu") -> Comparisons:
@@ -195,8 +195,8 @@ def comparisons_batch(encoded, device="cpu") -> Comparisons:
         worse += [first + j for _, j in r.pairs]
         weight += [1 / len(r.pairs)] * len(r.pairs)
     prompts = pad([r.prompt for r in encoded], device)
-    rows = [to_device(torch.tensor(x), device) for x in (owner, better, worse, weight)]
-    return Comparisons(prompts, *pad(responses, device), *rows)
+    rows = map(torch.tensor, (owner, better, worse, weight))
+    return Comparisons(prompts, *pad(responses, device), *to_device(device, *rows))
 
 
 def action_mask(prompt_len, total_len, T):

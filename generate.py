@@ -143,7 +143,8 @@ def next_token(logits, u, temperature=1.0, top_k=0, top_p=1.0):
         ranked, order = p.sort(-1, descending=True)
         before = ranked.cumsum(-1) - ranked
         beyond = before >= top_p * ranked.sum(-1, keepdim=True)
-        ranked[:, 1:][beyond[:, 1:]] = 0.0                  # the likeliest token always stays
+        beyond[:, 0] = False                                # the likeliest token always stays
+        ranked = ranked.masked_fill(beyond, 0.0)
         p = torch.zeros_like(p).scatter(-1, order, ranked)
     cdf = p.cumsum(-1)
     total = cdf[:, -1:]
@@ -238,7 +239,7 @@ def join(prompts, start, new, eos):
     new = new.masked_fill(after, eos)
     ids = F.pad(prompts, (0, R)).repeat_interleave(N // len(prompts), 0)  # (B n, P + R)
     columns = torch.arange(P + R, device=ids.device)
-    ids[columns >= start[:, None]] = eos
+    ids.masked_fill_(columns >= start[:, None], eos)
     ids.scatter_(1, start[:, None] + torch.arange(R, device=ids.device), new)
     return ids, start + (~after).sum(1)
 

@@ -176,22 +176,24 @@ class GPT(nn.Module):
                      for x, a in zip(h.split(rows), actions.split(rows))]
         return [torch.cat([x.reshape(-1) for x in part]) for part in zip(*parts)]
 
+    def marked(self, ids, mask):
+        """Where actions of ids (B, T) are that mask (B, T-1) marks: an index (M,) into B T tokens.
+
+        A mask on the CPU is read there, so that nothing waits for a GPU."""
+        at = mask.flatten().nonzero().squeeze(1)            # (M,) of B (T-1); B T has a column more
+        return (at + at // mask.shape[1]).to(ids.device, non_blocking=True)
+
     def loss(self, ids, mask):
         """Mean cross-entropy, nats, of the actions of ids (B, T) that mask (B, T-1) marks.
 
-        Logits are computed at marked positions only: the same number, a fraction of the work. A
-        mask on the CPU is read there, so that nothing waits for a GPU.
+        Logits are computed at marked positions only: the same number, a fraction of the work.
         """
-        marked = mask.flatten().nonzero().squeeze(1)        # (M,) of B (T-1): column t of row b
-        marked = marked + marked // mask.shape[1]           # (M,) of B T: rows have a column more
-        marked = marked.to(ids.device, non_blocking=True)
-        h = self.hidden(ids).flatten(0, 1)[marked]          # (M, C)
-        actions = ids.flatten()[marked + 1]                 # (M,)
-
         def total(logits, actions):
             return (F.cross_entropy(logits, actions, reduction="sum"),)
 
-        [totals] = self.in_chunks(total, h, actions)        # (chunks,)
+        at = self.marked(ids, mask)
+        h = self.hidden(ids).flatten(0, 1)[at]              # (M, C)
+        [totals] = self.in_chunks(total, h, ids.flatten()[at + 1])        # (chunks,)
         return totals.sum() / len(h)
 
     def logp(self, ids, mask, temperature=1.0):
@@ -205,10 +207,11 @@ class GPT(nn.Module):
             chosen = logq.gather(1, actions[:, None]).squeeze(1)
             return chosen, -(logq.detach().exp() * logq.detach()).sum(1)
 
-        h = self.hidden(ids)[:, :-1][mask]                  # (M, C)
-        chosen, entropy = self.in_chunks(chosen_and_entropy, h, ids[:, 1:][mask])
-        zeros = torch.zeros(mask.shape, device=ids.device)
-        return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
+        at = self.marked(ids, mask)
+        h = self.hidden(ids).flatten(0, 1)[at]              # (M, C)
+        found = self.in_chunks(chosen_and_entropy, h, ids.flatten()[at + 1])
+        zeros = torch.zeros(ids.numel(), device=ids.device)
+        return [zeros.index_put((at,), x).view(ids.shape)[:, :-1] for x in found]
 
 
 class Scorer(nn.Module):

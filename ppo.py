@@ -160,22 +160,22 @@ def explained_variance(values, returns, mask):
 # ---- a rollout ---------------------------------------------------------------------------------
 class Rollout(NamedTuple):
     ids: Tensor         # (B, T)    prompt + response, right-padded
-    mask: Tensor        # (B, T-1)  True where the policy chose
+    mask: Tensor        # (B, T-1)  True where the policy chose; on the CPU
     old_logp: Tensor    # (B, T-1)  from a forward of the policy that sampled, not from the sampler
     values: Tensor      # (B, T-1)  V(ids[:, :t+1]) at rollout time
     adv: Tensor         # (B, T-1)  GAE, not whitened yet
     returns: Tensor     # (B, T-1)
-    total: Tensor       # (B,)      tokens of prompt and response, EOS included
+    total: Tensor       # (B,)      tokens of prompt and response, EOS included; on the CPU
 
     def rows(self, rows):
-        """Some rows, without the columns that none of them uses."""
-        T = int(self.total[rows].max())
-        per_token = [x[rows, :T - 1] for x in self[1:-1]]    # mask .. returns
-        return Rollout(self.ids[rows, :T], *per_token, self.total[rows])
+        """Some rows, an index tensor on the CPU, without the columns that none of them uses."""
+        T, [there] = int(self.total[rows].max()), data.to_device(self.ids.device, rows)
+        per_token = [x[there, :T - 1] for x in self[2:-1]]   # old_logp .. returns
+        return Rollout(self.ids[there, :T], self.mask[rows, :T - 1], *per_token, self.total[rows])
 
     def responses(self):
         """The tokens of each response, lists of ids."""
-        return [row[1:][m].tolist() for row, m in zip(self.ids.cpu(), self.mask.cpu())]
+        return [row[1:][m].tolist() for row, m in zip(self.ids.cpu(), self.mask)]
 
 
 class Models(NamedTuple):
@@ -188,14 +188,16 @@ class Models(NamedTuple):
 def sample_responses(policy, prompts, cfg, eos, seed):
     """Respond to data.Padded prompts at temperature 1, unfiltered -> ids (B, T), total (B,)."""
     sampler, (B, P) = processes.whole(policy), prompts.ids.shape
-    ids = prompts.ids.new_zeros(B, P + cfg.max_new)
-    total = torch.zeros_like(prompts.length)
+    device = next(sampler.parameters()).device
+    ids = prompts.ids.new_zeros(B, P + cfg.max_new, device=device)
+    total = torch.zeros_like(prompts.length, device=device)
     for rows, longest in data.by_length(prompts.length, cfg.sample_batch, processes.share):
-        part, total[rows] = generate(
-            sampler, prompts.ids[rows, :longest], prompts.length[rows], cfg.max_new, eos,
-            seed=seed, compile=cfg.compile, draws=(rows, B))
-        ids[rows, :part.shape[1]] = part
-    ids, total = processes.all_sum(ids), processes.all_sum(total)
+        there, asked, length = data.to_device(
+            device, rows, prompts.ids[rows, :longest], prompts.length[rows])
+        part, total[there] = generate(sampler, asked, length, cfg.max_new, eos, seed=seed,
+                                      compile=cfg.compile, draws=(there, B))
+        ids[there, :part.shape[1]] = part
+    ids, total = processes.all_sum(ids), processes.all_sum(total).cpu()
     return ids[:, :int(total.max())], total
 
 
@@ -205,42 +207,45 @@ def read_responses(models, ids, mask, total, cfg):
     logp, entropy, ref_logp, values = (torch.zeros(mask.shape, device=ids.device) for _ in range(4))
     score = torch.zeros(len(ids), device=ids.device)
     for rows, T in data.by_length(total, cfg.microbatch, processes.share):
-        x, m = ids[rows, :T], mask[rows, :T - 1]
-        logp[rows, :T - 1], entropy[rows, :T - 1] = policy.logp(x, m)
-        ref_logp[rows, :T - 1], _ = reference.logp(x, m)
-        values[rows, :T - 1] = value(x)[:, :-1] * m
-        score[rows] = rm.score(x, total[rows])
+        m = mask[rows, :T - 1]
+        there, chosen, length = data.to_device(ids.device, rows, m, total[rows])
+        x = ids[there, :T]
+        logp[there, :T - 1], entropy[there, :T - 1] = policy.logp(x, m)
+        ref_logp[there, :T - 1], _ = reference.logp(x, m)
+        values[there, :T - 1] = value(x)[:, :-1] * chosen
+        score[there] = rm.score(x, length)
     # The rows of other processes are 0 here: a sum puts all together.
     return [processes.all_sum(x) for x in (logp, entropy, ref_logp, values, score)]
 
 
 @torch.no_grad()
 def roll_out(models, prompts, cfg, kl_coef, eos, seed):
-    """Sample, score, reward, advantage: data.Padded prompts -> Rollout, stats.
+    """Sample, score, reward, advantage: data.Padded prompts, on the CPU -> Rollout, stats.
 
     Of several processes each samples and scores its share; then all have the whole rollout.
     """
     began = time.perf_counter()
     ids, total = sample_responses(models.policy, prompts, cfg, eos, seed)
     sampled = time.perf_counter()
-    mask = data.action_mask(prompts.length, total, ids.shape[1])
-    logp, entropy, ref_logp, values, score = read_responses(models, ids, mask, total, cfg)
+    chosen = data.action_mask(prompts.length, total, ids.shape[1])
+    logp, entropy, ref_logp, values, score = read_responses(models, ids, chosen, total, cfg)
     scored = time.perf_counter()
-    ended = ids.gather(1, total[:, None] - 1).squeeze(1) == eos
-    rewards = token_rewards(score - cfg.eos_penalty * ~ended, logp, ref_logp, mask, total, kl_coef)
+    mask, end = data.to_device(ids.device, chosen, total)
+    ended = ids.gather(1, end[:, None] - 1).squeeze(1) == eos
+    rewards = token_rewards(score - cfg.eos_penalty * ~ended, logp, ref_logp, mask, end, kl_coef)
     adv, returns = gae(rewards, values, mask, cfg.gamma, cfg.lam)
-    rollout = Rollout(ids, mask, logp, values, adv, returns, total)
+    rollout = Rollout(ids, chosen, logp, values, adv, returns, total)
 
     k1, k3 = kl_estimates(logp, ref_logp, mask)
     response_len = total - prompts.length
     stats = {"score": score.mean(), "reward": rewards.sum(1).mean(), "kl": k1.mean(),
              "kl_k3": k3.mean(), "kl_coef": kl_coef, "entropy": data.masked_mean(entropy, mask),
              "explained_variance": explained_variance(values, returns, mask),
-             "length": response_len.float().mean(), "eos_rate": ended.float().mean(),
+             "length": int(response_len.sum()) / len(ids), "eos_rate": ended.float().mean(),
              "distinct": len({tuple(r) for r in rollout.responses()}) / len(ids),
              "rollout_tokens_per_second": int(response_len.sum()) / (sampled - began),
              "scoring_tokens_per_second": int(total.sum()) / (scored - sampled)}
-    return rollout, {k: float(v) for k, v in stats.items()}
+    return rollout, processes.numbers(stats)
 
 
 # ---- the loop ----------------------------------------------------------------------------------
@@ -264,15 +269,15 @@ def steps_per_iteration(cfg):
 
 def control_kl(state, kl, cfg):
     """Adapt beta to --kl-target; end the run at --kl-budget. kl: nats an episode."""
-    beta = state["kl_coef"]
     if cfg.kl_target:
-        state["kl_coef"] = adapt_kl(beta, kl, cfg.kl_target, cfg.rollout, cfg.kl_horizon)
+        state["kl_coef"] = adapt_kl(
+            state["kl_coef"], kl, cfg.kl_target, cfg.rollout, cfg.kl_horizon)
     if 0 < cfg.kl_budget < kl:
         tqdm.write(f"this is the last iteration: {kl:.2f} nats exceed --kl-budget")
         state["stop"] = True
 
 
-def minibatches(models, inputs, cfg, state, device, start=0):
+def minibatches(models, inputs, cfg, state, start=0):
     """The loop of PPO, an iterator from optimizer step `start` on, the first of an iteration.
 
     train.py asks for the next minibatch after each update: every rollout is sampled with the newest
@@ -282,7 +287,7 @@ def minibatches(models, inputs, cfg, state, device, start=0):
     mixed = max(1, round(cfg.minibatch * cfg.ptx_ratio)) if len(inputs.text) else 0
     for iteration in range(start // steps_per_iteration(cfg), cfg.iterations):
         rows = data.rows_at(iteration, len(inputs.prompts), cfg.rollout, cfg.seed)
-        prompts = data.pad([inputs.prompts[i] for i in rows], device)
+        prompts = data.pad([inputs.prompts[i] for i in rows])
         seed = step_seed(cfg.seed, f"rollout {iteration}")
         rollout, stats = roll_out(models, prompts, cfg, state["kl_coef"], eos, seed)
         # The truth goes into the log, where over-optimisation shows; no update sees it.
@@ -295,7 +300,7 @@ def minibatches(models, inputs, cfg, state, device, start=0):
         began = time.perf_counter()
         shuffle = torch.Generator().manual_seed(step_seed(cfg.seed, f"order {iteration}"))
         for _epoch in range(cfg.epochs):
-            order = torch.randperm(cfg.rollout, generator=shuffle).to(device)
+            order = torch.randperm(cfg.rollout, generator=shuffle)
             for chosen in order.split(cfg.minibatch):
                 text = inputs.text[data.rows_at(step, len(inputs.text), mixed, cfg.seed)]
                 yield Minibatch(rollout.rows(chosen), text, stats)
@@ -314,15 +319,16 @@ def ppo_ptx_losses(models, minibatch, cfg, device):
     """
     full, text, rollout_stats = minibatch
     if cfg.whiten:
-        full = full._replace(adv=whiten(full.adv, full.mask))
+        full = full._replace(adv=whiten(full.adv, *data.to_device(device, full.mask)))
     for rows, _ in data.by_length(full.total, cfg.microbatch, processes.share):
         x = full.rows(rows)
+        [mask], weight = data.to_device(device, x.mask), x.mask.sum() / full.mask.sum()
         logp, _ = models.policy.logp(x.ids, x.mask)
-        surrogate, stats = policy_loss(logp, x.old_logp, x.adv, x.mask, cfg.clip)
+        surrogate, stats = policy_loss(logp, x.old_logp, x.adv, mask, cfg.clip)
         values = models.value(x.ids)[:, :-1]
-        v = value_loss(values, x.values, x.returns, x.mask, cfg.value_clip)
+        v = value_loss(values, x.values, x.returns, mask, cfg.value_clip)
         stats |= {"policy_loss": surrogate, "value_loss": v} | rollout_stats
-        yield x.mask.sum() / full.mask.sum(), surrogate + cfg.vf_coef * v, stats
+        yield weight.item(), surrogate + cfg.vf_coef * v, stats
 
     for chunk in data.chunks(processes.share(text), cfg.microbatch):
         loss = models.policy.loss(*data.text_batch(chunk, device))
@@ -341,10 +347,11 @@ def expect(what, got, want, slack, otherwise):
 @torch.no_grad()
 def check_start(models, rollout, kl, cfg):
     """What must hold before any update, of some rows of the first rollout. Raises ValueError."""
-    x = rollout.rows(slice(cfg.microbatch or cfg.minibatch))
+    x = rollout.rows(torch.arange(len(rollout.total))[:cfg.microbatch or cfg.minibatch])
+    mask, total = data.to_device(x.ids.device, x.mask, x.total)
     logp, _ = models.policy.logp(x.ids, x.mask)
-    _, stats = policy_loss(logp, x.old_logp, x.adv, x.mask, cfg.clip)
-    gap = models.value.score(x.ids, x.total) - models.rm.score(x.ids, x.total)
+    _, stats = policy_loss(logp, x.old_logp, x.adv, mask, cfg.clip)
+    gap = models.value.score(x.ids, total) - models.rm.score(x.ids, total)
     slack = 0.05 if torch.is_autocast_enabled(x.ids.device.type) else 1e-3     # bf16 rounds
     otherwise = "the policy that is trained is not the one that sampled, or not the reference"
     expect("KL to the reference", kl, 0, slack, otherwise)
@@ -414,7 +421,7 @@ def main(cfg):
     in_steps = replace(cfg, warmup=cfg.warmup * cycle, eval_every=cfg.eval_every or 25 * cycle)
     networks = [Network(models.policy, cfg.lr), Network(models.value, cfg.value_lr)]
     return train(run._replace(cfg=in_steps), networks,
-                 lambda start: minibatches(models, inputs, cfg, state, run.device, start),
+                 lambda start: minibatches(models, inputs, cfg, state, start),
                  lambda minibatch: ppo_ptx_losses(models, minibatch, cfg, run.device),
                  cfg.iterations * cycle, interop.tokenizer_id(enc), evaluate, state=state,
                  cycle=cycle)

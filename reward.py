@@ -92,9 +92,9 @@ def mean_score(rm, demonstrations, device, microbatch):
 
 
 def normalise(rm, demonstrations, device, microbatch):
-    """Shift the head's bias so that demonstrations have mean score 0: the loss sees no shift, and
-    without this zero would be left to chance. [IG] 3.5"""
+    """Shift the head's bias so that demonstrations have mean score 0; no loss sees it. [IG] 3.5"""
     rm.head.bias.data -= mean_score(rm, demonstrations, device, microbatch)
+    torch.clear_autocast_cache()                             # it keeps the former bias, rounded
 
 
 # ---- how good it is ----------------------------------------------------------------------------
@@ -171,8 +171,7 @@ def main(cfg):
                          seed=cfg.seed, strict=cfg.strict)
     rankings, held_out, outsiders, (agreed, votes) = load_rankings(cfg, enc, context, counts)
     demos = interop.encode_demonstrations(demos, enc, context, counts)
-    agree = f"; two labelers agree on {agreed:.1%} of {votes:,} pairs" if votes else ""
-    print(interop.report(counts) + agree)
+    print(interop.report(counts))
 
     def batches(start):
         for step in itertools.count(start):

@@ -105,13 +105,8 @@ def update_ema(average, module, decay):
 def clip_grad(module, bound):
     """The norm of the whole gradient, which is scaled down to `bound` only if it exceeds it."""
     grads = [p.grad for p in module.parameters() if p.grad is not None]
-    are_parts = torch.tensor([processes.is_split(g) for g in grads])
+    norm = torch.linalg.vector_norm(processes.norms(grads))
     grads = [processes.local(g) for g in grads]
-    norms = torch.stack(torch._foreach_norm(grads))
-    if are_parts.any():                                      # each process has a part of a gradient
-        whole = processes.all_sum(norms ** 2).sqrt()
-        norms = torch.where(are_parts.to(norms.device), whole, norms)
-    norm = torch.linalg.vector_norm(norms)
     if bound and norm.is_cuda:
         # No `if`: it would wait for the device.
         torch._foreach_mul_(grads, (bound / norm).clamp(max=1))
@@ -150,9 +145,8 @@ def update(networks, optimizers, pieces, cfg, autocast):
 # ---- the loop ----------------------------------------------------------------------------------
 def step_stats(step, seen, norms, run):
     """A step's stats, summed over all processes, and norms. Raises ValueError if not finite."""
-    sums = zip(*processes.all_list([[float(v) for v in seen.values()]]))
-    stats = {k: sum(parts) for k, parts in zip(seen, sums)}
-    stats |= {k: float(v) for k, v in norms.items()}
+    stats = processes.numbers(seen | norms)
+    stats |= processes.sums({k: stats[k] for k in seen})
     files.check_stats(run, step, stats)
     return stats
 
@@ -215,8 +209,7 @@ def train(run, networks, batches, losses, steps, tokenizer, evaluate=None, finis
         processes.prepare_blocks(n.module, cfg)
     source, autocast = batches(start), processes.autocast(cfg)
     began, logged = time.perf_counter(), start
-    shows = processes.rank() == 0
-    with tqdm(total=steps, initial=start, desc=run.meta["stage"], disable=not shows) as bar:
+    with tqdm(total=steps, initial=start, desc=run.meta["stage"], disable=processes.rank()) as bar:
         for step in range(start, steps):
             torch.manual_seed(step_seed(cfg.seed, step, processes.rank()))
             factor = lr_factor(step, steps, cfg.schedule, cfg.warmup)

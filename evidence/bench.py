@@ -200,7 +200,7 @@ def ppo_iteration(c, shape, cfg):
 
     def run():
         # from step 4, the second iteration: the checks before the first update are not part of it
-        source = ppo.minibatches(models, inputs, settings, {"kl_coef": 0.02}, device, start=4)
+        source = ppo.minibatches(models, inputs, settings, {"kl_coef": 0.02}, start=4)
         for _ in range(4):
             with forward:
                 minibatch = next(source)

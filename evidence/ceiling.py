@@ -96,7 +96,7 @@ def reinforce(cfg, stage, scorer, **read):
     in_steps = replace(cfg, warmup=cfg.warmup * cycle, eval_every=cfg.eval_every or 25 * cycle)
     networks = [Network(models.policy, cfg.lr), Network(models.value, cfg.value_lr)]
     return train(run._replace(cfg=in_steps), networks,
-                 lambda start: ppo.minibatches(models, inputs, unlike, state, run.device, start),
+                 lambda start: ppo.minibatches(models, inputs, unlike, state, start),
                  lambda minibatch: ppo.ppo_ptx_losses(models, minibatch, cfg, run.device),
                  cfg.iterations * cycle, interop.tokenizer_id(enc), evaluate, state=state,
                  cycle=cycle)

@@ -164,6 +164,19 @@ def all_mean(total, number):
     return sum(total for total, _ in sums) / max(1, sum(number for _, number in sums))
 
 
+def numbers(stats):
+    """{name: tensor of one number, or a number} -> {name: number}, read from a GPU all at once."""
+    tensors = {k: v.float() for k, v in stats.items() if torch.is_tensor(v)}
+    read = torch.stack([*tensors.values()]).tolist() if tensors else []
+    return stats | dict(zip(tensors, read))
+
+
+def sums(numbers):
+    """{name: number} -> {name: the sum over all processes}."""
+    parts = zip(*all_list([[*numbers.values()]]))
+    return dict(zip(numbers, map(sum, parts)))
+
+
 def agree(x):
     """Raise ValueError unless all processes have the same x."""
     if len(set(all_list([repr(x)]))) > 1:
@@ -194,6 +207,16 @@ def is_split(x):
 def local(x):
     """A tensor, or of a sharded one the part that this process has."""
     return x.to_local() if is_split(x) else x
+
+
+def norms(grads):
+    """The norm of each gradient, the whole one where each process has a part."""
+    are_parts = torch.tensor([is_split(g) for g in grads])
+    found = torch.stack(torch._foreach_norm([local(g) for g in grads]))
+    if not are_parts.any():
+        return found
+    whole = all_sum(found ** 2).sqrt()
+    return torch.where(are_parts.to(found.device), whole, found)
 
 
 def shard(module, keep=False):

@@ -250,6 +250,7 @@ def test_what_was_saved_last_is_taken_back_and_comes_as_a_draft(ranking, browser
     press(driver, "u")
     until(lambda: said(driver).startswith("Taken back"))
     assert lines(tmp_path) == [] and "0 done" in find(driver, "#progress")[0].text
+    assert "Undo" not in find(driver, "#buttons")[0].text
     assert [node.text.split("\n")[0] for node in outputs(driver)] == shown
     assert len(find(driver, "input[type=radio]:checked")) == 3
     find(driver, "#output-0")[0].click()

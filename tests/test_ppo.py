@@ -546,7 +546,7 @@ LOOP = replace(CFG, iterations=3, rollout=8, minibatch=4, ptx_ratio=0.5)
 def yielded(models, cfg=LOOP, start=0, text=NO_TEXT, state=None):
     """All minibatches of a run whose weights never change."""
     state = {"kl_coef": cfg.kl_coef} if state is None else state
-    return list(ppo.minibatches(models, inputs(text=text), cfg, state, "cpu", start))
+    return list(ppo.minibatches(models, inputs(text=text), cfg, state, start))
 
 
 def episodes(minibatches):
@@ -581,7 +581,7 @@ def test_each_iteration_draws_anew():
     """The same weights say something else to the same prompts."""
     asked = inputs()._replace(prompts=[[1]] * 12)
     cfg = replace(LOOP, minibatch=8)
-    steps = ppo.minibatches(at_the_start(), asked, cfg, {"kl_coef": 0.1}, "cpu")
+    steps = ppo.minibatches(at_the_start(), asked, cfg, {"kl_coef": 0.1})
     said = [sorted(step.rollout.responses()) for step in steps]
     assert len(said) == 3 and said[0] != said[1] and said[1] != said[2]
 
@@ -610,7 +610,7 @@ def test_another_seed_has_other_prompts_text_responses_and_orders():
         first, second, *_ = steps = yielded(at_the_start(), cfg, text=text)
         blocks = [step.text[:, 0].tolist() for step in steps]
         order = [episodes([first]).index(episode) for episode in episodes([second])]
-        step = next(ppo.minibatches(at_the_start(), same_prompts, cfg, {"kl_coef": 0.1}, "cpu"))
+        step = next(ppo.minibatches(at_the_start(), same_prompts, cfg, {"kl_coef": 0.1}))
         responses = sorted(step.rollout.responses())
         found.append((sorted(asked_in(first)), blocks, order, responses))
     assert all(a != b for a, b in zip(*found, strict=True))
@@ -641,7 +641,7 @@ def test_the_text_of_the_minibatches_is_shuffled_epochs_of_all_blocks():
 def test_a_rollout_is_sampled_with_the_newest_weights():
     """The loop goes on only when the next minibatch is asked for, which is after the update."""
     models, cfg = at_the_start(), replace(LOOP, minibatch=8, iterations=2)
-    source = ppo.minibatches(models, inputs(), cfg, {"kl_coef": 0.1}, "cpu")
+    source = ppo.minibatches(models, inputs(), cfg, {"kl_coef": 0.1})
     assert next(source).stats["kl"] == pytest.approx(0, abs=1e-5)
     for p in models.policy.parameters():
         p.data += 0.1 * torch.randn_like(p)
@@ -657,7 +657,7 @@ def test_without_ptx_there_is_only_ppo(config, without):
     _, enc = ppo.load_models(cfg, "cpu")
     text = ppo.load_inputs(cfg, enc, 32, Counter()).text
     assert len(text) == 0 and len(ppo.load_inputs(config, enc, 32, Counter()).text) > 10
-    minibatch = next(ppo.minibatches(at_the_start(), inputs(), LOOP, {"kl_coef": 0.1}, "cpu"))
+    minibatch = next(ppo.minibatches(at_the_start(), inputs(), LOOP, {"kl_coef": 0.1}))
     [(weight, _, stats)] = ppo.ppo_ptx_losses(at_the_start(), minibatch, cfg, "cpu")
     assert weight == 1 and "ptx_loss" not in stats
 
@@ -700,7 +700,7 @@ def test_ppo_solves_a_two_armed_bandit():
     enc = SimpleNamespace(eot_token=EOS)
     asked = ppo.Inputs([data.Prompt([])] * 2, [[3], [4]], NO_TEXT, enc)
     scores = []
-    for minibatch in ppo.minibatches(models, asked, cfg, {"kl_coef": 0.01}, "cpu"):
+    for minibatch in ppo.minibatches(models, asked, cfg, {"kl_coef": 0.01}):
         scores.append(minibatch.stats["score"])
         for weight, loss, _ in ppo.ppo_ptx_losses(models, minibatch, cfg, "cpu"):
             (weight * loss).backward()
@@ -734,7 +734,7 @@ def test_the_loop_checks_its_start():
     for wrong in ("reference", "rm"):
         models = at_the_start()._replace(**{wrong: getattr(players(), wrong)})
         with pytest.raises(ValueError, match="before the first update"):
-            next(ppo.minibatches(models, inputs(), LOOP, {"kl_coef": 0.1}, "cpu"))
+            next(ppo.minibatches(models, inputs(), LOOP, {"kl_coef": 0.1}))
 
 
 def test_only_a_value_function_from_the_reward_model_must_agree_with_it():
@@ -968,7 +968,7 @@ def test_the_true_score_of_each_rollout_is_in_its_statistics():
 
     def true_scores(records):
         told = ppo.Inputs(records, rows, NO_TEXT, ENC)
-        steps = ppo.minibatches(models, told, cfg, {"kl_coef": 0.1}, "cpu")
+        steps = ppo.minibatches(models, told, cfg, {"kl_coef": 0.1})
         return [step.stats["true_score"] for step in steps]
 
     assert loss < 0.05 and min(true_scores(asked)) == 2.0

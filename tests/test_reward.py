@@ -283,6 +283,14 @@ def config(tmp_path):
     )
 
 
+def test_demonstrations_score_0_in_bf16_too(config):
+    """Autocast keeps the weights that it has rounded; the bias of before is not to be used."""
+    metrics = reward.main(replace(config, precision="bf16", epochs=1))
+    assert metrics["demonstrations_mean_score"] == pytest.approx(0, abs=0.01)
+    rm, _ = interop.load_model(config.out, Scorer)
+    assert abs(rm.head.bias.item()) > 0.05, "there was something to shift"
+
+
 def test_a_tiny_run_learns_the_preference_and_demonstrations_score_0(config):
     metrics = reward.main(config)
     assert metrics["held_out_accuracy"] > 0.9 and metrics["held_out_labelers_accuracy"] > 0.9
