@@ -183,8 +183,8 @@ MUTATIONS = [
     Mutation(
         "values are those after the action",
         "ppo.py",
-        "value(x)[:, :-1] * m",
-        "value(x)[:, 1:] * m",
+        "value(x)[:, :-1] * chosen",
+        "value(x)[:, 1:] * chosen",
         "test_ppo.py::test_old_log_probabilities_and_values_are_those_of_each_prefix",
     ),
     Mutation(
