@@ -167,11 +167,16 @@ def check_ours(path, begins):
 
 
 def commit():
-    """The commit that the code is at, with "-dirty" if it was changed since."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True,
-                         cwd=here, check=False)
-    return git.stdout.strip() or "unknown"
+    """The commit that the code is at, with "-dirty" if it was changed since. What commands write
+    into docs/ is no code."""
+    def git(*command):
+        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        return subprocess.run(["git", *command], capture_output=True, text=True, cwd=root,
+                              check=False)
+
+    known = git("rev-parse", "--short", "HEAD").stdout.strip()
+    changed = git("diff", "--quiet", "HEAD", "--", "*.py").returncode
+    return f"{known}{'-dirty' * bool(changed)}" if known else "unknown"
 
 
 # ---- docs/RESULTS.md --------------------------------------------------------------------------
