@@ -219,14 +219,15 @@ CLAIMS = {
         "{sft.accuracy}, {ppo.accuracy}",
         {"loss, PPO minus SFT": minus("ppo.loss", "sft.loss", 0.02),
          "accuracy, SFT minus PPO": minus("sft.accuracy", "ppo.accuracy", 0.02)},
-        table=page.tax_table),
+        seeds=10, table=page.tax_table),
     "5b": Claim(
         "Pretraining gradients win back at least half of what SFT and PPO cost.",
         "[IG] 4.2, Fig. 33", "DROP, 175B (Table 14): GPT-3 35, PPO 28, PPO-ptx 33",
         experiments.alignment_tax,
         "loss: PPO {ppo.loss}, PPO-ptx {ptx.loss}; accuracy: {ppo.accuracy}, {ptx.accuracy}",
         {"loss won back, minus half of what was lost": Quantity(won_back("loss"), 0),
-         "accuracy won back, minus half of what was lost": Quantity(won_back("accuracy"), 0)}),
+         "accuracy won back, minus half of what was lost": Quantity(won_back("accuracy"), 0)},
+        seeds=10),
     "5c": Claim(
         "A hundred times the KL penalty wins back less, and costs reward.",
         "[IG] E.6, Fig. 34", "so",
@@ -235,7 +236,7 @@ CLAIMS = {
         "reward: PPO {ppo.reward}, β × 100 {beta.reward}",
         {"loss, β × 100 minus PPO-ptx": minus("beta.loss", "ptx.loss", 0.02),
          "accuracy, PPO-ptx minus β × 100": minus("ptx.accuracy", "beta.accuracy", 0.02),
-         "reward, PPO minus β × 100": minus("ppo.reward", "beta.reward", 0.05)}),
+         "reward, PPO minus β × 100": minus("ppo.reward", "beta.reward", 0.05)}, seeds=10),
     "6": Claim(
         "Shuffled over the minibatches, the pairs of a prompt overfit a reward model in a single "
         "pass that leaves it better where they are grouped in one batch element.",
@@ -280,14 +281,15 @@ CLAIMS = {
         "accuracy: its own {own.accuracy}, others {other.accuracy}; short of what can be known of "
         "their tastes by {own.shortfall}, {other.shortfall}",
         {"shortfall, others minus own": minus("other.shortfall", "own.shortfall", 0.01)},
-        equal=True),
+        seeds=10, equal=True),
     "9b": Claim(
         "Somebody who would rather be told what is false than nothing it predicts worse.",
         "[IG] 5.2", "\"not ... representative of the full spectrum of people\"",
         experiments.held_out_labelers,
         "accuracy: its own {own.accuracy}, somebody else {bold.accuracy}; short of what can be "
         "known of their tastes by {own.shortfall}, {bold.shortfall}",
-        {"shortfall, somebody else minus own": minus("bold.shortfall", "own.shortfall", 0.02)}),
+        {"shortfall, somebody else minus own": minus("bold.shortfall", "own.shortfall", 0.02)},
+        seeds=10),
     "10a": Claim(
         "Without a penalty the true score rises, then falls, while the reward model's score goes "
         "on rising.",
@@ -297,7 +299,7 @@ CLAIMS = {
         {"rise to the peak, 2,000 rankings": of_run(curves.rise, "free 2000", 0.1),
          "fall from it, 2,000 rankings": of_run(curves.fall, "free 2000", 0.1),
          "RM score, end minus peak, 2,000 rankings": of_run(later_rm, "free 2000", 0.02)},
-        table=page.peaks_table),
+        seeds=10, table=page.peaks_table),
     "10b": Claim(
         "With ten times the rankings the peak of best-of-n is farther out, and as far out as "
         "before more is gained.",
@@ -309,7 +311,7 @@ CLAIMS = {
          "true score of best-of-256, the same":
             minus_run(best_of_256, "bon 20000", "bon 2000", 0.1),
          "gain of RL at √KL = 1, the same":
-            minus_run(gain_at_one, "free 20000", "free 2000", 0.1)}),
+            minus_run(gain_at_one, "free 20000", "free 2000", 0.1)}, seeds=10),
     "10c": Claim(
         "What RL gains goes on as d (α − β log d) says, what best-of-n gains as d (α − β d) says; "
         "d = √KL.",
@@ -319,7 +321,7 @@ CLAIMS = {
         {"RL, 2,000 rankings, error in the farther 40 %: other form minus its own":
             of_run(foretells("rl", "bon"), "free 2000", 0.05),
          "best-of-n, the same": of_run(foretells("bon", "rl"), "bon 2000", 0.02)},
-        table=page.forms_table),
+        seeds=10, table=page.forms_table),
     "10d": Claim(
         "The KL penalty acts like early stopping: at the same KL the true score is the same with "
         "it and without, within 0.2 points.",
@@ -327,7 +329,7 @@ CLAIMS = {
         experiments.over_optimisation,
         "see below",
         {"true score beyond half a nat, with penalty minus without": Quantity(penalty_gap, 0.2)},
-        equal=True),
+        seeds=10, equal=True),
     "11a": Claim(
         "Residual dropout of 0.2 helps SFT.", "[IG] C.1", "chosen",
         experiments.dropout,
@@ -351,7 +353,7 @@ CLAIMS = {
         experiments.pretraining_mix,
         "after a short run preferred to PPO from SFT without {mix.wins}; pretraining loss "
         "{mix.loss} against {none.loss}",
-        {"PPO from the mix over without": above("mix.wins", 0.5, 0.02)}),
+        {"PPO from the mix over without": above("mix.wins", 0.5, 0.02)}, seeds=10),
     "12a": Claim(
         "A second round, with comparisons of the policy's own outputs, helps.",
         "[IG] 3.1", "\"can be iterated continuously\"; not measured",
