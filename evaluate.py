@@ -51,7 +51,7 @@ class Config:
     seeds: tuple[str, ...] = ()     # instead: report.json of several seeds, to print their means
     seed: int = 0                   # of prompts, prefixes, samples and the bootstrap; >= 0
     precision: str = "auto"         # auto is bf16 on cuda, fp32 on cpu; auto | fp32 | bf16
-    device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
+    device: str = "auto"            # cpu, cuda, mps, or auto: cuda where there is one
 
 
 PRESETS = {"sandbox": {}, "gpt2": {"max_new": 256, "batch": 64, "samples": 1}}

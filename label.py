@@ -54,7 +54,7 @@ class Config:
     max_new: int = 32               # longest response, tokens; >= 1
     batch: int = 1024               # prompts sampled together; >= 1
     seed: int = 0                   # of prompts, samples and labelers; >= 0
-    device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
+    device: str = "auto"            # cpu, cuda, mps, or auto: cuda where there is one
 
 
 PRESETS = {"sandbox": {}}

@@ -59,7 +59,7 @@ class Config:
     seed: int = 0                   # of the order of tasks and of responses; >= 0
     strict: bool = False            # stop at a bad record of data; else it is skipped and shown
     overwrite: bool = False         # replace pairs.jsonl of compare, whatever made it
-    device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
+    device: str = "auto"            # cpu, cuda, mps, or auto: cuda where there is one
 
 
 PRESETS = {"sandbox": {}, "gpt2": {"max_new": 256, "batch": 64}}

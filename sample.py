@@ -38,7 +38,7 @@ class Config:
     top_p: float = 1.0              # keep the likeliest tokens of this probability together; (0, 1]
     max_new: int = 32               # longest response, tokens; >= 1
     seed: int = 0                   # of the samples; >= 0
-    device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
+    device: str = "auto"            # cpu, cuda, mps, or auto: cuda where there is one
 
 
 PRESETS = {"sandbox": {}}

@@ -30,7 +30,7 @@ class TrainConfig:
     overwrite: bool = False         # replace what stands at --out, whatever made it
     strict: bool = False            # stop at a bad record of data; else it is skipped and shown
     seed: int = 0                   # of all that is random: weights, data order, rollouts; >= 0
-    device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
+    device: str = "auto"            # cpu, cuda, mps, or auto: cuda where there is one
     precision: str = "auto"         # bf16: autocast over fp32 weights, on cuda; auto | fp32 | bf16
     compile: bool = False           # torch.compile each block, and decoding: costs half a minute
     recompute: bool = False         # compute each block's activations twice instead of keeping them

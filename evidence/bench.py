@@ -51,7 +51,7 @@ class Config:
     rounds: int = 5                 # repetitions of each system, one round after the other; >= 1
     out: str = "bench.png"          # the plot of --sweep
     overwrite: bool = False         # replace the file that stands there
-    device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
+    device: str = "auto"            # cpu, cuda, mps, or auto: cuda where there is one
 
 
 PRESETS = {"all": {}}

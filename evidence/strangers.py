@@ -28,7 +28,7 @@ class Config:
     model: tuple[str, ...] = ()     # the model to talk to, made by sft.py or ppo.py in the sandbox
     max_new: int = 32               # longest answer, tokens; >= 1
     seed: int = 0                   # of the samples; >= 0
-    device: str = "auto"            # cpu, cuda, or auto: cuda where there is one
+    device: str = "auto"            # cpu, cuda, mps, or auto: cuda where there is one
 
 
 PRESETS = {"sandbox": {}}

@@ -24,10 +24,12 @@ from torch.utils.checkpoint import checkpoint
 # ---- this process's device ---------------------------------------------------------------------
 
 def get_device(cfg):
-    """"cpu", "cuda" or, of the processes that torchrun started, this one's "cuda:N"."""
+    """"cpu", "mps", "cuda" or, of the processes that torchrun started, this one's "cuda:N"."""
     has_cuda = torch.cuda.is_available()
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", cfg.device):
-        raise ValueError(f"--device must be cpu, cuda, cuda:N or auto, got {cfg.device}")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", cfg.device):
+        raise ValueError(f"--device must be cpu, cuda, cuda:N, mps or auto, got {cfg.device}")
+    if cfg.device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("--device mps: PyTorch sees no Apple GPU here; use --device cpu")
     if cfg.device.startswith("cuda") and not has_cuda:
         raise ValueError("--device cuda: PyTorch sees no CUDA device here; use --device cpu")
     index = cfg.device.partition(":")[2]

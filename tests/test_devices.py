@@ -44,7 +44,7 @@ def test_the_device_is_the_one_that_is_there(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "device", ["xyz", "", "CPU", "cpu:0", "cuda:", "cuda:-1", "cuda:1x", "mps"]
+    "device", ["xyz", "", "CPU", "cpu:0", "cuda:", "cuda:-1", "cuda:1x", "mps:0"]
 )
 def test_what_is_no_device_is_refused(device):
     with pytest.raises(ValueError, match=f"--device must be cpu, cuda, .* or auto, got {device}$"):
@@ -56,6 +56,11 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
     for device in ("cuda", "cuda:0", "cuda:99"):
         with pytest.raises(ValueError, match="PyTorch sees no CUDA device here; use --device cpu"):
             get_device(replace(RUN, device=device))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="PyTorch sees no Apple GPU here; use --device cpu"):
+        get_device(replace(RUN, device="mps"))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert get_device(replace(RUN, device="mps")) == "mps"
 
 
 @pytest.mark.parametrize(
