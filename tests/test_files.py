@@ -642,7 +642,7 @@ def test_inputs_that_are_not_there_are_named_by_their_flag(folder, inputs, says)
         ({"save_every": -1}, "--save-every must be >= 1, got -1"),
         ({"schedule": "linear"}, "--schedule must be cosine or restarts or constant, got linear"),
         ({"precision": "fp8"}, "--precision must be auto or fp32 or bf16, got fp8"),
-        ({"device": "xyz"}, "--device must be cpu, cuda, cuda:N or auto, got xyz"),
+        ({"device": "xyz"}, "--device must be cpu, cuda, cuda:N, mps or auto, got xyz"),
     ],
 )
 def test_settings_that_cannot_work_are_named_by_their_flag(folder, change, says):
