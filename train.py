@@ -97,9 +97,9 @@ def make_optimizer(module, cfg):
 
 @torch.no_grad()
 def update_ema(average, module, decay):
-    """average <- decay * average + (1 - decay) * module, tensor by tensor ([IG] C.4: 0.992)."""
-    for a, p in zip(average.parameters(), module.parameters()):
-        processes.local(a).lerp_(processes.local(p), 1 - decay)
+    """average <- decay * average + (1 - decay) * module ([IG] C.4: 0.992)."""
+    old, new = ([processes.local(p) for p in m.parameters()] for m in (average, module))
+    torch._foreach_lerp_(old, new, 1 - decay)
 
 
 def clip_grad(module, bound):

@@ -22,6 +22,8 @@ import sample
 import sandbox
 import sft
 from data import Prompt
+from evidence import bench
+from model import GPTConfig
 from plumbing import files
 from plumbing.results import write_jsonl
 from tests.fake_cuda import fake_cuda
@@ -30,6 +32,8 @@ SIZE = {"n_layer": 1, "n_embd": 32, "n_head": 2, "context": 48, "block": 48, "wa
 RARELY = {"log_every": 1000, "save_every": 1000, "eval_every": 1000}
 RL = {"rollout": 8, "minibatch": 4, "microbatch": 2, "sample_batch": 4, "max_new": 16,
       "warmup": 1, "ema": 0.9}
+BENCH = {"train": (2, 16), "sft": (2, 16), "generate": (2, 8, 9), "rm": (1, 3, 8, 8),
+         "ppo": (4, 8, 9)}
 
 
 class Interrupted(Exception):
@@ -85,6 +89,9 @@ def stages(device, precision, text, at, waits):
     asked = {"messages": Prompt([{"role": "user", "content": "Hi."}]).messages, "turn": "1"}
     found["chat"] = {"letters": len(list(talk(asked))[-1])}
     found["resumed"] = resumed(at, text_of, on)
+    for case, shape in BENCH.items():
+        cfg = bench.Config(device=device, dtype=precision)
+        bench.OURS[case](GPTConfig(512, 48, 1, 2, 32), shape, cfg).run()
     more = {short: counted[long] - counted[short] for short, long in (
         ("base.pt", "base+"), ("sft.pt", "sft+"), ("rm.pt", "rm+"), ("ppo.pt", "ppo+"))}
     more["epoch"] = counted["ppo++"] - counted["ppo.pt"]

@@ -113,8 +113,8 @@ MUTATIONS = [
     Mutation(
         "the average follows the newest weights only",
         "train.py",
-        "lerp_(processes.local(p), 1 - decay)",
-        "lerp_(processes.local(p), decay)",
+        "_foreach_lerp_(old, new, 1 - decay)",
+        "_foreach_lerp_(old, new, decay)",
         "test_train.py::test_ema_of_a_constant_in_closed_form",
     ),
     Mutation(
