@@ -1,7 +1,9 @@
-"""How fast each stage is: against what this machine can do at most, and against `transformers`.
+"""How fast each stage is: against what this machine can do at most, and against others' code.
 
     python -m evidence.bench                                    # every case at size S, in fp32
     python -m evidence.bench --cases train,rm --size M --dtype bf16 --peer transformers
+    python -m evidence.bench --cases ppo --peer trl             # TRL 1.10, the last one with PPO
+    python -m evidence.bench --cases train,generate --peer nanogpt=FOLDER     # with its model.py
     python -m evidence.bench --sweep                            # how cost grows -> bench.png
 
 What is timed are the functions that the stages call. Every system has a process of its own, and the
@@ -15,11 +17,13 @@ Sizes: S has 4 layers, 128 channels, 512 tokens of vocabulary, M is GPT-2's smal
 of 512. Weights and tokens are random. Legend: B rows or prompts, K responses to a prompt, P tokens
 of a prompt, R of a response, T of a row.
 """
+import importlib.util
 import json
 import multiprocessing
 import os
 import resource
 import signal
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,7 +50,8 @@ class Config:
     size: str = "S"                 # of the model: see above; S | M
     dtype: str = "fp32"             # what arithmetic is done in; fp32 | bf16
     compile: bool = False           # torch.compile, as --compile of the stages
-    peer: str = "none"              # who else does the same work; none | transformers
+    peer: str = "none"              # who else does the same work: none, transformers, trl, or
+                                    # nanogpt=FOLDER
     sweep: bool = False             # time against context, K, batch and response length, and plot
     rounds: int = 5                 # repetitions of each system, one round after the other; >= 1
     out: str = "bench.png"          # the plot of --sweep
@@ -283,14 +288,109 @@ def hf_generate(c, shape, cfg):
     return Case(run, B * R, [])
 
 
+def trl_ppo(c, shape, cfg):
+    """An iteration of TRL's PPOTrainer: the same rollout, four optimizer steps."""
+    from datasets import Dataset
+    from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+    B, P, R = shape
+    policy, reference = (GPT2LMHeadModel(hf_config(c)) for _ in range(2))
+    scorers = [GPT2ForSequenceClassification(hf_config(c, num_labels=1)) for _ in range(2)]
+    prompts = Dataset.from_dict({"input_ids": tokens_of(c, B, P).tolist()})
+    # of the tokenizer only these are read; no prompt holds the token
+    ends = SimpleNamespace(pad_token_id=c.vocab_size - 1, eos_token_id=c.vocab_size - 1)
+    settings = PPOConfig(
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=B, num_mini_batches=4,
+        num_ppo_epochs=1, total_episodes=B, local_rollout_forward_batch_size=B, response_length=R,
+        temperature=1.0, learning_rate=1e-5, num_sample_generations=0, report_to="none",
+        save_strategy="no", logging_steps=10**6, disable_tqdm=True, bf16=cfg.dtype == "bf16",
+        use_cpu=get_device(cfg) == "cpu", gradient_checkpointing=False)
+    trainer = PPOTrainer(
+        settings, ends, policy, reference, scorers[0], prompts, value_model=scorers[1],
+        data_collator=lambda rows: {"input_ids": torch.tensor([r["input_ids"] for r in rows])})
+    return Case(trainer.train, B * R, [])
+
+
+def nanogpt(folder):
+    """nanoGPT's model.py."""
+    spec = importlib.util.spec_from_file_location("nanogpt", os.path.join(folder, "model.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def nano_model(c, cfg, folder):
+    nano = nanogpt(folder)
+    settings = nano.GPTConfig(block_size=c.block_size, vocab_size=c.vocab_size, n_layer=c.n_layer,
+                              n_head=c.n_head, n_embd=c.n_embd, dropout=0.0, bias=True)
+    return nano.GPT(settings).to(get_device(cfg))
+
+
+def nano_train(c, shape, cfg, folder):
+    """A step of its train.py."""
+    B, T = shape
+    device, model = get_device(cfg), nano_model(c, cfg, folder)
+    optimizer = model.configure_optimizers(0.0, 1e-4, (0.9, 0.95), device)
+    rows = tokens_of(c, B, T + 1).to(device)
+    x, y = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+    def run():
+        with autocast(train_config(cfg)):
+            _, loss = model(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if cfg.compile:
+        model.compile()
+    return Case(run, B * T, [])
+
+
+def nano_generate(c, shape, cfg, folder):
+    B, P, R = shape
+    model, ids = nano_model(c, cfg, folder).eval(), tokens_of(c, B, P).to(get_device(cfg))
+
+    def run():
+        with autocast(train_config(cfg)):
+            model.generate(ids, R)
+    return Case(run, B * R, [])
+
+
 AS_PAIRS = partial(hf_rm, as_pairs=True)
 PEERS = {
-    "train": {"transformers": hf_train},
-    "sft": {"transformers": partial(hf_train, trained=SFT_SHARE)},
-    "generate": {"transformers": hf_generate},
-    "rm": {"transformers": hf_rm, "transformers, pairs": AS_PAIRS},
-    "ppo": {},
+    "transformers": {
+        "train": {"transformers": hf_train},
+        "sft": {"transformers": partial(hf_train, trained=SFT_SHARE)},
+        "generate": {"transformers": hf_generate},
+        "rm": {"transformers": hf_rm, "transformers, pairs": AS_PAIRS},
+    },
+    "trl": {"ppo": {"TRL": trl_ppo}},
+    "nanogpt": {"train": {"nanoGPT": nano_train}, "generate": {"nanoGPT": nano_generate}},
 }
+
+
+def peers_of(cfg, case):
+    """{name: a function that makes its Case} of those who do the same work."""
+    peer, _, folder = cfg.peer.partition("=")
+    found = PEERS.get(peer, {}).get(case, {})
+    return {name: partial(make, folder=folder) if folder else make for name, make in found.items()}
+
+
+def check_peer(peer):
+    """Raise ValueError for a peer that is not known or not there."""
+    name, _, folder = peer.partition("=")
+    if name not in ("none", *PEERS) or (name == "nanogpt") != bool(folder):
+        raise ValueError(f"--peer must be none, transformers, trl or nanogpt=FOLDER, got {peer}")
+    if folder and not os.path.isfile(os.path.join(folder, "model.py")):
+        raise ValueError(f"--peer {peer}: there is no {folder}/model.py: `git clone "
+                         f"https://github.com/karpathy/nanoGPT` brings it")
+    needed = {"transformers": "transformers", "trl": "trl.experimental.ppo"}.get(name)
+    try:
+        if needed:
+            importlib.import_module(needed)
+    except ImportError as e:
+        version = "trl==1.10.0" if name == "trl" else name
+        raise ValueError(f"--peer {name}: `pip install {version}` first") from e
 
 
 # ---- what the machine can do ------------------------------------------------------------------
@@ -392,7 +492,7 @@ def measure(case, c, shape, cfg):
     size = 8192 if device == "cuda" else 2048
     systems = {"matmul": (matmul, (size, cfg.dtype, device), True),
                "copy": (copy, (1 << 29, device), True), "ours": (OURS[case], (c, shape, cfg), True)}
-    for name, make in PEERS[case].items() if cfg.peer != "none" else ():
+    for name, make in peers_of(cfg, case).items():
         systems[name] = (make, (c, shape, cfg), False)
         # the memory of the pairs, kept twice, is too much for a laptop
         if device == "cpu" and make is not AS_PAIRS:
@@ -491,11 +591,7 @@ def main(cfg):
     for case in cases:
         if case not in OURS:
             raise ValueError(f"--cases {case} is none of {', '.join(OURS)}")
-    if cfg.peer != "none":
-        try:
-            import transformers  # noqa: F401
-        except ImportError as e:
-            raise ValueError("--peer transformers: `pip install transformers` first") from e
+    check_peer(cfg.peer)
     if cfg.sweep:
         return sweep(cfg)
     rows = []

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 import time
 
 import pytest
@@ -14,6 +15,23 @@ from model import GPT, GPTConfig
 from plumbing import cli
 
 CFG = GPTConfig(vocab_size=23, block_size=40, n_layer=2, n_head=2, n_embd=16)
+NANO = """
+from types import SimpleNamespace
+import torch
+GPTConfig = SimpleNamespace
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        assert config.bias is True and config.dropout == 0.0 and config.n_layer == 1
+        self.table = torch.nn.Embedding(config.vocab_size, config.vocab_size)
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        return torch.optim.AdamW(self.parameters(), lr=learning_rate, betas=betas)
+    def forward(self, x, y):
+        logits = self.table(x)
+        return logits, torch.nn.functional.cross_entropy(logits.view(-1, 23), y.view(-1))
+    def generate(self, idx, max_new_tokens):
+        assert not self.training and idx.shape == (2, 4) and max_new_tokens == 3
+"""
 
 
 def test_floors_count_the_arithmetic_that_pytorch_counts():
@@ -81,11 +99,32 @@ def test_systems_are_compared_by_medians_of_their_rounds():
 
 @pytest.mark.parametrize(
     "bad",
-    ["--cases train,ppoo", "--size L", "--dtype fp8", "--peer trl", "--rounds 0", "--device tpu"],
+    ["--cases train,ppoo", "--size L", "--dtype fp8", "--peer trlx", "--rounds 0", "--device tpu",
+     "--peer nanogpt", "--peer nanogpt=nowhere", "--peer trl=x"],
 )
 def test_what_cannot_be_measured_is_a_sentence(bad):
     with pytest.raises(ValueError, match=bad.split()[0]):
         bench.main(cli.parse(bench.Config, bench.PRESETS, "", bad.split()))
+
+
+def test_a_peer_that_is_not_installed_is_named_with_its_version(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(ValueError, match="--peer trl: `pip install trl==1.10.0` first"):
+        bench.main(bench.Config(peer="trl"))
+
+
+def test_nanogpts_own_code_is_raced(tmp_path):
+    """Of a folder's model.py, called as its train.py and sample.py do."""
+    (tmp_path / "model.py").write_text(NANO)
+    cfg = bench.Config(peer=f"nanogpt={tmp_path}", device="cpu")
+    bench.check_peer(cfg.peer)
+    c = GPTConfig(23, 16, 1, 2, 8)
+    for case, shape, tokens in (("train", (2, 8), 16), ("generate", (2, 4, 3), 6)):
+        [(name, make)] = bench.peers_of(cfg, case).items()
+        peer = make(c, shape, cfg)
+        peer.run()
+        assert (name, peer.tokens) == ("nanoGPT", tokens)
+    assert bench.peers_of(cfg, "ppo") == {}
 
 
 def test_a_plot_that_is_there_is_not_replaced(tmp_path, monkeypatch):
