@@ -1,0 +1,1 @@
+"""One idea changed, one file each: what a fork of this repository looks like."""

@@ -1,0 +1,190 @@
+"""Direct preference optimisation: rankings train the policy itself, without reward model and RL.
+
+    python -m forks.dpo --init sft.pt --data comparisons.jsonl --out dpo.pt
+
+Against reward.py: each response gets a log-probability instead of a score, minus what the policy at
+the start gave it; that difference times beta is the *implicit reward*, and the loss over the pairs
+of a prompt is the reward model's. Each response is computed once, whatever K is, and each prompt
+once for all its responses; the reference's log-probabilities are computed once for the whole run.
+
+Why does the log-probability of the chosen response fall? The loss sees nothing but the difference
+of two responses, and a step that lowers both, the rejected one more, is as good as any other. So
+the log has both: chosen_change and rejected_change, nats since the start, on held-out rankings.
+Why does the implicit reward start at 0 here, and elsewhere not? Policy and reference are the same
+network in the same precision, and dropout is off: the first line of the log has loss log 2.
+
+[DPO] Rafailov et al. 2023, arXiv 2305.18290   [IPO] Azar et al. 2023, arXiv 2310.12036
+[cDPO] Mitchell 2023, A note on DPO with noisy preferences
+"""
+import itertools
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import data
+import interop
+from evidence import answers
+from generate import prefix, sample
+from model import GPT
+from plumbing import cli, files, processes
+from reward import load_rankings
+from train import Network, TrainConfig, train
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    init: str = ""                  # the policy to start from, and the reference; made by sft.py
+    data: tuple[str, ...] = ()      # rankings, made by label.py or in any known format
+    columns: str = ""               # names of fields of --data: chosen=best,rejected=worst
+    out: str = "dpo.pt"             # the checkpoint to write
+    beta: float = 0.1               # how much a nat is worth: stays near the reference; > 0
+    ipo: bool = False               # the square loss of [IPO], whose margins end at 1 / (2 beta)
+    smooth: float = 0.0             # share of the labels taken for wrong ([cDPO]); [0, 1)
+    epochs: int = 1                 # >= 1
+    batch: int = 8                  # prompts of one step; >= 1
+    lr: float = 2e-4                # peak; > 0
+    warmup: int = 20                # steps; >= 0
+    max_new: int = 32               # longest response of an evaluation, tokens; >= 1
+    held_out: float = 0.1           # share of the prompts kept for validation; (0, 1)
+    held_out_labelers: tuple[str, ...] = ()   # never trained on; none: sandbox's fifth
+
+
+PRESETS = {"sandbox": {"microbatch": 4}, "gpt2": {"lr": 1e-6, "batch": 64, "microbatch": 4}}
+ASKED = 64          # held-out prompts that are answered at an evaluation, for the KL
+
+
+class Batch(NamedTuple):
+    rows: data.Comparisons      # a row is the last token of the prompt, and the response
+    mask: Tensor                # (N, T-1)  True at the response's actions; on the CPU
+    reference: Tensor           # (N,)
+
+
+# ---- the loss ----------------------------------------------------------------------------------
+def preference_loss(margin, weight, cfg):
+    """-log sigmoid(beta h), mean over prompts. margin h (M,): how much more the policy prefers the
+    better response of a pair than the reference does, nats; weight (M,) = 1 / pairs of that prompt.
+    [DPO] Eq. 7; [cDPO]; [IPO] Eq. 17"""
+    if cfg.ipo:
+        loss = (margin - 0.5 / cfg.beta) ** 2
+    else:
+        z = cfg.beta * margin
+        loss = -(1 - cfg.smooth) * F.logsigmoid(z) - cfg.smooth * F.logsigmoid(-z)
+    return (weight * loss).sum() / weight.sum()
+
+
+def response_logp(model, batch):
+    """The log-probability (N,) of each response of a Batch, nats; prompts are computed once."""
+    rows, (N, T) = batch.rows, batch.rows.ids.shape
+    past = prefix(model, rows.prompts.ids, rows.prompts.length, rows.owner)
+    at = model.marked(rows.ids, batch.mask)
+    h = model.hidden(rows.ids, past).flatten(0, 1)[at]                    # (M, C)
+
+    def chosen(logits, actions):
+        return (F.log_softmax(logits, -1).gather(1, actions[:, None]),)
+
+    [logp] = model.in_chunks(chosen, h, rows.ids.flatten()[at + 1])       # (M,)
+    return torch.zeros(N * T, device=h.device).index_put((at,), logp).view(N, T).sum(1)
+
+
+def make_batch(items, device):
+    """[(data.EncodedRanking, log-probabilities of its responses under the reference)] -> Batch."""
+    rows = [r._replace(prompt=r.prompt[:-1], responses=[[r.prompt[-1], *x] for x in r.responses])
+            for r, _ in items]
+    comparisons = data.comparisons_batch(rows, device)
+    length = torch.tensor([len(x) for r in rows for x in r.responses])    # (N,)
+    mask = data.action_mask(torch.ones_like(length), length, comparisons.ids.shape[1])
+    reference = torch.tensor([x for _, known in items for x in known])
+    return Batch(comparisons, mask, *data.to_device(device, reference))
+
+
+def preference_stats(policy, batch, cfg):
+    """-> loss, stats of a batch; `change` is since the start, of the better and worse of a pair."""
+    rows, change = batch.rows, response_logp(policy, batch) - batch.reference        # (N,)
+    better, worse = change[rows.better], change[rows.worse]               # (M,)
+    loss = preference_loss(better - worse, rows.weight, cfg)
+    mean = rows.weight / rows.weight.sum()
+    return loss, {"loss": loss, "accuracy": (mean * (better > worse)).sum(),
+                  "reward_margin": cfg.beta * (mean * (better - worse)).sum(),
+                  "chosen_change": (mean * better).sum(), "rejected_change": (mean * worse).sum()}
+
+
+def dpo_losses(policy, items, cfg, device):
+    """The loss of a step in micro-batches: yields (weight, loss, stats)."""
+    for chunk in data.chunks(processes.share(items), cfg.microbatch):
+        yield len(chunk) / len(items), *preference_stats(policy, make_batch(chunk, device), cfg)
+
+
+# ---- wiring ------------------------------------------------------------------------------------
+@torch.no_grad()
+def with_reference(reference, rankings, device, microbatch):
+    """Encoded rankings -> what make_batch takes; the reference is asked once for the whole run."""
+    items = []
+    for chunk in data.chunks(rankings, microbatch or 64):
+        unknown = make_batch([(r, [0.0] * len(r.responses)) for r in chunk], device)
+        logp = iter(response_logp(reference, unknown).tolist())
+        items += [(r, list(itertools.islice(logp, len(r.responses)))) for r in chunk]
+    return items
+
+
+@torch.no_grad()
+def kl_to_reference(policy, reference, prompts, enc, cfg, seed):
+    """KL(policy || reference) of the policy's responses to some prompts, nats each."""
+    gaps = []
+    for part in processes.mine(data.chunks(prompts, 32)):
+        said = sample(policy, part, cfg.max_new, enc.eot_token, seed=seed).responses
+        ours, theirs = (answers.response_logp(m, part, said) for m in (policy, reference))
+        gaps += (ours - theirs).tolist()
+    return processes.all_mean(sum(gaps), len(gaps))
+
+
+@torch.no_grad()
+def quality(policy, items, cfg, device):
+    """preference_stats of held-out rankings, means over prompts."""
+    sums = Counter()
+    for chunk in processes.mine(data.chunks(items, cfg.microbatch or 64)):
+        _, stats = preference_stats(policy, make_batch(chunk, device), cfg)
+        sums.update({k: len(chunk) * v for k, v in processes.numbers(stats).items()})
+    return {f"held_out_{k}": total / len(items) for k, total in processes.sums(sums).items()}
+
+
+def main(cfg):
+    init = interop.model_files(cfg.init)
+    files.require("--init", init, "python sft.py --init base.pt --out sft.pt")
+    files.require("--data", cfg.data, "python label.py --init sft.pt --out comparisons.jsonl")
+    run = files.begin(cfg, "dpo", init=init, data=cfg.data)
+    if run.metrics is not None:
+        return run.metrics
+    policy, checkpoint = interop.load_model(cfg.init, GPT)
+    enc, context, counts = interop.tokenizer_of(checkpoint), policy.cfg.block_size, Counter()
+    *parts, _, _ = load_rankings(cfg, enc, context, counts)
+    print(interop.report(counts))
+    with processes.autocast(cfg):
+        reference = processes.frozen_copy(policy, run.device)
+        items, held_out = (
+            with_reference(reference, part, run.device, cfg.microbatch) for part in parts)
+    asked = [r.prompt[-(context - cfg.max_new):] for r, _ in held_out[:ASKED]]
+
+    def batches(start):
+        for step in itertools.count(start):
+            rows = data.rows_at(step, len(items), cfg.batch, cfg.seed)
+            yield [items[i] for i in rows]
+
+    def evaluate(step, policy):
+        metrics = quality(policy, held_out, cfg, run.device)
+        kl = kl_to_reference(policy, reference, asked, enc, cfg, step)
+        return metrics | {"kl": kl}
+
+    # keep: responses send gradients into the blocks of an earlier pass, that over the prompts
+    epoch = -(-len(items) // cfg.batch)
+    run = run._replace(cfg=replace(cfg, eval_every=cfg.eval_every or max(1, epoch // 4)))
+    return train(run, [Network(policy, cfg.lr, keep=True)], batches,
+                 lambda items: dpo_losses(policy, items, cfg, run.device), epoch * cfg.epochs,
+                 interop.tokenizer_id(enc), evaluate)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, PRESETS, __doc__)
