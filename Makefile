@@ -134,8 +134,10 @@ quick-claims: .venv/ready
 	$(PY) -m evidence.claims 4 11a 15 --quick --seeds 1 2 3 4 --runs runs/quick \
 	  --docs runs/quick --readme ""
 
+# on all cores, a file in one process; a process of one thread
 test: .venv/ready
-	$(PY) -m pytest -q
+	$(PY) -m pip install --quiet pytest-xdist
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses=4 --dist loadfile
 
 # what the targets above made in $(OUT) and what a kill left beside it, no other file; what `make
 # seeds` and `make claims` made stays in runs/, what people did in human/. Where make.seed is, each
