@@ -137,7 +137,8 @@ quick-claims: .venv/ready
 # on all cores, a file in one process; a process of one thread
 test: .venv/ready
 	$(PY) -m pip install --quiet pytest-xdist
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses=4 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses=4 --dist loadfile \
+	  --no-loadscope-reorder
 
 # what the targets above made in $(OUT) and what a kill left beside it, no other file; what `make
 # seeds` and `make claims` made stays in runs/, what people did in human/. Where make.seed is, each

@@ -11,6 +11,13 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHARED = os.path.join(os.path.dirname(ROOT), "shared", "data")
 sys.path.insert(0, ROOT)
 torch.set_num_threads(1)
+LONGEST = ("test_pipeline.py", "test_browser.py", "test_cuda.py", "test_resume.py",
+           "test_kills.py", "test_processes.py")
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first: where cores share the files none waits for it at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)
