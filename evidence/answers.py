@@ -416,15 +416,18 @@ def find_prefix(model, rm, enc, trials, demos, cfg, also=()):
     judges ([IG] 3.5, B).
 
     Prefixes are tried on the prompts `trials`, which should be training prompts, if they leave
-    room for nine in ten of them and of the prompts `also`, and a response; before a longer prompt
-    they are shortened. Raises ValueError if none leaves so much.
+    room for nine in ten of them and of the prompts `also`, and a response, or if none does, for
+    half; before a longer prompt they are shortened. Raises ValueError if none leaves so much.
     """
     room = model.cfg.block_size - cfg.max_new - len(enc.encode_ordinary("\n\n"))
     asked = interop.encode_prompts([*trials, *also], enc, room, Counter())
-    long = sorted(len(ids) for ids in asked)[9 * len(asked) // 10]
-    prefixes = draw_prefixes(enc, demos, room - long, cfg.seed)
-    if not prefixes:
-        raise ValueError(f"no demonstration leaves room for the prompts (nine in ten have up to "
+    lengths = sorted(len(ids) for ids in asked)
+    for long in (lengths[9 * len(lengths) // 10], lengths[len(lengths) // 2]):
+        prefixes = draw_prefixes(enc, demos, room - long, cfg.seed)
+        if prefixes:
+            break
+    else:
+        raise ValueError(f"no demonstration leaves room for the prompts (half have up to "
                          f"{long} tokens) and --max-new {cfg.max_new} in a context of "
                          f"{model.cfg.block_size}: pass shorter --demos or --prompts, or lower "
                          f"--max-new")
