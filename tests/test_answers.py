@@ -451,6 +451,12 @@ def test_every_prefix_leaves_room_for_nine_prompts_in_ten_and_a_response(models)
         room = 160 - taken - len(data.encode_prompt(ENC, longest.messages))
         assert won in answers.draw_prefixes(ENC, demos, room, cfg.seed)
     assert len(data.encode_prompt(ENC, won + long.messages)) + cfg.max_new > 160
+    # where three in ten are so long, it leaves room for the others
+    many = [*short, *by_length[-4:]]
+    won = answers.find_prefix(model, rm, ENC, [short[0]], demos, cfg, also=many)
+    half = sorted([short[0], *many], key=lambda p: len(data.encode_prompt(ENC, p.messages)))[7]
+    room = 160 - taken - len(data.encode_prompt(ENC, half.messages))
+    assert won in answers.draw_prefixes(ENC, demos, room, cfg.seed)
     least = min(len(data.encode_dialogue(ENC, d.messages)[0]) for d in demos)
     with pytest.raises(ValueError, match="no demonstration leaves room"):
         answers.find_prefix(model, rm, ENC, short, demos, settings(160 - least), also=[long])
