@@ -196,7 +196,7 @@ class GPT(nn.Module):
         [totals] = self.in_chunks(total, h, ids.flatten()[at + 1])        # (chunks,)
         return totals.sum() / len(h)
 
-    def logp(self, ids, mask, temperature=1.0):
+    def logp(self, ids, mask, temperature=1.0, past=None):
         """Log-probabilities and entropies, nats, of the actions of ids (B, T) that mask marks.
 
         mask (B, T-1) -> logp (B, T-1), entropy (B, T-1), 0 where mask is False. The temperature
@@ -208,7 +208,7 @@ class GPT(nn.Module):
             return chosen, -(logq.detach().exp() * logq.detach()).sum(1)
 
         at = self.marked(ids, mask)
-        h = self.hidden(ids).flatten(0, 1)[at]              # (M, C)
+        h = self.hidden(ids, past).flatten(0, 1)[at]        # (M, C)
         found = self.in_chunks(chosen_and_entropy, h, ids.flatten()[at + 1])
         zeros = torch.zeros(ids.numel(), device=ids.device)
         return [zeros.index_put((at,), x).view(ids.shape)[:, :-1] for x in found]

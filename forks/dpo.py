@@ -78,16 +78,9 @@ def preference_loss(margin, weight, cfg):
 
 def response_logp(model, batch):
     """The log-probability (N,) of each response of a Batch, nats; prompts are computed once."""
-    rows, (N, T) = batch.rows, batch.rows.ids.shape
+    rows = batch.rows
     past = prefix(model, rows.prompts.ids, rows.prompts.length, rows.owner)
-    at = model.marked(rows.ids, batch.mask)
-    h = model.hidden(rows.ids, past).flatten(0, 1)[at]                    # (M, C)
-
-    def chosen(logits, actions):
-        return (F.log_softmax(logits, -1).gather(1, actions[:, None]),)
-
-    [logp] = model.in_chunks(chosen, h, rows.ids.flatten()[at + 1])       # (M,)
-    return torch.zeros(N * T, device=h.device).index_put((at,), logp).view(N, T).sum(1)
+    return model.logp(rows.ids, batch.mask, past=past)[0].sum(1)
 
 
 def make_batch(items, device):

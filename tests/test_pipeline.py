@@ -23,6 +23,7 @@ import pretrain
 import reward
 import sandbox
 import sft
+from data import Prompt
 from model import Scorer
 from plumbing.results import write_jsonl
 
@@ -135,7 +136,7 @@ def test_a_reward_model_learns_the_same_from_the_page(folder, serve):  # noqa: F
     label.main(label.Config(init=models, out=tasks, n=300, k_min=4, k_max=6, max_new=16,
                             unlabeled=True))
     records = interop.load("tasks", (tasks,), Counter(), flag="-")
-    prompts = [page.data.Prompt(r["prompt"], r["use_case"], r["meta"]) for r in records]
+    prompts = [Prompt(r["prompt"], r["use_case"], r["meta"]) for r in records]
     write_jsonl(direct, [{"prompt": r["prompt"], "responses": r["responses"], "labeler": "anna",
                           "use_case": r["use_case"], "ranks": ranks_of(p, r["responses"])}
                          for p, r in zip(prompts, records)])
