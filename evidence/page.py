@@ -260,9 +260,13 @@ def section(finding, remark):
 # ---- README.md --------------------------------------------------------------------------------
 
 def readme(text, findings):
-    """The text of README.md with the table of the verdicts written again."""
-    rows = [[f.number, f.claim.sentence, f"**{f.verdict}**"] for f in findings]
-    verdicts = table(["", "claim", "verdict"], rows) if rows else ["", "None is measured yet."]
+    """The text of README.md with the table of the verdicts written again, a row for each verdict:
+    the page stays as short whatever is measured."""
+    claims = {}
+    for f in findings:
+        claims.setdefault(f.verdict, []).append(f"{f.number} {f.claim.sentence}")
+    rows = [[f"**{verdict}**", "<br>".join(said)] for verdict, said in claims.items()]
+    verdicts = table(["verdict", "claims"], rows) if rows else ["", "None is measured yet."]
     return between_markers(text, "verdicts", verdicts)
 
 

@@ -225,8 +225,8 @@ def test_the_page_says_what_the_lines_say(config):
 def test_the_verdicts_are_written_into_the_readme(config):
     claims.main(config)
     text = read(os.path.dirname(config.docs), "README.md")
-    assert cells(text, 1)[1:] == ["Trees are tall.", "**undecided**"]
-    assert cells(text, 2)[1:] == ["Trees are wide.", "**fails**"]
+    assert "| **undecided** | 1 Trees are tall. |" in text
+    assert "| **fails** | 2 Trees are wide. |" in text
     assert text.startswith("# Trees\n\n<!-- verdicts -->\n\n| ") and "something old" not in text
     assert text.endswith("|\n\n<!-- /verdicts -->" + README.split("<!-- /verdicts -->")[1])
     claims.main(replace(config, page=True))
