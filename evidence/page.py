@@ -28,6 +28,10 @@ REWARD_EPOCHS = {"400 x 1": "400 rankings, 1 epoch", "400 x 2": "2 epochs",
 ROUNDS = {"first": "first round", "second": "second, of SFT's and the policy's samples",
           "again": "second, of SFT's samples alone"}
 DIGITS = {"kl": 1, "length": 1}                 # behind the point; 3 otherwise
+RIVALS = {"ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "dpo": "DPO", "bold": "DPO, β = 0.1",
+          "bon": "best of n"}
+COLOURS = {"ppo": "#0072b2", "rloo": "#009e73", "grpo": "#cc79a7", "dpo": "#d55e00",
+           "bold": "#d55e00", "bon": "#777777"}
 JUDGED = {"true score": "true score", "helpful": "helpful", "hallucination": "hallucination",
           "harmless": "harmless"}
 
@@ -127,6 +131,14 @@ def ensembles_table(by_seed):
                   "√KL there"], lines)
 
 
+def rivals_table(by_seed):
+    rows = {"sft": "SFT", **RIVALS}
+    rows.pop("bon")
+    return figures_table(by_seed, rows, {
+        "true score": "true score", "distance": "√KL", "loss": "pretraining loss",
+        "distinct": "distinct of 16", "wrong": "tokens of a wrong answer"})
+
+
 def forms_table(by_seed):
     lines = []
     for arm, title in (("free 2000", "RL, 2,000 rankings"), ("free 20000", "RL, 20,000"),
@@ -151,7 +163,8 @@ def details_table(by_seed):
 
 
 # what stands near the beginning of the files that are ours, in the plot as its source
-BEGINS = {"RESULTS.md": "# Does it hold?", "overoptimisation.png": "python -m evidence.claims"}
+BEGINS = {"RESULTS.md": "# Does it hold?", "overoptimisation.png": "python -m evidence.claims",
+          "forks.png": "python -m evidence.claims"}
 
 
 def check_ours(path, begins):
@@ -304,11 +317,33 @@ def save_plot(draw, path, source):
 
 
 def plot(figures, folder):
-    """overoptimisation.png, if that was measured."""
-    name, by_seed = "overoptimisation.png", figures.get("over_optimisation")
-    if by_seed:
-        draw = functools.partial(draw_curves, by_seed=by_seed)
-        save_plot(draw, os.path.join(folder, name), BEGINS[name])
+    """overoptimisation.png and forks.png, if they were measured."""
+    for name, experiment, draw in (("overoptimisation.png", "over_optimisation", draw_curves),
+                                   ("forks.png", "rivals", draw_rivals)):
+        if experiment in figures:
+            draw = functools.partial(draw, by_seed=figures[experiment])
+            save_plot(draw, os.path.join(folder, name), BEGINS[name])
+
+
+def draw_rivals(plt, by_seed):
+    """The true score against the distance from SFT. -> figure"""
+    fig, ax = plt.subplots(figsize=(7.5, 4.2))
+    for arm, title in RIVALS.items():
+        runs = [curves.of(f, arm) for f in by_seed]
+        if len(runs[0].kl) > 10 and arm != "bon":
+            d, true = curves.over_distance(runs, "true")
+            style = {}
+        else:
+            d = np.mean([np.sqrt(np.maximum(run.kl, 0)) for run in runs], 0)
+            true = [run.true for run in runs]
+            style = {"marker": "o", "ls": ":"} if arm != "bon" else {}
+        mean, half = interval(true)
+        ax.plot(d, mean, color=COLOURS[arm], lw=2, label=title, **style)
+        ax.fill_between(d, mean - half, mean + half, color=COLOURS[arm], alpha=0.1, lw=0)
+    ax.set(title="What is gained on the way from SFT, and lost again", xlim=(0, None),
+           xlabel="distance from SFT, √KL", ylabel="true score of an answer")
+    ax.legend(frameon=False, fontsize=9)
+    return fig
 
 
 def draw_curves(plt, by_seed):

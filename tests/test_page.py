@@ -147,3 +147,18 @@ def test_the_plot_is_drawn_if_it_was_measured(tmp_path):
     arms = {f"{kind} {rm}": run_of() for kind in ("free", "bon") for rm in page.RMS}
     page.plot({"over_optimisation": [arms] * 2}, str(tmp_path))
     assert (tmp_path / "overoptimisation.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_plot_of_the_forks_has_a_line_for_each(tmp_path):
+    pytest.importorskip("matplotlib")
+    few = {name: values[:4] for name, values in run_of().items()}
+    arms = {arm: few if arm in ("dpo", "bold", "bon") else run_of() for arm in page.RIVALS}
+    sft = {name: values[:1] for name, values in run_of().items()}
+    from matplotlib import pyplot as plt
+    fig = page.draw_rivals(plt, [{"sft": sft, **arms}] * 2)
+    lines = fig.axes[0].get_lines()
+    assert [line.get_label() for line in lines] == [*page.RIVALS.values()]
+    assert lines[3].get_marker() == "o" and len(lines[3].get_xdata()) == 4
+    assert len(lines[0].get_xdata()) > 10 < len(lines[1].get_xdata())
+    page.plot({"rivals": [{"sft": sft, **arms}] * 2}, str(tmp_path))
+    assert os.listdir(tmp_path) == ["forks.png"]
