@@ -10,8 +10,10 @@ What is timed are the functions that the stages call. Every system has a process
 processes take turns: a machine that is slow for a while is slow for all of them. Beside the systems
 run a matrix product and a copy of memory, which say what the machine can do. The floor of a case is
 the time that its arithmetic takes at that rate, or its traffic at that bandwidth, whichever is
-longer, summed over its parts. A ratio is a peer's time over ours: medians over the rounds, with the
-extremes. "transformers + allocator" is the peer with the setting of cli.keep_freed_memory.
+longer, summed over its parts. MFU is the arithmetic, and "of bytes" the traffic, as a share of what
+the maker of a card states (CARDS), of any other device as a share of what was measured. A ratio is
+a peer's time over ours: medians over the rounds, with the extremes. "transformers + allocator" is
+the peer with the setting of cli.keep_freed_memory.
 
 Sizes: S has 4 layers, 128 channels, 512 tokens of vocabulary, M is GPT-2's smallest with a context
 of 512. Weights and tokens are random. Legend: B rows or prompts, K responses to a prompt, P tokens
@@ -67,6 +69,18 @@ SHAPES = {
     "generate": {"S": (64, 32, 96), "M": (8, 64, 64)},          # B, P, R
     "rm": {"S": (1, 8, 192, 64), "M": (1, 8, 192, 64)},         # B, K, P, R
     "ppo": {"S": (64, 32, 64), "M": (8, 32, 64)},               # B, P, R; 4 minibatches
+}
+# Part of a card's name: FLOP/s in bf16 (dense, sums in fp32) and bytes/s, as its maker states them.
+CARDS = {
+    "B200": (2250e12, 8.0e12),
+    "H200": (989e12, 4.8e12),
+    "H100 PCIe": (756e12, 2.0e12),
+    "H100": (989e12, 3.35e12),
+    "A100": (312e12, 2.0e12),
+    "L40S": (362e12, 0.86e12),
+    "RTX 5090": (209e12, 1.79e12),
+    "RTX 4090": (165e12, 1.01e12),
+    "RTX 3090": (71e12, 0.94e12),
 }
 SFT_SHARE = 0.25        # of a row of "sft" that is the response's, and trained on
 
@@ -297,10 +311,11 @@ def trl_ppo(c, shape, cfg):
     policy, reference = (GPT2LMHeadModel(hf_config(c)) for _ in range(2))
     scorers = [GPT2ForSequenceClassification(hf_config(c, num_labels=1)) for _ in range(2)]
     prompts = Dataset.from_dict({"input_ids": tokens_of(c, B, P).tolist()})
+    folder = tempfile.TemporaryDirectory()              # which TRL wants; nothing is written there
     # of the tokenizer only these are read; no prompt holds the token
     ends = SimpleNamespace(pad_token_id=c.vocab_size - 1, eos_token_id=c.vocab_size - 1)
     settings = PPOConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=B, num_mini_batches=4,
+        output_dir=folder.name, per_device_train_batch_size=B, num_mini_batches=4,
         num_ppo_epochs=1, total_episodes=B, local_rollout_forward_batch_size=B, response_length=R,
         temperature=1.0, learning_rate=1e-5, num_sample_generations=0, report_to="none",
         save_strategy="no", logging_steps=10**6, disable_tqdm=True, bf16=cfg.dtype == "bf16",
@@ -497,17 +512,27 @@ def measure(case, c, shape, cfg):
         # the memory of the pairs, kept twice, is too much for a laptop
         if device == "cpu" and make is not AS_PAIRS:
             systems[f"{name} + allocator"] = (make, (c, shape, cfg), True)
-    setting = {"case": case, "size": cfg.size, "shape": shape, "dtype": cfg.dtype,
+    card = torch.cuda.get_device_name() if device == "cuda" else device
+    stated = stated_peak(card, cfg.dtype)
+    setting = {"case": case, "card": card, "size": cfg.size, "shape": shape, "dtype": cfg.dtype,
                "compile": cfg.compile, "device": device, "threads": torch.get_num_threads()}
-    return [setting | row for row in compare(race(systems, cfg.rounds, device))]
+    return [setting | row for row in compare(race(systems, cfg.rounds, device), stated)]
 
 
-def compare(results):
+def stated_peak(card, dtype):
+    """(FLOP/s, bytes/s) that CARDS has for a card; None if it has none, or not in this dtype."""
+    return next((peak for name, peak in CARDS.items() if name in card and dtype == "bf16"), None)
+
+
+def compare(results, stated=None):
     """{name: Result} -> what the table says of "ours" and of each peer, dictionaries. "matmul" and
-    "copy" are the machine's rate of arithmetic and its bandwidth."""
+    "copy" are the machine's rate of arithmetic and its bandwidth; stated: those of the card."""
     ours, matrix, memory = results["ours"], results["matmul"], results["copy"]
     rate = matrix.work[0][0] / median(matrix.seconds)
-    least = floor(ours.work, rate, memory.work[0][1] / median(memory.seconds))
+    bandwidth = memory.work[0][1] / median(memory.seconds)
+    least = floor(ours.work, rate, bandwidth)
+    arithmetic, traffic = (sum(part) for part in zip(*ours.work))
+    peak_rate, peak_bandwidth = stated or (rate, bandwidth)
     rows = []
     for name, r in results.items():
         if name in ("matmul", "copy"):
@@ -517,17 +542,18 @@ def compare(results):
         rows.append({
             "system": name, "seconds": seconds, "tokens_per_second": r.tokens / seconds,
             "peak_mb": r.memory, "floor_seconds": least, "of_floor": least / seconds,
-            "mfu": sum(f for f, _ in ours.work) / seconds / rate,
+            "mfu": arithmetic / seconds / peak_rate,
+            "of_bytes": traffic / seconds / peak_bandwidth,
             "ratio": median(ratios), "ratio_least": min(ratios), "ratio_most": max(ratios)})
     return rows
 
 
 def show(rows):
     print(f"\n{'case':9} {'system':34} {'seconds':>8} {'tokens/s':>9} {'peak MB':>8} {'floor':>8} "
-          f"{'of floor':>8} {'MFU':>5}  ratio")
+          f"{'of floor':>8} {'MFU':>5} {'of bytes':>8}  ratio")
     for r in rows:
         print("{case:9} {system:34} {seconds:8.3f} {tokens_per_second:9,.0f} {peak_mb:8,.0f} "
-              "{floor_seconds:8.3f} {of_floor:8.2f} {mfu:5.2f}  "
+              "{floor_seconds:8.3f} {of_floor:8.2f} {mfu:5.2f} {of_bytes:8.2f}  "
               "{ratio:.2f} [{ratio_least:.2f}, {ratio_most:.2f}]".format(**r))
     for r in rows:
         print(json.dumps(r))

@@ -94,7 +94,17 @@ def test_systems_are_compared_by_medians_of_their_rounds():
     assert ours["system"] == "ours" and ours["ratio"] == ours["ratio_most"] == 1
     assert (ours["seconds"], ours["tokens_per_second"], ours["peak_mb"]) == (2, 3, 70)
     assert (ours["floor_seconds"], ours["of_floor"], ours["mfu"]) == (1.5, 0.75, 11 / 2 / 10)
+    assert ours["of_bytes"] == 3 / 2 / 4
     assert (peer["ratio"], peer["ratio_least"], peer["ratio_most"]) == (2, 1, 4)
+    ours, _ = bench.compare(results, stated=(55, 6))
+    assert (ours["mfu"], ours["of_bytes"], ours["of_floor"]) == (11 / 2 / 55, 3 / 2 / 6, 0.75)
+
+
+def test_a_card_is_known_by_its_name():
+    assert bench.stated_peak("NVIDIA H100 80GB HBM3", "bf16") == (989e12, 3.35e12)
+    assert bench.stated_peak("NVIDIA H100 PCIe", "bf16") == (756e12, 2.0e12)
+    assert bench.stated_peak("NVIDIA H100 80GB HBM3", "fp32") is None
+    assert bench.stated_peak("cpu", "bf16") is None
 
 
 @pytest.mark.parametrize(
