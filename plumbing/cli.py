@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import importlib
 import io
 import os
 import re
@@ -90,6 +91,20 @@ def add_argument(parser, name, kind, default, help, positional):
     else:
         parser.add_argument(flag, type=kind, default=default, metavar=kind.__name__.upper(),
                             help=help)
+
+
+def function(flag, name):
+    """What "module:function" names, a module of the folder where the command runs or an installed
+    one. Raises ValueError."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+        if not callable(found):
+            raise TypeError("it is not a function")
+    except (ImportError, AttributeError, ValueError, TypeError) as e:
+        raise ValueError(f"{flag} {name} names no function: write module:function, as in "
+                         f"mine:points for points in mine.py ({e})") from e
+    return found
 
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3   # glibc's malloc.h

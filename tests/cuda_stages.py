@@ -23,6 +23,7 @@ import sandbox
 import sft
 from data import Prompt
 from evidence import bench
+from forks import dpo, rloo
 from model import GPTConfig
 from plumbing import files
 from plumbing.results import write_jsonl
@@ -78,6 +79,11 @@ def stages(device, precision, text, at, waits):
     run("ppo.pt", ppo, iterations=1, **rl)
     run("ppo+", ppo, iterations=2, **rl)
     run("ppo++", ppo, iterations=1, epochs=2, **rl)
+    compared = {k: v for k, v in ranked.items() if k != "demos"}
+    run("dpo.pt", dpo, epochs=1, max_new=16, **compared)
+    run("dpo+", dpo, epochs=2, max_new=16, **compared)
+    sampled = {k: rl[k] for k in ("init", "prompts", "rollout", "microbatch", "max_new")} | RARELY
+    run("rloo.pt", rloo, rm=rl["rm"], iterations=1, kl="loss", **sampled)
     evaluate.main(evaluate.Config(
         systems=(f"{at}/sft.pt", f"bon2:{at}/sft.pt", f"{at}/ppo.pt"), rm=f"{at}/rm.pt", n=6,
         samples=2, dialogues=6, untouched=6, max_new=16, text=(text,), out=f"{at}/report", **on))
@@ -93,7 +99,8 @@ def stages(device, precision, text, at, waits):
         cfg = bench.Config(device=device, dtype=precision)
         bench.OURS[case](GPTConfig(512, 48, 1, 2, 32), shape, cfg).run()
     more = {short: counted[long] - counted[short] for short, long in (
-        ("base.pt", "base+"), ("sft.pt", "sft+"), ("rm.pt", "rm+"), ("ppo.pt", "ppo+"))}
+        ("base.pt", "base+"), ("sft.pt", "sft+"), ("rm.pt", "rm+"), ("dpo.pt", "dpo+"),
+        ("ppo.pt", "ppo+"))}
     more["epoch"] = counted["ppo++"] - counted["ppo.pt"]
     return {"metrics": found, "more": more}
 

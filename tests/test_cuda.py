@@ -62,15 +62,18 @@ def test_all_stages_give_the_numbers_of_the_cpu(found, precision):
     cuda, cpu = (found[precision][device]["metrics"] for device in ("cuda", "cpu"))
     assert cuda.keys() == cpu.keys() and {"ppo++", "sft best of 2", "resumed"} <= cuda.keys()
     for stage, figures in cuda.items():
-        assert figures == pytest.approx(cpu[stage], rel=PRECISIONS[precision],
-                                        abs=PRECISIONS[precision]), stage
+        # RLOO's figures hang on differences of scores, DPO's on those of log-probabilities of a
+        # hundred nats, each of them rounded.
+        is_fork = stage in ("rloo.pt", "dpo.pt", "dpo+")
+        slack = PRECISIONS[precision] * (3 if is_fork else 1)
+        assert figures == pytest.approx(cpu[stage], rel=slack, abs=slack), stage
     assert cuda["resumed"] == cuda["base+"]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("more", ["base.pt", "sft.pt", "rm.pt", "epoch"])
+@pytest.mark.parametrize("more", ["base.pt", "sft.pt", "rm.pt", "dpo.pt", "epoch"])
 def test_no_step_waits_for_the_device(found, precision, more):
-    """Pretraining, SFT and reward model, twice as long; PPO with two epochs instead of one."""
+    """Pretraining, SFT, reward model and DPO, twice as long; PPO with two epochs instead of one."""
     assert found[precision]["cuda"]["more"][more] == {}
 
 

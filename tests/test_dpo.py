@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -33,8 +34,7 @@ def items_of(model, found):
 def test_a_response_has_the_log_probability_that_it_has_alone():
     """Of the whole row, prompt and response, in one forward without a shared prompt."""
     model, found = gpt(), rankings()
-    batch = dpo.make_batch(items_of(gpt(1), found), "cpu")
-    ours = dpo.response_logp(model, batch)
+    ours, _ = dpo.response_logp(model, found, "cpu")
     alone = []
     for r in found:
         for response in r.responses:
@@ -43,7 +43,9 @@ def test_a_response_has_the_log_probability_that_it_has_alone():
             mask = data.action_mask(length, torch.tensor([ids.shape[1]]), ids.shape[1])
             alone.append(model.logp(ids, mask)[0].sum())
     torch.testing.assert_close(ours, torch.stack(alone))
-    assert dpo.response_logp(gpt(1), batch).tolist() == pytest.approx(batch.reference.tolist())
+    items = items_of(model, found)                          # shorter prompts first
+    kept = [known for r in found for same, known in items if same is r]
+    torch.testing.assert_close(torch.cat(kept), torch.stack(alone).detach())
 
 
 def test_losses_are_the_papers_of_each_pair():
@@ -88,7 +90,7 @@ def test_what_minimises_it_is_the_reference_times_the_exponential_of_the_reward(
 def test_at_the_start_nothing_is_preferred_and_micro_batches_change_nothing():
     cfg, found = dpo.Config(beta=0.3), rankings()
     items = items_of(gpt(), found)
-    _, stats = dpo.preference_stats(gpt(), dpo.make_batch(items, "cpu"), cfg)
+    _, stats = dpo.preference_stats(gpt(), items, cfg, "cpu")
     assert stats["loss"].item() == pytest.approx(math.log(2), abs=1e-5)
     assert stats["chosen_change"].abs() < 1e-4 and stats["rejected_change"].abs() < 1e-4
     gradients = []
@@ -140,6 +142,14 @@ def test_it_learns_the_preference_and_goes_on_where_it_was_interrupted(config, m
     assert metrics["held_out_accuracy"] > 0.95 and metrics["held_out_loss"] < 0.5
     assert metrics["held_out_chosen_change"] > metrics["held_out_rejected_change"] + 2
     assert metrics["kl"] > 0.01
+    before, after = (interop.load_model(path, GPT)[0] for path in (config.init, config.out))
+    asked = data.Prompt([{"role": "user", "content": "Name a colour 7."}])
+    [prompt] = interop.encode_prompts([asked], ENC, 40, Counter())
+    said = [data.encode_response(ENC, text) for text in ("red.", "blue.", "green.")]
+    rankings = [data.EncodedRanking(prompt, said, [(0, 1)], "")]
+    logp = [dpo.response_logp(model, rankings, "cpu")[0] for model in (before, after)]
+    best, last, second = (logp[1] - logp[0]).tolist()       # ranks 1, 3, 2
+    assert best > second + 1 > last + 2
     with open(f"{config.out}.log.jsonl") as f:
         first = json.loads(f.readline())
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)

@@ -67,6 +67,15 @@ STAGES = {
         --kl-target 1 --kl-horizon 20 --kl-coef 0.1 --value-lr 1e-2 --warmup 0 --ema 0.5
         --eval-every 4""",
     ),
+    "forks.dpo": (
+        "dpo.pt",
+        "--init sft.pt --data rankings.jsonl --batch 8 --max-new 8 --eval-every 4",
+    ),
+    "forks.rloo": (
+        "rloo.pt",
+        """--init sft.pt --rm rm.pt --prompts prompts.jsonl --iterations 6 --rollout 8 --k 2
+        --microbatch 1 --sample-batch 3 --max-new 8 --kl loss --length --eval-every 4""",
+    ),
 }
 MODES = {"replicated": "", "sharded": "--shard", "recomputed": "--shard --recompute"}
 RUNS = [
@@ -271,7 +280,8 @@ def test_only_process_0_speaks_and_writes(world):
     lines = world.done.stdout.splitlines()
     for script in STAGES:
         runs = [s for s, _ in RUNS].count(script)
-        assert undisturbed.count(f"{script}:   0%") == runs  # the bar's first picture
+        name = script.removeprefix("forks.")
+        assert undisturbed.count(f"\n{name}:   0%") == runs  # the bar's first picture
         # those that went on, and of sft the one that is killed
         assert lines.count(world.reports[script]) == runs + 1 + (script == "sft")
     assert world.done.stdout.count("going on from step 2 of ") == len(STAGES)

@@ -21,6 +21,7 @@ import pretrain
 import reward
 import sft
 from data import cut_blocks, text_batch
+from forks import dpo, rloo
 from interop import (
     encode_rankings,
     get_tokenizer,
@@ -104,6 +105,8 @@ COMMANDS = {
     reward: "--init gpt.pt --data FILE --demos dolly-15k.part1.jsonl --batch 8 --microbatch 4",
     ppo: "--init gpt.pt --rm rm.pt --prompts FILE --ptx tinyshakespeare.txt --iterations 1 "
          "--rollout 4 --minibatch 4 --max-new 4",
+    dpo: "--init gpt.pt --data FILE --batch 8 --microbatch 4 --max-new 4",
+    rloo: "--init gpt.pt --rm rm.pt --prompts FILE --iterations 2 --rollout 4 --max-new 4",
     evaluate: "gpt.pt --rm rm.pt --prompts FILE --text tinyshakespeare.txt --max-new 4",
 }
 
@@ -117,6 +120,10 @@ COMMANDS = {
      "40 read as HH pairs"),
     (QA, 50, reward, "50 read as QA-Feedback"),
     ("rankings/oasst1-messages/en-validation.part1.jsonl", 400, reward, "400 OASST messages"),
+    ("comparisons/hh-rlhf/helpful-base.train.jsonl.gz", 40, dpo,
+     "40 read as HH pairs, 40 comparisons"),
+    (QA, 50, dpo, "50 read as QA-Feedback"),
+    (MT_BENCH, 20, rloo, "20 read as turns, 20 later turns left out"),
     (DOLLY, 16, sft, "16 read as Dolly"),
     ("demonstrations/gsm8k/train.first1000.jsonl", 16, sft, "16 read as questions and answers"),
     ("demonstrations/alpaca-format/instruction-data.first800.json", 16, sft, "16 read as Alpaca"),

@@ -38,6 +38,10 @@ REWARD = """--init sft.pt --data rankings.jsonl --batch 8 --epochs 4 --save-ever
 PPO = """--init sft.pt --rm rm.pt --ptx text.jsonl --rollout 8 --minibatch 4 --epochs 2
     --iterations 6 --max-new 8 --ptx-ratio 1 --kl-target 1 --save-every 4 --eval-every 8
     --out ppo.pt"""
+DPO = """--init sft.pt --data rankings.jsonl --batch 8 --epochs 4 --max-new 8 --save-every 2
+    --out dpo.pt"""
+RLOO = """--init sft.pt --rm rm.pt --rollout 8 --iterations 12 --max-new 8 --save-every 4
+    --eval-every 8 --out rloo.pt"""
 LABEL = "--init sft.pt --n 40 --max-new 8 --out comparisons.jsonl"
 # script: its inputs, its steps, its options; names are relative, since a checkpoint remembers
 # its config
@@ -46,6 +50,8 @@ STAGES = {
     "sft": (["base.pt", "text.jsonl"], 36, SFT),
     "reward": (["sft.pt", "rankings.jsonl"], 40, REWARD),
     "ppo": (["sft.pt", "rm.pt", "text.jsonl"], 24, PPO),
+    "forks.dpo": (["sft.pt", "rankings.jsonl"], 40, DPO),
+    "forks.rloo": (["sft.pt", "rm.pt"], 12, RLOO),
 }
 
 
