@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch
 
 import interop
-from evidence import curves, experiments, page
+from evidence import curves, experiments, page, rivals, screening
 from evidence.experiments import CHANGED
 from evidence.statistics import effect
 from evidence.world import World, alone
@@ -414,6 +414,77 @@ CLAIMS = {
         {f"true score, {name} minus everything":
             minus(f"{name}.true score", "everything.true score", 0.15) for name in CHANGED},
         equal=True, table=page.details_table),
+    "18a": Claim(
+        "RLOO's true score is higher than PPO's, with as many responses.",
+        "Ahmadian et al. 2024, arXiv 2402.14740", "so, by the reward model and by GPT-4",
+        rivals.rivals,
+        "see the table and [forks.png](forks.png)",
+        {"true score, RLOO minus PPO": minus("rloo.true score", "ppo.true score", 0.1)},
+        table=page.rivals_table),
+    "18b": Claim(
+        "PPO's true score is higher than DPO's, from the same rankings.",
+        "Ahmadian et al. 2024, arXiv 2402.14740; Xu et al. 2024, arXiv 2404.10719", "so",
+        rivals.rivals,
+        "see the table of 18a",
+        {"true score, PPO minus DPO": minus("ppo.true score", "dpo.true score", 0.1)}),
+    "19": Claim(
+        "With a small β DPO over-optimises: its true score is best before the end of the first "
+        "epoch.",
+        "Rafailov et al. 2024, arXiv 2406.02900", "so, after a quarter of it",
+        rivals.rivals,
+        "see the table of 18a",
+        {"true score, of 5,000 rankings minus 20,000":
+            Quantity(lambda f: f["bold"]["true"][2] - f["bold"]["true"][3], 0.1)}),
+    "20": Claim(
+        "GRPO's wrong answers are longer than RLOO's.",
+        "Liu et al. 2025, arXiv 2503.20783", "its answers grow, wrong ones above all",
+        rivals.rivals,
+        "tokens of an answer with a true score below 0: {rloo.wrong}, {grpo.wrong}",
+        {"GRPO minus RLOO, tokens": minus("grpo.wrong", "rloo.wrong", 0.2)}),
+    "21a": Claim(
+        "Labelers who were screened make a better reward model, with as many rankings.",
+        "[IG] B.1", "those were hired who agreed with the researchers; not measured",
+        screening.screening,
+        "{screened.people} of 20 candidates pass, right {screened.right} of the time instead of "
+        "{everyone.right}; accuracy of the reward model {everyone.accuracy} → {screened.accuracy}",
+        {"accuracy, screened minus everyone":
+            minus("screened.accuracy", "everyone.accuracy", 0.01)}),
+    "21b": Claim(
+        "Who of them is right can be told without gold, from what three say of the same tasks.",
+        "Dawid and Skene 1979", "so, of doctors",
+        screening.screening,
+        "correlation over the candidates with the share of pairs on which they are right: "
+        "{everyone.correlation}",
+        {"correlation, minus 0.8": above("everyone.correlation", 0.8, 0.02)}),
+    "22a": Claim(
+        "SFT on data sets of the public kind is preferred to the base, and SFT on a few "
+        "demonstrations to it.",
+        "[IG] 4.1", "so, FLAN and T0",
+        experiments.public_data,
+        "preferred to it: the base {base.over flan}, SFT {sft.over flan}",
+        {"over the base": below("base.over flan", 0.5, 0.02),
+         "SFT over it": above("sft.over flan", 0.5, 0.02)}),
+    "22b": Claim(
+        "It is preferred as often as the prompted base, within five points.",
+        "[IG] Fig. 5", "about so",
+        experiments.public_data,
+        "preferred to it: the prompted base {prompted.over flan}",
+        {"prompted base over it, minus 50 %": above("prompted.over flan", 0.5, 0.05)},
+        equal=True),
+    "22c": Claim(
+        "PPO-ptx is preferred to it two times of three, or more often.",
+        "[IG] Fig. 5", "78 ± 4 % (FLAN), 79 ± 4 % (T0)",
+        experiments.public_data,
+        "preferred to it: PPO-ptx {ptx.over flan}",
+        {"PPO-ptx over it, minus 66 %": above("ptx.over flan", 0.66, 0)}),
+    "22d": Claim(
+        "On the use cases that such data sets have it helps as often as SFT, or at most two points "
+        "less.",
+        "[IG] 4.1", "the reason given: these are a small part of what users ask",
+        experiments.public_data,
+        "helpful there: {flan.own helpful}, SFT {sft.own helpful}",
+        {"helpful, it minus SFT, plus 2 %":
+            Quantity(lambda f: f["flan"]["own helpful"] - f["sft"]["own helpful"] + 0.02, 0)}),
 }
 
 

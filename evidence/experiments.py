@@ -85,6 +85,29 @@ def preference(w):
     return figures
 
 
+def public_data(w):
+    """SFT on 20 times as many rows of the kind that public data sets have (sandbox.mixture), the
+    checkpoint with the best score of the reward model.
+
+    Arms: base; prompted, that behind some demonstrations; flan; sft; ptx.
+
+    Figures:
+        over flan               how often it is preferred to flan, ties half
+        own helpful             share of the answers to prompts of the mixture's use cases
+        true score              mean, points
+    """
+    def records():
+        return [{"messages": d.messages, "use_case": d.use_case}
+                for d in sandbox.mixture(1200, w.seed)]
+    rows = w.derive("mixture.jsonl", {"mixture": 1200}, [], records)
+    flan = w.make("flan.pt", sft, init=w.base(), data=(rows,), epochs=4, rm=w.rm(), select="rm")
+    said = {"base": w.answers(w.base(), cut=True), "prompted": w.prompted(w.base()),
+            "flan": w.answers(flan), "sft": w.answers(w.sft()), "ptx": w.answers(w.ptx())}
+    return {name: {"over flan": win_rate(a.score, said["flan"].score),
+                   "own helpful": share(a, "helpful", *sandbox.MIXED),
+                   "true score": a.score.mean()} for name, a in said.items()}
+
+
 def untouched(w):
     """Questions about two countries and two unknown places that no demonstration, comparison or
     prompt of PPO was about.

@@ -4,6 +4,7 @@ Legend: N prompts, n and m answers of each, S systems, F features.
 """
 import functools
 import math
+from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -206,6 +207,30 @@ def bradley_terry(wins, tie=1.0):
     # only differences of strengths count, so the first one stays 0 until the mean is taken out
     s = np.append(0, logistic(pairs[:, 1:], won, games))
     return s - s.mean()
+
+
+def reliability(votes, rounds=100):
+    """How often each labeler is right, from what several of them say of one and the same thing.
+
+    votes: [(labeler, thing, 1 or -1), ...]. -> {labeler: share}, of those who share a thing with
+    somebody. Which answer is right is not known: in turns it is guessed from the votes, weighed by
+    the labelers' log odds of being right, and these are counted against the guesses. One right and
+    one wrong vote are added to each, so that nobody is certain. Dawid and Skene 1979, by EM, with
+    one number for each labeler.
+    """
+    of_thing = defaultdict(list)
+    for vote in votes:
+        of_thing[vote[1]].append(vote)
+    shared = [vote for same in of_thing.values() if len(same) > 1 for vote in same]
+    labelers, who = np.unique([v[0] for v in shared], return_inverse=True)
+    _, what = np.unique([repr(v[1]) for v in shared], return_inverse=True)
+    sign = np.array([v[2] for v in shared], float)
+    right = np.full(len(labelers), 0.75)
+    for _ in range(rounds):
+        odds = np.bincount(what, sign * np.log(right / (1 - right))[who])
+        agrees = sigmoid(sign * odds[what])                  # (votes,)
+        right = (np.bincount(who, agrees) + 1) / (np.bincount(who) + 2)
+    return dict(zip(labelers.tolist(), right.tolist()))
 
 
 def ratings(scores, prompts, baseline, seed=0, resamples=500):

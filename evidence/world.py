@@ -156,9 +156,10 @@ def read_log(path):
 
 
 def rollouts(path, *keys):
-    """Columns of the log of ppo.py, which has 4 steps for each rollout -> arrays (rollouts,)"""
-    rows = [row for row in read_log(path) if row["step"] % 4 == 0]
-    return [np.array([row[key] for row in rows]) for key in keys]
+    """Columns of the log of ppo.py, or of forks/rloo.py: means of each 4 steps, which have 256
+    responses -> arrays (steps / 4,)"""
+    rows = read_log(path)
+    return [np.array([row[key] for row in rows]).reshape(-1, 4).mean(1) for key in keys]
 
 
 def share(answers, what, *cases):

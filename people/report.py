@@ -16,7 +16,7 @@ import numpy as np
 import interop
 import sandbox
 from data import Prompt
-from evidence.statistics import ELO, bradley_terry
+from evidence.statistics import ELO, bradley_terry, reliability
 from interop.records import to_ranking
 from people.store import FILES, read, task_id
 from plumbing import results
@@ -111,6 +111,16 @@ def between_labelers(records):
             "tasks": sum(len(same) > 1 for same in of_task.values()), "alpha": alpha(units)}
 
 
+def pair_votes(records):
+    """What labelers say of each pair of outputs -> the votes of statistics.reliability."""
+    votes = []
+    for record in records:
+        for i, j in pairs_of(record):
+            votes.append((record["labeler"], (record["task"], min(i, j), max(i, j)),
+                          1 if i < j else -1))
+    return votes
+
+
 def of_labeler(records, gold):
     """How one labeler ranked -> figures. gold: {task: pairs of the owner's ranking}."""
     with_gold, first = [], []
@@ -196,6 +206,8 @@ def make(folder, gold_files=()):
         own = [r for r in records["rankings"] if r["labeler"] == name]
         figures |= of_labeler(own, gold) if own else {}
     rankings = records["rankings"]
+    for name, share in reliability(pair_votes(rankings)).items():
+        labelers[name]["reliability"] = share
     return {"records": {name: len(found) for name, found in records.items()},
             "gold rankings": sum(r["gold"] for r in rankings),
             "between labelers": between_labelers(rankings + records["votes"]),
@@ -224,12 +236,13 @@ def labeler_row(name, f):
     name = name.replace("|", "\\|")
     counts = " | ".join(f"{f[x]:,}" for x in FILES)
     if not f["rankings"]:
-        return f"| {name} | {counts} | | | | | |"
+        return f"| {name} | {counts} | | | | | | |"
     first = share(f["prefers what it saw first"], f["first low"], f["first high"])
     gold = share(f["agrees with gold"], f["gold low"], f["gold high"])
+    overlap = percent(f["reliability"]) if "reliability" in f else "–"
     below = "below 75 %" if f["gold pairs"] and f["agrees with gold"] < PASSED else ""
     return (f"| {name} | {counts} | {f['median seconds']:.0f} | {percent(f['ties'])} | {first} | "
-            f"{gold} | {below} |")
+            f"{gold} | {overlap} | {below} |")
 
 
 def sentences(figures):
@@ -262,7 +275,7 @@ def markdown(figures):
     """The figures as a page."""
     lines = ["# What people did", "", "\n\n".join(sentences(figures)), ""]
     columns = ["labeler", *FILES, "median seconds", "ties", "prefers what it saw first",
-               "agrees with gold", ""]
+               "agrees with gold", "right, by the overlap", ""]
     lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += [labeler_row(name, f) for name, f in figures["labelers"].items()]
     if figures["systems"]:

@@ -11,6 +11,7 @@ and err; `judge` is the rubric itself, without error, which training never sees 
 
     python -m sandbox                           # print a page of the corpus, and some prompts
     python -m sandbox --ranks FILE.tiktoken     # write the tokenizer
+    python -m sandbox --mixture FILE.jsonl      # demonstrations in the style of public data sets
 
 [IG] Ouyang et al. 2022, arXiv 2203.02155
 """
@@ -20,6 +21,7 @@ from sandbox.dialogues import (
     check_answer_key, demonstration_prompts, demonstrations, dialogue_prompts, draw_prompts,
     eval_prompts, prompts, untouched_prompts,
 )
+from sandbox.mixture import MIXED, mixture
 from sandbox.rubric import (
     HELD_OUT_LABELER, LABELERS, RUBRIC, Judgement, judge, preference_odds, rate, rating_odds, taste,
     toxic,

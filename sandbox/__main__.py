@@ -2,6 +2,7 @@
 
     python -m sandbox
     python -m sandbox --ranks FILE.tiktoken     # write the sandbox's tokenizer instead
+    python -m sandbox --mixture FILE.jsonl      # write demonstrations in the style of data sets
 """
 
 import sandbox
@@ -27,12 +28,18 @@ def show():
 def main():
     parser = cli.Parser(prog="python -m sandbox", description=__doc__.split("\n")[0])
     parser.add_argument("--ranks", metavar="FILE", help="write the sandbox's tokenizer instead")
+    parser.add_argument("--mixture", metavar="FILE", help="write demonstrations in the style of "
+                        "public data sets instead")
     args = parser.parse_args()
     with cli.told():
         if args.ranks:
             results.check_new(args.ranks)
             results.replace_file(args.ranks, lambda f: f.writelines(make_ranks()))
-        else:
+        if args.mixture:
+            results.check_new(args.mixture)
+            rows = [{"messages": d.messages, "use_case": d.use_case} for d in sandbox.mixture()]
+            results.write_jsonl(args.mixture, rows)
+        if not args.ranks and not args.mixture:
             show()
 
 

@@ -24,6 +24,7 @@ import sandbox
 from evidence import answers, claims, ensemble, experiments, world
 from evidence.statistics import best_of_n_kl
 from evidence.world import World
+from forks import rloo
 from generate import sample
 from model import GPT, GPTConfig, Scorer
 from plumbing.files import save_checkpoint
@@ -165,12 +166,12 @@ def test_the_first_comparisons_are_a_file_of_their_own(tmp_path, monkeypatch):
 # what the experiments read
 
 
-def test_rollouts_are_one_in_four_steps_of_a_log(tmp_path):
+def test_rollouts_are_means_of_four_steps_of_a_log(tmp_path):
     path = str(tmp_path / "ppo.pt")
     lines = [{"step": s, "kl": s / 4, "score": -s} for s in range(12)]
     write_jsonl(f"{path}.log.jsonl", lines)
     kl, score = world.rollouts(path, "kl", "score")
-    assert kl.tolist() == [0, 1, 2] and score.tolist() == [0, -4, -8]
+    assert kl.tolist() == [0.375, 1.375, 2.375] and score.tolist() == [-1.5, -5.5, -9.5]
     assert world.read_log(path) == lines
 
 
@@ -285,7 +286,8 @@ def write_rankings(path, cfg):
     for i, prompt in enumerate(sandbox.prompts(12, cfg.seed)):
         responses = [prompt.meta["answers"][0], "I do not know.", "the"]
         record = {"prompt": prompt.messages, "responses": responses, "use_case": prompt.use_case}
-        records.append(record | marks | {"labeler": f"labeler {i % 5 + 1}"})
+        more = {"meta": prompt.meta} if cfg.unlabeled else marks
+        records.append(record | more | {"labeler": f"labeler {i % 5 + 1}"})
     write_jsonl(path, records)
 
 
@@ -298,7 +300,7 @@ def write_model(path, stage, cfg):
         model.ln_f.bias.data += 5 * eos / eos.pow(2).sum()
     save_checkpoint(path, model, interop.tokenizer_id(ENC), {"config": {"seed": 0}})
     keys = ["loss", "held_out_loss", "held_out_accuracy", "held_out_labelers_accuracy"]
-    if stage in (ppo, ensemble):
+    if stage in (ppo, ensemble, rloo):
         keys = ["kl", "score", "true_score", "reward", "explained_variance"]
     rng, steps = np.random.default_rng(seed), 4 * getattr(cfg, "iterations", 1)
     log = [{"step": s} | {k: abs(rng.normal()) for k in keys} for s in range(steps)]

@@ -507,6 +507,17 @@ def test_agreement_is_that_of_the_pairs_on_which_both_have_a_preference():
     assert alone["ties"] == pytest.approx(1 / 9) and found["tasks"] == 2
 
 
+def test_who_does_not_read_is_seen_without_gold():
+    rng = random.Random(0)
+    records = []
+    for task in map(str, range(60)):
+        truth = rng.sample([1, 2, 3], 3)
+        records += [ranked(task, name, truth) for name in ("anna", "ben")]
+        records.append(ranked(task, "carl", rng.sample([1, 2, 3], 3)))
+    found = report.reliability(report.pair_votes(records))
+    assert min(found["anna"], found["ben"]) > 0.97 and 0.35 < found["carl"] < 0.65
+
+
 def test_who_prefers_what_comes_first_is_seen():
     """The order on the screen decides, not that in the file."""
     rng, records = random.Random(0), []
@@ -551,6 +562,8 @@ def test_the_report_is_a_page_and_figures_and_marks_for_feedme(folder, tmp_path,
     figures = report.write(folder, (str(gold),))
     assert figures["between labelers"]["agreement"] == 1 == figures["between labelers"]["alpha"]
     assert figures["labelers"]["ben"]["agrees with gold"] == 0
+    # of 18 pairs on which both say the same, and one right and one wrong more
+    assert figures["labelers"]["ben"]["reliability"] == pytest.approx(19 / 20, abs=0.01)
     said = capsys.readouterr().out
     assert "| anna | 6 | 0 | 0 | 0 | 3 | 0 % |" in said and "below 75 %" in said
     assert "6 tasks were done by more than one" in said

@@ -933,3 +933,36 @@ def test_the_odds_of_a_preference_are_those_of_all_pairs_of_ratings():
     assert sandbox.preference_odds(weights, first, second) == pytest.approx(up)
     assert sandbox.preference_odds(weights, second, first) == pytest.approx(down)
     assert up > down > 0 and up + down + tie == pytest.approx(1)
+
+
+# the kind of rows that public data sets have
+
+
+def test_a_mixture_asks_single_questions_that_can_be_answered():
+    rows = sandbox.mixture(600, 3)
+    assert rows == sandbox.mixture(600, 3) != sandbox.mixture(600, 4) and len(rows) == 600
+    cases = Counter(row.use_case for row in rows)
+    assert set(cases) == {*sandbox.MIXED, "classification"} and min(cases.values()) > 30
+    bare = 0
+    for row in rows:
+        [asked, said] = row.messages
+        assert said["content"] not in (sandbox.DO_NOT_KNOW, sandbox.DOES_NOT_SAY)
+        bare += asked["content"].endswith((".", "?")) and not asked["content"].startswith(
+            ("Task", "Read", "Do", "Answer"))
+    assert 60 < bare < 200          # two templates of ten end in the question's own sign
+    held_out = {p.messages[-1]["content"] for p in sandbox.eval_prompts(2000)
+                if p.use_case in sandbox.MIXED}
+    assert not any(q in row.messages[0]["content"] for q in held_out for row in rows)
+
+
+def test_a_mixtures_classes_are_what_the_text_names():
+    rows = [r for r in sandbox.mixture(600, 5) if r.use_case == "classification"]
+    said = Counter()
+    for row in rows:
+        text, answer = row.messages[0]["content"], row.messages[1]["content"]
+        pool = "animal" if "an animal named" in text else "food"
+        told = text.partition("Text: ")[2].partition(" Is a")[0]
+        relation = {"animal": "animal", "food": "eat"}[pool]
+        assert (answer == "Yes.") == (relation in told), text
+        said[answer] += 1
+    assert min(said["Yes."], said["No."]) > 10
