@@ -29,6 +29,7 @@ import signal
 import stat
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import typing
@@ -87,6 +88,18 @@ COMMANDS = {
         "--init in/sft.pt --rm in/rm.pt --prompts in/prompts.jsonl --ptx in/text.txt "
         "--iterations 2 --rollout 4 --minibatch 2 --microbatch 2 --max-new 4 "
         f"{STEPS} --out new.pt",
+    ),
+    "dpo": Command(
+        "forks.dpo",
+        3,
+        "--init in/sft.pt --data in/comparisons.jsonl --batch 8 --max-new 4 "
+        f"{STEPS} --out new.pt",
+    ),
+    "rloo": Command(
+        "forks.rloo",
+        3,
+        "--init in/sft.pt --rm in/rm.pt --prompts in/prompts.jsonl --iterations 3 --rollout 4 "
+        f"--k 2 --microbatch 2 --max-new 4 {STEPS} --out new.pt",
     ),
     "label": Command(
         "label",
@@ -574,6 +587,13 @@ def check_written(before):
                 check_tree(path, json.loads(part))
 
 
+def write_nothing(pipe):
+    """Open a pipe for writing and close it, again and again: who reads it waits for a writer."""
+    while os.path.exists(pipe):
+        with open(pipe, "wb"):
+            time.sleep(0.01)
+
+
 def run_inside(case):
     """In a process of its own and the folder of the case: run it, then look at what it wrote."""
     os.chdir("work")
@@ -583,6 +603,8 @@ def run_inside(case):
         virtual = int(f.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (virtual + ALLOWED, virtual + ALLOWED))
     before, code = snapshot(".").keys(), 1
+    if "in/pipe" in case.argv:
+        threading.Thread(target=write_nothing, args=("in/pipe",), daemon=True).start()
     try:
         run_line(case.command, case.argv)
         check_written(before)

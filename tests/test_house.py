@@ -17,7 +17,7 @@ import pytest
 from plumbing import ranges
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("plumbing", "interop", "sandbox", "evidence", "people")
+PACKAGES = ("plumbing", "interop", "sandbox", "evidence", "people", "forks", "codex")
 # {name: source}, as in "ppo" and "plumbing/files"
 SOURCES = {path.stem: path.read_text() for path in sorted(ROOT.glob("*.py"))}
 for package in PACKAGES:
@@ -42,7 +42,9 @@ MAY_IMPORT = {
     **dict.fromkeys(STAGES, BELOW_A_STAGE),
     **dict.fromkeys(("label", "sample"), BELOW_A_STAGE | {"sandbox"}),
     "evaluate": BELOW_A_STAGE | {"sandbox", "evidence", "people"},
-    "evidence": BELOW_A_STAGE | {"sandbox", "label", "evaluate", *STAGES},
+    "evidence": BELOW_A_STAGE | {"sandbox", "label", "evaluate", "forks", *STAGES},
+    "forks": BELOW_A_STAGE | set(STAGES),
+    "codex": BELOW_A_STAGE | {"evidence"},
     "people": {"data", "interop", "plumbing", "sandbox", "evidence"},
     "page": BELOW_A_STAGE | {"evidence", "people"},
 }
@@ -230,6 +232,8 @@ def readers(name):
         names += ["evidence/answers", "evidence/report"]
     if name == "page":
         names += ["evidence/answers", "people/desk"]
+    if name in ("forks/dpo", "forks/rloo"):
+        names += ["reward", "ppo"]
     if name == "evidence/ensemble":
         names += ["evidence/ceiling", "ppo", "train"]
     return names
