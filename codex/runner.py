@@ -12,6 +12,7 @@ Programs have Python's standard library, and no other.
 """
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,9 +23,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from codex import jail
 from interop import rows
-from plumbing import cli, inputs
+from plumbing import cli, inputs, jail
 
 TRIES = 3
 # of each process seconds of CPU and MB; seconds in all, MB of files, processes that it may start
@@ -100,16 +100,39 @@ def way(problem, layers):
     return None
 
 
+def human_eval(row):
+    """A row of HumanEval as published -> Problem. Raises KeyError."""
+    tests = f"{row['test']}\ncheck({row['entry_point']})"
+    return Problem(row["task_id"], row["prompt"], row["entry_point"], tests,
+                   row["canonical_solution"])
+
+
+def mbpp(row):
+    """A row of MBPP as published, or as sanitized: asked as a docstring with the first test, after
+    which the program begins. Raises KeyError, AttributeError."""
+    text, tests = row.get("text") or row["prompt"], row["test_list"]
+    setup = row.get("test_setup_code") or "\n".join(row.get("test_imports", []))
+    defined = re.findall(r"^def (\w+)", row["code"], re.MULTILINE)
+    entry_point = next(name for name in defined if re.search(rf"\b{name}\b", tests[0]))
+    prompt = f'"""\n{text}\n{tests[0]}\n"""\n'
+    return Problem(f"MBPP/{row['task_id']}", prompt, entry_point, "\n".join([setup, *tests]),
+                   row["code"])
+
+
 def read_problems(path):
-    """HumanEval as published -> [Problem, ...]. Raises ValueError."""
+    """HumanEval or MBPP as published -> [Problem, ...]. Raises ValueError."""
     inputs.check(path, "--problems ")
-    names, problems = ("task_id", "prompt", "entry_point", "test", "canonical_solution"), []
+    problems = []
     for where, row in rows.read_rows(path, {}):
-        if not isinstance(row, dict) or not all(isinstance(row.get(x), str) for x in names):
-            raise ValueError(f"{where}: a problem has the texts {', '.join(names)}")
-        name, prompt, entry_point, test, solution = (row[x] for x in names)
-        tests = f"{test}\ncheck({entry_point})"
-        problems.append(Problem(name, prompt, entry_point, tests, solution))
+        try:
+            problem = mbpp(row) if "test_list" in row else human_eval(row)
+            if not all(isinstance(text, str) for text in problem):
+                raise TypeError
+        except (KeyError, AttributeError, TypeError, StopIteration) as e:
+            raise ValueError(f"{where} is no problem of HumanEval (task_id, prompt, entry_point, "
+                             f"test, canonical_solution) or MBPP (task_id, text, code, "
+                             f"test_list)") from e
+        problems.append(problem)
     if not problems:
         raise ValueError(f"{path} holds no problem")
     return problems
@@ -117,7 +140,7 @@ def read_problems(path):
 
 @dataclass(frozen=True)
 class Config:
-    problems: str = "HumanEval.jsonl.gz"    # its problems, as published
+    problems: str = "HumanEval.jsonl.gz"    # its problems, or MBPP's, as published
     workers: int = 0    # programs at a time, 0: two a core, as each waits half its time; >= 0
 
 

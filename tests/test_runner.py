@@ -1,5 +1,5 @@
-"""codex/runner.py, codex/jail.py: programs that mean ill get no verdict but theirs, end in time and
-leave nothing; those that mean well pass."""
+"""codex/runner.py, plumbing/jail.py: programs that mean ill get no verdict but theirs, end in time
+and leave nothing; those that mean well pass."""
 
 import gzip
 import json
@@ -17,7 +17,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from codex import jail, runner
+from codex import runner
+from plumbing import jail
 from plumbing.results import write_jsonl
 
 TESTS = """
@@ -340,8 +341,8 @@ def test_the_command(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("content", "says"), [
-    (b'{"task_id": "x"}', "line 1: a problem has the texts task_id, prompt"),
-    (b'[1]\n{"a": 1}', "a problem has the texts"), (b"", "holds no problem"),
+    (b'{"task_id": "x"}', "line 1 is no problem of HumanEval"),
+    (b'[1]\n{"a": 1}', "line 1 is no problem of"), (b"", "holds no problem"),
     (gzip.compress(b'{"task_id": "x"}', mtime=0)[:-9], "p"), (b"\xff\xfe\xfa", "p"),
 ])
 def test_another_file_is_a_sentence(content, says, tmp_path):

@@ -1,0 +1,214 @@
+"""codex/evaluate.py: programs end where they should, log-probabilities are the model's, figures are
+those of all choices, a run goes on, and a model that writes right programs passes."""
+
+import itertools
+import json
+import random
+
+import pytest
+import torch
+
+import pretrain
+import sft
+from codex import evaluate, language
+from generate import sample
+from interop import get_tokenizer
+from model import GPTConfig
+from plumbing.results import write_jsonl
+from tests.tiny import lively
+from train import step_seed
+
+ENC = get_tokenizer("sandbox")
+
+
+@pytest.fixture(scope="module")
+def coders(tmp_path_factory):
+    """A base that has read "def f(s):" for a while, and what SFT makes of it: files."""
+    folder = tmp_path_factory.mktemp("coders")
+    language.main(language.Config(files=300, functions=40, prompts=4, out=str(folder / "toy")))
+    toy = str(folder / "toy")
+    small = {"n_layer": 1, "n_head": 2, "n_embd": 32, "context": 224, "block": 224}
+    pretrain.main(pretrain.Config(
+        data=(f"{toy}/corpus.jsonl",), tokenizer=f"{toy}/toy.tiktoken", out=str(folder / "base.pt"),
+        tokens=40_000, batch=4, warmup=5, **small))
+    sft.main(sft.Config(init=str(folder / "base.pt"), data=(f"{toy}/functions.jsonl",), ptx_mix=0.0,
+                        epochs=1, max_new=8, out=str(folder / "sft.pt")))
+    return str(folder / "base.pt"), str(folder / "sft.pt")
+
+
+@pytest.mark.parametrize(("said", "text"), [
+    ("\n    return s\n\n\ndef g(s):\n    pass", "\n    return s\n\n"),
+    ("\n    return s\n# more", "\n    return s"), ("\n    return s\nprint(s)", "\n    return s"),
+    ("\n    return s\nclass A", "\n    return s"), ("\n    return s\nif s", "\n    return s"),
+    ("\n    # here\n    if s: return s", "\n    # here\n    if s: return s"),
+    ("\ndef g(s):\n    return s\ndef f", "\ndef g(s):\n    return s"), ("", ""),
+    ("\n    s = 'é'\ndef", "\n    s = 'é'"),
+])
+def test_a_program_ends_where_the_next_thing_begins(said, text):
+    ids = ENC.encode_ordinary(said)
+    found, seen = evaluate.cut(ENC, [*ids, ENC.eot_token])
+    assert found == text
+    # what was needed to see the end: no stop without its last token
+    if text == said:
+        assert seen == len(ids) + 1
+    else:
+        assert evaluate.cut(ENC, ids[:seen])[0] == text
+        assert evaluate.cut(ENC, ids[:seen - 1])[0] != text
+    if text != said:
+        assert evaluate.cut(ENC, ids)[1] == seen
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_log_probabilities_are_those_of_the_tokens_one_by_one(coders, which):
+    coder = evaluate.load(coders[which])
+    assert coder.chats == bool(which)
+    prompt = language.problems(1, 0)[0].prompt
+    found = evaluate.write_programs(coder, prompt, 6, 1.0, seed=3, max_new=40, batch=4)
+    again = evaluate.write_programs(coder, prompt, 6, 1.0, seed=3, max_new=40, batch=4)
+    assert found == again and len(found) == 6
+    assert len({s["program"] for s in found}) > 3
+    asked = prompt.rstrip("\n")
+    before = f"User: {asked}\n\nAssistant:" if which else asked
+    ids = coder.enc.encode_ordinary(before)
+    drawn = [sample(coder.gpt, [ids], 40, coder.enc.eot_token, n=n, seed=step_seed(3, part))
+             for part, n in enumerate((4, 2))]
+    said = [response for samples in drawn for response in samples.responses]
+    for s, response in zip(found, said, strict=True):
+        assert s["program"].startswith(prompt if which else asked)
+        assert s["tokens"] == evaluate.cut(coder.enc, response)[1]
+        total = 0.0
+        with torch.no_grad():
+            for n, t in enumerate(response[:s["tokens"]]):
+                read = torch.tensor([ids + response[:n]])
+                logits = coder.gpt.logits(coder.gpt.hidden(read)[0, -1])
+                total += logits.log_softmax(-1)[t].item()
+        assert s["logp"] == pytest.approx(total, abs=1e-3)
+
+
+def test_figures_are_those_of_all_choices():
+    rng = random.Random(0)
+    samples = [{"problem": f"p{i % 5}", "verdict": rng.choice(["pass", "wrong", "error"]),
+                "logp": -rng.random(), "tokens": rng.randint(1, 9)} for i in range(30)]
+    samples.append(samples[0] | {"verdict": "infrastructure", "logp": 0.0})
+    found = evaluate.figures(samples, (1, 2, 7))
+    groups = [[s for s in samples[:30] if s["problem"] == f"p{i}"] for i in range(5)]
+    for k in (1, 2):
+        shares = []
+        for group in groups:
+            sets = [*itertools.combinations(group, k)]
+            shares.append(sum(any(s["verdict"] == "pass" for s in x) for x in sets) / len(sets))
+        assert found[f"pass@{k}"][0] == pytest.approx(sum(shares) / 5)
+    assert found["pass@7"] == (None, None, 0)
+    for name, key in (("chosen by mean log p", lambda s: s["logp"] / s["tokens"]),
+                      ("chosen by sum log p", lambda s: s["logp"])):
+        best = [max(group, key=key)["verdict"] == "pass" for group in groups]
+        assert found[name][0] == pytest.approx(sum(best) / 5)
+    able = [any(s["verdict"] == "pass" for s in group) for group in groups]
+    assert found["chosen by tests"][0] == pytest.approx(sum(able) / 5)
+
+
+def test_a_run_writes_its_report_and_goes_on_after_a_kill(coders, tmp_path, monkeypatch):
+    cfg = evaluate.Config(models=coders, toy=4, n=4, k=(1, 4), temperatures=(0.5,), max_new=24,
+                          out=str(tmp_path / "whole"))
+    evaluate.main(cfg)
+    whole = (tmp_path / "whole/samples.jsonl").read_bytes()
+    report = json.loads((tmp_path / "whole/report.json").read_text())
+    assert [row["model"] for row in report["rows"]] == ["base", "sft"]
+    assert sum(report["verdicts"].values()) == 2 * 4 * 4 == len(whole.splitlines())
+    assert "| sft | 0.5 |" in (tmp_path / "whole/report.md").read_text()
+    assert (tmp_path / "whole/pass_at_k.png").read_bytes().startswith(b"\x89PNG")
+
+    # killed while it writes the third problem's line
+    part = tmp_path / "cut/samples.part"
+    half = evaluate.Config(**(vars(cfg) | {"out": str(tmp_path / "cut")}))
+    judged = []
+
+    def judge_of(cfg):
+        problems, judge = TOY_JUDGE(cfg)
+
+        def some(problem, programs):
+            judged.append(problem.name)
+            if len(judged) == 3:
+                raise KeyboardInterrupt
+            return judge(problem, programs)
+        return problems, some
+    monkeypatch.setattr(evaluate, "toy_judge", judge_of)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main(half)
+    with part.open("a") as f:
+        f.write('{"of": ["ba')
+    evaluate.main(half)
+    assert (tmp_path / "cut/samples.jsonl").read_bytes() == whole
+    assert judged == ["toy/0", "toy/1", "toy/2", "toy/2", "toy/3", *(f"toy/{i}" for i in range(4))]
+    assert not part.exists()
+
+    # finished, and another command in the same folder
+    judged.clear()
+    evaluate.main(half)
+    assert not judged
+    with pytest.raises(ValueError, match="choose another --out"):
+        evaluate.main(evaluate.Config(**(vars(half) | {"n": 5})))
+
+
+TOY_JUDGE = evaluate.toy_judge
+
+
+def test_an_unfinished_run_with_other_settings_is_refused(coders, tmp_path):
+    path = str(tmp_path / "samples.part")
+    assert evaluate.read_part(path, {"stage": "x", "config": {"n": 1}, "inputs": {}}) == {}
+    with pytest.raises(ValueError, match="is of an unfinished run with other settings"):
+        evaluate.read_part(path, {"stage": "x", "config": {"n": 2}, "inputs": {}})
+    with pytest.raises(ValueError, match="name the models"):
+        evaluate.main(evaluate.Config())
+    with pytest.raises(ValueError, match=r"none\.pt does not exist"):
+        evaluate.main(evaluate.Config(models=("none.pt",)))
+    with pytest.raises(ValueError, match="do not fit the context"):
+        evaluate.write_programs(evaluate.load(coders[0]), "def f(s):", 1, 1.0, 0, max_new=500)
+
+
+def test_python_problems_are_run(coders, tmp_path, capsys):
+    """HumanEval's and MBPP's forms; a problem whose own solution fails is not asked."""
+    human = {"task_id": "x/0", "prompt": "def f(x):\n    'Twice.'\n", "entry_point": "f",
+             "canonical_solution": "    return x + x\n",
+             "test": "def check(f):\n  assert f(2) == 4"}
+    mbpp = {"task_id": 7, "text": "Write a function that doubles.", "test_setup_code": "",
+            "code": "def twice(x):\n    return 2 * x", "test_list": ["assert twice(3) == 6"],
+            "challenge_test_list": []}
+    write_jsonl(str(tmp_path / "p"), [human, mbpp, human | {"canonical_solution": "    pass"}])
+    problems, judge = evaluate.python_judge(str(tmp_path / "p"), 2)
+    assert [p.name for p in problems] == ["x/0", "MBPP/7"]
+    assert problems[1].entry_point == "twice"
+    assert problems[1].prompt == ('"""\nWrite a function that doubles.\nassert twice(3) == 6\n"""'
+                                  "\n")
+    right, wrong = "    return 2 * x\n", "    return x\n"
+    programs = [problems[0].prompt + body for body in (right, wrong, right)]
+    assert judge(problems[0], programs) == ["pass", "wrong", "pass"]
+    programs = [f"{problems[1].prompt}def twice(x):\n{body}" for body in (right, wrong)]
+    assert judge(problems[1], programs) == ["pass", "wrong"]
+    assert "2 of 3 problems are passed by their own solution" in capsys.readouterr().out
+    cfg = evaluate.Config(models=coders[:1], problems=str(tmp_path / "p"), n=2, k=(1,), max_new=8,
+                          temperatures=(0.0,), out=str(tmp_path / "out"))
+    evaluate.main(cfg)
+    assert len((tmp_path / "out/samples.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_model_that_has_learned_one_function_passes():
+    """Log-probabilities apart, all of it: a GPT that can say one thing says it."""
+    enc = ENC
+    program = '\n    return s.replace("e", "")'
+    problem = next(p for p in language.problems(400, 0)
+                   if language.chain_of(p.prompt) == ("remove every e",))
+    ids = enc.encode_ordinary(problem.prompt.rstrip("\n") + program) + [enc.eot_token]
+    model = lively(evaluate.GPT(GPTConfig(enc.n_vocab, len(ids) + 4, 1, 2, 32)))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    rows = torch.tensor([ids])
+    for _ in range(60):
+        loss = model.loss(rows, torch.ones(1, len(ids) - 1, dtype=torch.bool))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    coder = evaluate.Coder(model.eval(), enc, False)
+    written = evaluate.write_programs(coder, problem.prompt, 5, 0.2, 0,
+                                      max_new=len(enc.encode_ordinary(program)) + 2)
+    assert [language.verdict(problem, s["program"]) for s in written] == ["pass"] * 5
+
