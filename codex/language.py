@@ -237,8 +237,8 @@ def draw_chain(rng, length, held_out):
 
 
 WORDS = ("Apple", "tree", "river", "Stone", "the", "house", "Is", "red", "and", "here", "A",
-         "green", "bird", "sees", "me", "today", "under", "every", "Lamp", "eagle", "water", "we", "eat",
-         "Bread", "or", "cheese", "it")
+         "green", "bird", "sees", "me", "today", "under", "every", "Lamp", "eagle", "water", "we",
+         "eat", "Bread", "or", "cheese", "it")
 
 
 def examples(chain, n=8):

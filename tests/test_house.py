@@ -42,7 +42,7 @@ MAY_IMPORT = {
     **dict.fromkeys(STAGES, BELOW_A_STAGE),
     **dict.fromkeys(("label", "sample"), BELOW_A_STAGE | {"sandbox"}),
     "evaluate": BELOW_A_STAGE | {"sandbox", "evidence", "people"},
-    "evidence": BELOW_A_STAGE | {"sandbox", "label", "evaluate", "forks", *STAGES},
+    "evidence": BELOW_A_STAGE | {"sandbox", "label", "evaluate", "forks", "codex", *STAGES},
     "forks": BELOW_A_STAGE | set(STAGES),
     "codex": BELOW_A_STAGE | {"evidence"},
     "people": {"data", "interop", "plumbing", "sandbox", "evidence"},
