@@ -1,7 +1,7 @@
 # The table of contents: every artefact is a target.
 #   base.pt -> sft.pt -> comparisons.jsonl -> rm.pt -> ppo.pt -> report/
 # Each says first what it is and how long it takes on two cores.
-#   make | make -j2 | make compare | make seeds | make rounds | make claims | make quick-claims
+#   make | make -j2 | make compare | make codex | make seeds | make rounds | make claims | make quick-claims
 #   make page | make test | make clean
 # SEED=1 OUT=runs/1 make   runs the pipeline with another seed in another folder.
 
@@ -16,7 +16,8 @@ AT     := $(subst $() ,\ ,$(OUT))
 all: $(AT)/report/report.md
 	@$(PY) -m evidence.report "$(OUT)/report"
 
-# every system beside one another: the prompted base, FeedME, plain PPO, a perfect reward model
+# every system beside one another: the prompted base, FLAN, FeedME, plain PPO, and PPO-ptx with a
+# perfect reward model
 compare: $(AT)/report/compare/report.md
 	@$(PY) -m evidence.report "$(OUT)/report/compare"
 
@@ -64,27 +65,67 @@ $(AT)/report/report.md: $(foreach x,base sft ppo rm,$(AT)/$(x).pt)
 
 # FeedME: demonstrations and the samples that labelers rated 7 of 7
 $(AT)/ratings.jsonl: $(AT)/sft.pt
-	@echo "compare 1/5 ratings: labelers rate what SFT answers, about 10 s"
+	@echo "compare 1/6 ratings: labelers rate what SFT answers, about 10 s"
 	$(PY) label.py --seed $(SEED) --init "$<" --rate --swap 0 --n 1000 --out "$@"
 
 $(AT)/feedme.pt: $(AT)/base.pt $(AT)/ratings.jsonl
-	@echo "compare 2/5 FeedME: SFT on demonstrations and the best answers, about 40 s"
+	@echo "compare 2/6 FeedME: SFT on demonstrations and the best answers, about 40 s"
 	$(PY) sft.py --seed $(SEED) --init "$<" --rated "$(OUT)/ratings.jsonl" --epochs 4 --out "$@"
+
+# FLAN: SFT on twenty times as many rows of the kind that public data sets have, and of its epochs
+# the one that the reward model likes best ([IG] 3.5)
+$(AT)/mixture.jsonl: | $(AT)/make.seed
+	$(PY) -m sandbox --mixture "$@"
+
+$(AT)/flan.pt: $(AT)/base.pt $(AT)/mixture.jsonl $(AT)/rm.pt
+	@echo "compare 3/6 FLAN: SFT on a mixture of data sets, about 50 s"
+	$(PY) sft.py --seed $(SEED) --init "$<" --data "$(OUT)/mixture.jsonl" --epochs 4 \
+	  --select rm --rm "$(OUT)/rm.pt" --out "$@"
 
 # plain PPO, without pretraining gradients: what the mix is for
 $(AT)/ppo-plain.pt: $(AT)/sft.pt $(AT)/rm.pt
-	@echo "compare 3/5 PPO without pretraining gradients, about 90 s"
+	@echo "compare 4/6 PPO without pretraining gradients, about 90 s"
 	$(PY) ppo.py --seed $(SEED) --init "$<" --rm "$(OUT)/rm.pt" --ptx-coef 0 --out "$@"
 
 $(AT)/ceiling.pt: $(AT)/sft.pt $(AT)/rm.pt
-	@echo "compare 4/5 ceiling: PPO-ptx with the true score as reward, about 110 s"
+	@echo "compare 5/6 ceiling: PPO-ptx with the true score as reward, about 110 s"
 	$(PY) -m evidence.ceiling --seed $(SEED) --init "$<" --rm "$(OUT)/rm.pt" --out "$@"
 
-$(AT)/report/compare/report.md: $(foreach x,base sft feedme ppo-plain ppo ceiling rm,$(AT)/$(x).pt)
-	@echo "compare 5/5 report: all answer the same held-out prompts, about 90 s"
+$(AT)/report/compare/report.md: $(foreach x,base sft feedme flan ppo-plain ppo ceiling rm,$(AT)/$(x).pt)
+	@echo "compare 6/6 report: all answer the same held-out prompts, about 90 s"
 	$(PY) evaluate.py "$(OUT)/base.pt" "prompted:$(OUT)/base.pt" "$(OUT)/sft.pt" \
-	  "$(OUT)/feedme.pt" "bon16:$(OUT)/sft.pt" "$(OUT)/ppo-plain.pt" \
+	  "$(OUT)/flan.pt" "$(OUT)/feedme.pt" "bon16:$(OUT)/sft.pt" "$(OUT)/ppo-plain.pt" \
 	  "$(OUT)/ceiling.pt" "$(OUT)/ppo.pt" --rm "$(OUT)/rm.pt" --seed $(SEED) --out "$(OUT)/report/compare"
+
+# [Codex]: a base reads the files of a toy language, SFT learns right functions, RLOO has the tests
+# as its reward; then pass@k of the three
+codex: $(AT)/report/codex/report.md
+	@cat "$(OUT)/report/codex/report.md"
+
+$(AT)/toy/corpus.jsonl: | $(AT)/make.seed
+	@echo "codex 1/5 toy language: files, functions and prompts, about 5 s"
+	$(PY) -m codex.language --seed $(SEED) --out "$(OUT)/toy"
+
+$(AT)/code.pt: $(AT)/toy/corpus.jsonl
+	@echo "codex 2/5 base: a GPT reads the files, about 60 s"
+	$(PY) pretrain.py --seed $(SEED) --data "$<" --tokenizer "$(OUT)/toy/toy.tiktoken" \
+	  --tokens 1_500_000 --n-embd 96 --context 256 --block 256 --batch 8 --out "$@"
+
+$(AT)/code-s.pt: $(AT)/code.pt
+	@echo "codex 3/5 Codex-S: it learns 4,000 right functions, about 60 s"
+	$(PY) sft.py --seed $(SEED) --init "$<" --data "$(OUT)/toy/functions.jsonl" --ptx-mix 0 \
+	  --epochs 2 --lr 5e-4 --max-new 100 --out "$@"
+
+$(AT)/code-rl.pt: $(AT)/code-s.pt
+	@echo "codex 4/5 RLOO, whose reward is that the tests pass, about 80 s"
+	$(PY) -m forks.rloo --seed $(SEED) --init "$<" --prompts "$(OUT)/toy/prompts.jsonl" \
+	  --reward codex.language:tests --k 8 --max-new 100 --kl-coef 0.01 --lr 2e-4 --warmup 5 \
+	  --out "$@"
+
+$(AT)/report/codex/report.md: $(foreach x,code code-s code-rl,$(AT)/$(x).pt)
+	@echo "codex 5/5 report: 100 programs for each of 48 problems, about 180 s"
+	$(PY) -m codex.evaluate "$(OUT)/code.pt" "$(OUT)/code-s.pt" "$(OUT)/code-rl.pt" \
+	  --seed $(SEED) --toy 48 --max-new 112 --out "$(OUT)/report/codex"
 
 # people rank what SFT answers, in a browser; after ten they are told how often they agree with the
 # sandbox's rubric
@@ -145,13 +186,16 @@ test: .venv/ready
 # stage has refused to replace what it had not made, so names tell what is ours; without it nothing
 # is. It goes last: a clean may fail midway.
 ROUND   := round-[1-9] round-[1-9][0-9]
-MODELS  := $(addsuffix .pt,base sft rm ppo ppo-plain feedme ceiling $(ROUND) $(ROUND:=-rm))
-RECORDS := $(addsuffix .jsonl,comparisons ratings tasks $(ROUND))
-REPORTS := report/compare report/rounds-[1-9] report/rounds-[1-9][0-9] report
-PAGES   := report.json report.md systems.png matrix.png use_cases.png made.json
+MODELS  := $(addsuffix .pt,base sft rm ppo ppo-plain flan feedme ceiling \
+  code code-s code-rl $(ROUND) $(ROUND:=-rm))
+RECORDS := $(addsuffix .jsonl,comparisons ratings mixture tasks $(ROUND))
+REPORTS := report/compare report/codex report/rounds-[1-9] report/rounds-[1-9][0-9] report
+PAGES   := report.json report.md systems.png matrix.png use_cases.png pass_at_k.png \
+  samples.jsonl samples.part made.json
+TOY     := toy/corpus.jsonl toy/functions.jsonl toy/prompts.jsonl toy/toy.tiktoken
 BESIDE  := .part .log.jsonl .made.json .lock
 RESULTS := $(foreach x,$(MODELS) $(RECORDS),$(x) $(addprefix $(x),$(BESIDE)))
-LOCKS   := $(filter %.lock,$(RESULTS)) $(REPORTS:=.lock)
+LOCKS   := $(filter %.lock,$(RESULTS)) $(REPORTS:=.lock) toy.lock
 # A run holds OUT.lock; a killed one only leaves the file.
 define REFUSE_HELD
 import fcntl, os, sys
@@ -177,8 +221,10 @@ clean:
 	  rm -f $(foreach x,$(PAGES),$$x/$(x) $$x/.$(x).????????.tmp); \
 	  rmdir $$x 2> /dev/null || true; \
 	done; \
+	if test -e toy/made.json; then rm -f $(TOY) toy/made.json toy.lock; rmdir toy || true; fi; \
 	rm -f make.seed
 
 # What is written is whole: an interrupted make is not to delete it.
-.PRECIOUS: $(foreach x,$(MODELS) $(RECORDS) report/report.md report/compare/report.md,$(AT)/$(x))
-.PHONY: all compare page seeds rounds claims quick-claims test clean ALWAYS
+.PRECIOUS: $(foreach x,$(MODELS) $(RECORDS) report/report.md report/compare/report.md \
+  report/codex/report.md toy/corpus.jsonl,$(AT)/$(x))
+.PHONY: all compare codex page seeds rounds claims quick-claims test clean ALWAYS

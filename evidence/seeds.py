@@ -36,9 +36,9 @@ class Config:
 
 PRESETS = {"sandbox": {}}
 # as evaluate.py names the systems, and as the pages do
-SYSTEMS = {"base": "base", "prompted base": "prompted base", "sft": "SFT", "feedme": "FeedME",
-           "sft best of 16": "SFT, best of 16", "ppo-plain": "PPO", "ppo": "PPO-ptx",
-           "ceiling": "PPO-ptx, true score as reward"}
+SYSTEMS = {"base": "base", "prompted base": "prompted base", "sft": "SFT", "flan": "FLAN",
+           "feedme": "FeedME", "sft best of 16": "SFT, best of 16", "ppo-plain": "PPO",
+           "ppo": "PPO-ptx", "ceiling": "PPO-ptx, true score as reward"}
 SHARES = ("won", "tied", "lost")
 # what a line of seeds.jsonl keeps of a system, of all its answers and of those to some prompts
 FIGURES = ("best_of", "prompts", "samples", "win_rate", *SHARES, "decided", "length_controlled",

@@ -34,15 +34,18 @@ elif words[0] == "-c":
 elif words[:2] == ["-m", "venv"]:
     os.makedirs(words[2] + "/bin")
     os.symlink({path!r}, words[2] + "/bin/python")
-elif "--out" in words:
-    out = words[words.index("--out") + 1]
+elif "--out" in words or "--mixture" in words:
+    out = words[words.index("--out" if "--out" in words else "--mixture") + 1]
     for word in words[1:]:
         path = word.split(":")[-1]
         if path.endswith((".pt", ".jsonl")) and path != out and not os.path.exists(path):
             sys.exit(path + " is not there yet")
     if "." not in os.path.basename(out):
         os.makedirs(out, exist_ok=True)
-        out += "/report.md"
+        for name in ("corpus.jsonl", "functions.jsonl", "prompts.jsonl", "made.json"):
+            if out.endswith("toy"):
+                open(out + "/" + name, "w").close()
+        out += "/toy.tiktoken" if out.endswith("toy") else "/report.md"
     open(out, "w").close()
     time.sleep({seconds})
 """
@@ -105,9 +108,10 @@ def results(calls):
 
 # ---- what is made, and from what ---------------------------------------------------------------
 
+CODEX = ["code-rl.pt", "code-s.pt", "code.pt", "codex", "toy"]
 ARTEFACTS = ["base.pt", "comparisons.jsonl", "ppo.pt", "report", "rm.pt", "sft.pt"]
-COMPARED = ["base.pt", "ceiling.pt", "compare", "comparisons.jsonl", "feedme.pt", "ppo-plain.pt"]
-COMPARED += ["ppo.pt", "ratings.jsonl", "rm.pt", "sft.pt"]
+COMPARED = ["base.pt", "ceiling.pt", "compare", "comparisons.jsonl", "feedme.pt", "flan.pt"]
+COMPARED += ["ppo-plain.pt", "ppo.pt", "ratings.jsonl", "rm.pt", "sft.pt"]
 GOALS = {"all": (ARTEFACTS, "report"), "compare": (COMPARED, "report/compare")}
 
 
@@ -125,13 +129,24 @@ def test_every_artefact_is_made_once_after_what_it_is_made_from(root, standin, o
     assert standin.calls() == [show]
 
 
+def test_codex_is_made_once_in_order(root, standin, out):
+    """And its page is shown each time."""
+    given = ["codex", f"OUT={out}", f"PY={standin.path}"]
+    code, said = make(root, *given)
+    assert code == 0, said
+    assert results(standin.calls()) == CODEX
+    assert re.findall(r"^codex (\d)/5 .*, about \d+ s$", said, re.MULTILINE) == [*"12345"]
+    assert make(root, *given)[0] == 0
+    assert standin.calls() == []
+
+
 def test_what_is_missing_is_made_again_with_what_follows_from_it(root, standin, out):
     given = ["all", "compare", f"OUT={out}", f"PY={standin.path}"]
     make(root, *given)
     standin.calls()
     os.remove(f"{out}/rm.pt")
     assert make(root, *given)[0] == 0
-    again = ["ceiling.pt", "compare", "ppo-plain.pt", "ppo.pt", "report", "rm.pt"]
+    again = ["ceiling.pt", "compare", "flan.pt", "ppo-plain.pt", "ppo.pt", "report", "rm.pt"]
     assert results(standin.calls()) == again
 
 
@@ -140,8 +155,9 @@ def test_the_report_of_a_seed_has_its_systems_and_its_prompts(root, standin, out
     make(root, "all", "compare", f"OUT={out}", f"PY={standin.path}", SEED="7")
     whole, small = (words for words in reversed(standin.calls()) if words[0] == "evaluate.py")
     names = ["base.pt", "sft.pt", "bon16:sft.pt", "ppo.pt"]
-    more = ["base.pt", "prompted:base.pt", "sft.pt", "feedme.pt", "bon16:sft.pt", "ppo-plain.pt"]
-    for words, systems in ((small, names), (whole, [*more, "ceiling.pt", "ppo.pt"])):
+    more = ["base.pt", "prompted:base.pt", "sft.pt", "flan.pt", "feedme.pt", "bon16:sft.pt"]
+    more += ["ppo-plain.pt", "ceiling.pt", "ppo.pt"]
+    for words, systems in ((small, names), (whole, more)):
         assert [word.replace(f"{out}/", "") for word in words[1 : words.index("--rm")]] == systems
         assert words[words.index("--seed") + 1] == "7"
 
@@ -152,7 +168,7 @@ def test_each_stage_says_what_it_is_and_how_long_it_takes(root, standin, out):
     said = make(root, *given)[1]
     assert begins.findall(said) == [f"{i}/6" for i in range(1, 7)]
     said = make(root, *given, "compare")[1]
-    assert begins.findall(said) == [f"compare {i}/5" for i in range(1, 6)]
+    assert begins.findall(said) == [f"compare {i}/6" for i in range(1, 7)]
     assert begins.findall(make(root, *given, "all", "compare")[1]) == []
 
 
@@ -319,10 +335,11 @@ def files_below(folder):
 def test_clean_removes_what_was_made_and_no_other_file(root, standin, tmp_path):
     out = tmp_path / "a folder"
     given = [f"OUT={out}", f"PY={standin.path}"]
-    assert make(root, *given, "all", "compare", "rounds", "ROUNDS=10")[0] == 0
+    assert make(root, *given, "all", "compare", "codex", "rounds", "ROUNDS=10")[0] == 0
     made = [name for name in files_below(out) if name.endswith((".pt", ".jsonl"))]
-    assert len(made) == 9 + 3 * 10
-    folders = ["report", "report/compare", "report/rounds-10"]
+    assert len(made) == 9 + 2 + 3 + 3 + 3 * 10
+    made = [name for name in made if not name.startswith("toy/")]
+    folders = ["report", "report/compare", "report/codex", "report/rounds-10"]
     left = [f"{folder}.lock" for folder in folders]
     for name in made:
         left += [f"{name}.lock", f"{name}.part", f"{name}.log.jsonl", f"{name}.made.json"]
@@ -333,7 +350,7 @@ def test_clean_removes_what_was_made_and_no_other_file(root, standin, tmp_path):
             left += [f"{folder}/{name}", f"{folder}/.{name}.abcdefgh.tmp"]
     own = ["mine.pt", "ppo-2.pt", "data.jsonl", "my.log.jsonl", "report.md", "my.lock", ".x.tmp"]
     own += ["report/notes.md", "report/rounds-mine/report.md", "round-1-notes.jsonl", "seed"]
-    own += ["report/compare/notes.md"]
+    own += ["report/compare/notes.md", "toy/mine.jsonl"]
     own += [".base.pt-backup.20240101.tmp", ".sft.pt.mine.20240101.tmp", ".report.md.abcdefgh.tmp"]
     (out / "report" / "rounds-mine").mkdir()
     for name in left + own:
