@@ -168,6 +168,30 @@ def figures(samples, ks):
     return found
 
 
+def mechanisms(rows, k):
+    """What the paper saw and whether these rows show it, `k` being the largest of their pass@k ->
+    [(sentence, figures, bool), ...]"""
+    found, of_first, many = [], {}, f"pass@{k}"
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = {row["temperature"]: row["figures"] for row in rows if row["model"] == model}
+        best = {what: max(own, key=lambda t: own[t][what][0] or 0.0) for what in ("pass@1", many)}
+        value = {what: 100 * (own[best[what]][what][0] or 0.0) for what in best}
+        if len(own) > 1:
+            found.append((f"{model}: many samples want a higher temperature (Fig. 5)",
+                          f"{best['pass@1']} for pass@1, {best[many]} for {many}",
+                          best["pass@1"] < best[many]))
+        one, mean, total = (100 * own[max(own)][what][0] for what in
+                            ("pass@1", "chosen by mean log p", "chosen by sum log p"))
+        chosen = f"at random {one:.1f}, by mean {mean:.1f}, by sum {total:.1f}"
+        what = "the mean log-probability chooses better than chance, the sum does not (Fig. 7)"
+        found.append((f"{model}: {what}", chosen, mean > one >= total))
+        for what, was in of_first.items():
+            found.append((f"{model}: {what} is higher than the first model's",
+                          f"{was:.1f} → {value[what]:.1f}", value[what] > was))
+        of_first = of_first or value
+    return found
+
+
 def page(report):
     """The report as Markdown."""
     first = report["rows"][0]["figures"]
@@ -180,7 +204,10 @@ def page(report):
                  for mean, half, _ in row["figures"].values()]
         lines.append(f"| {row['model']} | {row['temperature']} | {' | '.join(cells)} |")
     verdicts = ", ".join(f"{n:,} {name}" for name, n in sorted(report["verdicts"].items()))
-    return "\n".join([*lines, "", f"Verdicts: {verdicts}.", ""])
+    seen = [f"- {'yes' if holds else 'no'}: {what}: {said}" for what, said, holds in
+            mechanisms(report["rows"], report["k"])]
+    return "\n".join([*lines, "", f"Verdicts: {verdicts}.", "", "What [Codex] saw, here:", "",
+                      *seen, ""])
 
 
 def draw(report, samples, f):
@@ -248,6 +275,8 @@ def collect(cfg, path, problems, judge, part, meta):
 def main(cfg):
     if not cfg.models:
         raise ValueError("name the models, e.g. `python -m codex.evaluate base.pt sft.pt`")
+    if 1 not in cfg.k or cfg.n < 1:
+        raise ValueError("--k names at least 1, the samples one by one")
     for path in cfg.models:
         files.require("the model", interop.model_files(path), "python pretrain.py --out base.pt")
     checkpoints = [file for path in cfg.models for file in interop.model_files(path)]
@@ -263,7 +292,8 @@ def main(cfg):
         rows = [{"model": own[0]["model"], "temperature": own[0]["temperature"],
                  "figures": figures(own, cfg.k)} for own in samples]
         verdicts = Counter(s["verdict"] for own in samples for s in own)
-        report = {"problems": len(problems), "n": cfg.n, "rows": rows, "verdicts": verdicts}
+        report = {"problems": len(problems), "n": cfg.n, "k": max(k for k in cfg.k if k <= cfg.n),
+                  "rows": rows, "verdicts": verdicts}
         writers = (results.jsonl(s for own in samples for s in own),
                    lambda f: json.dump(report, f, indent=1), lambda f: f.write(page(report)),
                    partial(draw, report, samples))

@@ -107,6 +107,24 @@ def test_figures_are_those_of_all_choices():
     assert found["chosen by tests"][0] == pytest.approx(sum(able) / 5)
 
 
+def row(model, temperature, one, many, mean, total):
+    names = ("pass@1", "pass@9", "chosen by mean log p", "chosen by sum log p")
+    figures = {name: [x, 0.1, 5] for name, x in zip(names, (one, many, mean, total))}
+    return {"model": model, "temperature": temperature, "figures": figures}
+
+
+def test_the_report_says_what_of_the_paper_is_seen():
+    rows = [row("a", 0.2, 0.2, 0.3, 0.2, 0.1), row("a", 0.8, 0.1, 0.5, 0.15, 0.05),
+            row("b", 0.2, 0.1, 0.7, 0.2, 0.1), row("b", 0.8, 0.2, 0.6, 0.1, 0.3)]
+    found = evaluate.mechanisms(rows, 9)
+    assert [(said, seen) for _, said, seen in found] == [
+        ("0.2 for pass@1, 0.8 for pass@9", True),
+        ("at random 10.0, by mean 15.0, by sum 5.0", True),
+        ("0.8 for pass@1, 0.2 for pass@9", False),
+        ("at random 20.0, by mean 10.0, by sum 30.0", False),
+        ("20.0 → 20.0", False), ("50.0 → 70.0", True)]
+
+
 def test_a_run_writes_its_report_and_goes_on_after_a_kill(coders, tmp_path, monkeypatch):
     cfg = evaluate.Config(models=coders, toy=4, n=4, k=(1, 4), temperatures=(0.5,), max_new=24,
                           out=str(tmp_path / "whole"))
@@ -115,6 +133,7 @@ def test_a_run_writes_its_report_and_goes_on_after_a_kill(coders, tmp_path, monk
     report = json.loads((tmp_path / "whole/report.json").read_text())
     assert [row["model"] for row in report["rows"]] == ["base", "sft"]
     assert sum(report["verdicts"].values()) == 2 * 4 * 4 == len(whole.splitlines())
+    assert "- no: sft: pass@4 is higher" in (tmp_path / "whole/report.md").read_text()
     assert "| sft | 0.5 |" in (tmp_path / "whole/report.md").read_text()
     assert (tmp_path / "whole/pass_at_k.png").read_bytes().startswith(b"\x89PNG")
 
@@ -160,6 +179,8 @@ def test_an_unfinished_run_with_other_settings_is_refused(coders, tmp_path):
         evaluate.read_part(path, {"stage": "x", "config": {"n": 2}, "inputs": {}})
     with pytest.raises(ValueError, match="name the models"):
         evaluate.main(evaluate.Config())
+    with pytest.raises(ValueError, match="--k names at least 1"):
+        evaluate.main(evaluate.Config(models=coders, k=(10,)))
     with pytest.raises(ValueError, match=r"none\.pt does not exist"):
         evaluate.main(evaluate.Config(models=("none.pt",)))
     with pytest.raises(ValueError, match="do not fit the context"):
