@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch
 
 import interop
-from evidence import curves, experiments, page, rivals, screening
+from evidence import curves, experiments, page, programs, rivals, screening
 from evidence.experiments import CHANGED
 from evidence.statistics import effect
 from evidence.world import World, alone
@@ -485,6 +485,78 @@ CLAIMS = {
         "helpful there: {flan.own helpful}, SFT {sft.own helpful}",
         {"helpful, it minus SFT, plus 2 %":
             Quantity(lambda f: f["flan"]["own helpful"] - f["sft"]["own helpful"] + 0.02, 0)}),
+    "24a": Claim(
+        "A base that read files solves more once it is fine-tuned on right functions, with one "
+        "sample and with 100.",
+        "[Codex] 4.5", "Codex-S: pass@1 6.5 points more, pass@100 15.1",
+        programs.programs,
+        "pass@1 at a temperature of 0.2 {base.pass@1 cold} → {tuned.pass@1 cold}, pass@100 at 0.8 "
+        "{base.pass@100 warm} → {tuned.pass@100 warm}",
+        {"pass@1, Codex-S minus base": minus("tuned.pass@1 cold", "base.pass@1 cold", 0.02),
+         "pass@100, Codex-S minus base": minus("tuned.pass@100 warm", "base.pass@100 warm", 0.02)},
+        table=page.programs_table),
+    "24b": Claim(
+        "One sample wants a low temperature, a hundred want a high one.",
+        "[Codex] Fig. 5", "the best are 0.2 for pass@1 and 0.8 for pass@100",
+        programs.programs,
+        "the base at 0.2 and 0.8: pass@1 {base.pass@1 cold}, {base.pass@1 warm}; pass@100 "
+        "{base.pass@100 cold}, {base.pass@100 warm}",
+        {"pass@1 of the base, 0.2 minus 0.8": minus("base.pass@1 cold", "base.pass@1 warm", 0.02),
+         "pass@100 of the base, 0.8 minus 0.2":
+            minus("base.pass@100 warm", "base.pass@100 cold", 0.02)}),
+    "25a": Claim(
+        "Of 100 samples the one of the best mean log-probability is right more often than any.",
+        "[Codex] Fig. 7", "so; 11.6 points for Codex-S",
+        programs.programs,
+        "Codex-S: one at random {tuned.pass@1 warm}, the chosen {tuned.mean}",
+        {"Codex-S, chosen minus random": minus("tuned.mean", "tuned.pass@1 warm", 0.02)}),
+    "25b": Claim(
+        "The one of the best sum is not.",
+        "[Codex] Fig. 7", "it is right a little less often",
+        programs.programs,
+        "Codex-S: one at random {tuned.pass@1 warm}, the chosen {tuned.sum}",
+        {"Codex-S, random minus chosen": minus("tuned.pass@1 warm", "tuned.sum", 0.02)}),
+    "26": Claim(
+        "Each further block in a docstring divides the share of right programs by 1.5 or more.",
+        "[Codex] Fig. 11", "by two to three",
+        programs.programs,
+        "base, one to four blocks: {base.one}, {base.two}, {base.three}, {base.four}; Codex-S: "
+        "{tuned.one}, {tuned.two}, {tuned.three}, {tuned.four}",
+        {"base, one minus 1.5 times two":
+            Quantity(lambda f: f["base"]["one"] - 1.5 * f["base"]["two"], 0.02),
+         "base, two minus 1.5 times three":
+            Quantity(lambda f: f["base"]["two"] - 1.5 * f["base"]["three"], 0.02)}),
+    "27": Claim(
+        "After a function with a bug it writes fewer right programs, and the more so the larger "
+        "it is.",
+        "[Codex] Fig. 12", "so",
+        programs.programs,
+        "after a right function and after one with a slip: small base {small.after right}, "
+        "{small.after slip}, base {base.after right}, {base.after slip}",
+        {"base, after right minus after slip": minus("base.after right", "base.after slip", 0.02),
+         "the same, base minus small base":
+            Quantity(lambda f: programs.lost(f["base"]) - programs.lost(f["small"]), 0.02)}),
+    "28": Claim(
+        "BLEU does not tell right programs from wrong ones: a right one has more in less than "
+        "three of four pairs.",
+        "[Codex] Fig. 8", "the distributions overlap",
+        programs.programs,
+        "a right program has more BLEU than a wrong one of the same problem {tuned.bleu} of the "
+        "time (Codex-S), {base.bleu} (base)",
+        {"0.75 minus that share, Codex-S": below("tuned.bleu", 0.75, 0.02)}),
+    "29a": Claim(
+        "RL with the tests as reward makes one sample better.",
+        "Yue et al. 2025, arXiv 2504.13837", "so",
+        programs.programs,
+        "pass@1 at 0.2: {tuned.pass@1 cold} → {tested.pass@1 cold}",
+        {"pass@1, RL minus Codex-S": minus("tested.pass@1 cold", "tuned.pass@1 cold", 0.02)}),
+    "29b": Claim(
+        "And a hundred worse.",
+        "Yue et al. 2025, arXiv 2504.13837", "so; disputed since",
+        programs.programs,
+        "pass@100 at 0.8: {tuned.pass@100 warm} → {tested.pass@100 warm}",
+        {"pass@100, Codex-S minus RL":
+            minus("tuned.pass@100 warm", "tested.pass@100 warm", 0.02)}),
 }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from evidence import curves
 from evidence.experiments import CHANGED, EPOCHS, NS
+from evidence.programs import COLD, KS, WARM
 from evidence.report import table
 from evidence.statistics import interval
 from evidence.world import SHORT
@@ -139,6 +140,15 @@ def rivals_table(by_seed):
         "distinct": "distinct of 16", "wrong": "tokens of a wrong answer"})
 
 
+def programs_table(by_seed):
+    """pass@1 and pass@100 of each model at both temperatures."""
+    rows = {"base": "base", "tuned": "Codex-S", "tested": "RL with the tests"}
+    return figures_table(by_seed, rows, {
+        "pass@1 cold": "pass@1, 0.2", "pass@1 warm": "pass@1, 0.8",
+        "pass@100 cold": "pass@100, 0.2", "pass@100 warm": "pass@100, 0.8",
+        "mean": "chosen by mean log p", "sum": "by sum", "bleu": "BLEU tells"})
+
+
 def forms_table(by_seed):
     lines = []
     for arm, title in (("free 2000", "RL, 2,000 rankings"), ("free 20000", "RL, 20,000"),
@@ -164,7 +174,7 @@ def details_table(by_seed):
 
 # what stands near the beginning of the files that are ours, in the plot as its source
 BEGINS = {"RESULTS.md": "# Does it hold?", "overoptimisation.png": "python -m evidence.claims",
-          "forks.png": "python -m evidence.claims"}
+          "forks.png": "python -m evidence.claims", "pass_at_k.png": "python -m evidence.claims"}
 
 
 def check_ours(path, begins):
@@ -317,9 +327,10 @@ def save_plot(draw, path, source):
 
 
 def plot(figures, folder):
-    """overoptimisation.png and forks.png, if they were measured."""
+    """overoptimisation.png, forks.png and pass_at_k.png, if they were measured."""
     for name, experiment, draw in (("overoptimisation.png", "over_optimisation", draw_curves),
-                                   ("forks.png", "rivals", draw_rivals)):
+                                   ("forks.png", "rivals", draw_rivals),
+                                   ("pass_at_k.png", "programs", draw_programs)):
         if experiment in figures:
             draw = functools.partial(draw, by_seed=figures[experiment])
             save_plot(draw, os.path.join(folder, name), BEGINS[name])
@@ -342,6 +353,24 @@ def draw_rivals(plt, by_seed):
         ax.fill_between(d, mean - half, mean + half, color=COLOURS[arm], alpha=0.1, lw=0)
     ax.set(title="What is gained on the way from SFT, and lost again", xlim=(0, None),
            xlabel="distance from SFT, √KL", ylabel="true score of an answer")
+    ax.legend(frameon=False, fontsize=9)
+    return fig
+
+
+def draw_programs(plt, by_seed):
+    """pass@k against k, for each model at two temperatures. -> figure"""
+    fig, ax = plt.subplots(figsize=(7.5, 4.2))
+    arms = {"base": ("#999999", "base"), "tuned": ("#0072b2", "Codex-S"),
+            "tested": ("#d55e00", "RL with the tests")}
+    for arm, (colour, title) in arms.items():
+        for name, temperature, style in (("cold", COLD, ":"), ("warm", WARM, "-")):
+            mean, half = (100 * x for x in interval([f[arm][name] for f in by_seed]))
+            label = f"{title}, T = {temperature}"
+            ax.plot(KS, mean, style, color=colour, lw=2, label=label)
+            ax.fill_between(KS, mean - half, mean + half, color=colour, alpha=0.1, lw=0)
+    ax.set(title="More samples solve more, and want a higher temperature", xscale="log",
+           xticks=KS, xticklabels=KS, ylim=(0, 100), xlabel="samples, k", ylabel="pass@k, %")
+    ax.minorticks_off()
     ax.legend(frameon=False, fontsize=9)
     return fig
 

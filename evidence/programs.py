@@ -20,6 +20,7 @@ from train import step_seed
 
 PROBLEMS, N = 48, 100       # a fourth each of one to four blocks, and samples of each
 COLD, WARM = 0.2, 0.8       # temperatures
+KS = (1, 2, 5, 10, 20, 50, 100)
 BASE = {"tokens": 1_500_000, "n_embd": 96, "context": 256, "block": 256, "batch": 8}
 SMALL = {"n_embd": 32, "n_layer": 2, "lr": 5e-3}
 TUNED = {"epochs": 2, "lr": 5e-4, "ptx_mix": 0.0, "max_new": 100}
@@ -78,7 +79,7 @@ def by_bleu(samples):
     for of in problems.values():
         if of[True] and of[False]:
             found.append(above(of[True], of[False]))
-    return np.mean(found)
+    return np.mean(found) if found else 0.5
 
 
 def in_context(w, path, slip):
@@ -98,21 +99,25 @@ def in_context(w, path, slip):
     return np.mean(found)
 
 
+def lost(figures):
+    """By how much a slip before it lowers the share of right programs."""
+    return figures["after right"] - figures["after slip"]
+
+
 def programs(w):
     """A base that has read files, SFT on right standalone functions (Codex-S), and RLOO with the
     tests as its reward.
 
-    Arms: base, tuned, tested; small, a base with a tenth of the weights.
+    Arms: base; tuned; tested; small, a base with a tenth of the weights.
 
-    Figures, shares, of base, tuned and tested:
+    Figures:
         pass@1 cold, pass@1 warm, pass@100 cold, pass@100 warm      at COLD and WARM
-        one .. four             pass@1, COLD, of problems of so many blocks
-        mean, sum               of the samples chosen of 100 by log-probability, WARM
-        bleu                    how often a right one has more BLEU than a wrong one, WARM
-        pass@k                  lists, for the plot: WARM, k = 1, 2, 5, 10, 20, 50, 100
-
-    Figures of base and small: after right, after slip, the share of right programs that follow
-    another function.
+        one, two, three, four       pass@1, COLD, of problems of so many blocks
+        mean, sum                   of the samples chosen of 100 by log-probability, WARM
+        bleu                        how often a right one has more BLEU than a wrong one, WARM
+        cold, warm                  lists, for the plot: pass@k for each of KS
+        after right, after slip     of base and small alone: the share of right programs that follow
+                                    a right function, or one with a slip
     """
     toy = w.make("toy", language)
     corpus = {"data": (f"{toy}/corpus.jsonl",), "tokenizer": f"{toy}/toy.tiktoken"} | BASE
@@ -123,10 +128,10 @@ def programs(w):
     asked, figures = language.problems(PROBLEMS, w.seed), {}
     for arm, path in (("base", base), ("tuned", tuned), ("tested", tested)):
         cold, warm = (sampled(w, path, temperature, asked) for temperature in (COLD, WARM))
-        ks = (1, 2, 5, 10, 20, 50, 100)
-        figures[arm] = of = {"pass@k": [pass_at(warm, k) for k in ks], "bleu": by_bleu(warm)}
+        figures[arm] = of = {"bleu": by_bleu(warm)}
         for name, samples in (("cold", cold), ("warm", warm)):
-            of |= {f"pass@{k} {name}": pass_at(samples, k) for k in (1, 100)}
+            of[name] = [pass_at(samples, k) for k in KS]
+            of |= {f"pass@1 {name}": of[name][0], f"pass@100 {name}": of[name][-1]}
         of |= {name: share(cold, (n,)) for n, name in enumerate(("one", "two", "three", "four"), 1)}
         chosen = evaluate.figures(warm, ())
         of |= {name: chosen[f"chosen by {name} log p"][0] for name in ("mean", "sum")}

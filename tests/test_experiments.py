@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import re
 import time
 import zlib
@@ -21,7 +22,8 @@ import ppo
 import pretrain
 import reward
 import sandbox
-from evidence import answers, claims, ensemble, experiments, world
+from codex import evaluate, language
+from evidence import answers, claims, ensemble, experiments, programs, world
 from evidence.statistics import best_of_n_kl
 from evidence.world import World
 from forks import rloo
@@ -275,9 +277,17 @@ class Untrained(World):
             for file in value if isinstance(value, tuple) else [value]:
                 if str(file).startswith(self.folder):
                     assert os.path.exists(file)
-        if not os.path.exists(path):
+        if stage is language:
+            write_toys(path)
+        elif not os.path.exists(path):
             write_rankings(path, cfg) if stage is label else write_model(path, stage, cfg)
         return path
+
+
+def write_toys(path):
+    os.makedirs(path, exist_ok=True)
+    for name in language.FILES:
+        write_jsonl(os.path.join(path, name), [])
 
 
 def write_rankings(path, cfg):
@@ -318,7 +328,13 @@ def shared_world(tmp_path_factory):
     def judge(prompt, text):
         return sandbox.Judgement(len(text) % 2 == 0, "e" in text, True, False, len(text) % 5)
 
+    def write_programs(coder, prompt, n, temperature, seed, *how):
+        rng, (*_, told) = random.Random(seed), prompt.split("def f")
+        bodies = [language.body(rng, language.chain_of(told), i % 3 == 0) for i in range(n)]
+        return [{"program": prompt + body, "logp": -rng.random(), "tokens": 9} for body in bodies]
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "write_programs", write_programs)
         for name, most in few.items():
             patch.setattr(sandbox, name, capped(getattr(sandbox, name), most))
         patch.setattr(sandbox, "judge", judge)
@@ -347,6 +363,30 @@ def test_an_experiment_measures_the_figures_that_it_says(world, experiment):
     line = claims.measured((experiment, world, "abc"))
     assert "error" not in line
     check_documented(experiment, json.loads(json.dumps(line["figures"], allow_nan=False)))
+
+
+def test_bleu_is_one_of_a_program_with_itself_and_falls_with_what_is_changed():
+    """By hand: 6 of 8 pieces, 4 of 7 pairs, 2 of 6 threes, 1 of 5 fours, and one more of each."""
+    program = "s = s . lower ( )"
+    assert programs.bleu(program, program) == pytest.approx(1.0)
+    changed = "s = t . lower ( ) )"
+    by_hand = (7 / 9 * 5 / 8 * 3 / 7 * 2 / 6) ** 0.25
+    assert programs.bleu(changed, program) == pytest.approx(by_hand)
+    # shorter by two of seven pieces: exp(1 - 7 / 5), all of its own are there
+    assert programs.bleu("s = s . lower", program) == pytest.approx(math.exp(1 - 7 / 5))
+    assert programs.above([1.0, 2.0], [1.0, 0.0]) == (0.5 + 1 + 1 + 1) / 4
+
+
+def test_the_figures_of_programs_are_shares_of_the_samples():
+    samples = [{"problem": "a", "blocks": 1, "verdict": "pass", "program": "x", "reference": "x"},
+               {"problem": "a", "blocks": 1, "verdict": "wrong", "program": "y", "reference": "x"},
+               {"problem": "b", "blocks": 2, "verdict": "wrong", "program": "x", "reference": "x"},
+               {"problem": "b", "blocks": 2, "verdict": "wrong", "program": "x", "reference": "x"}]
+    assert programs.share(samples) == 0.25
+    assert [programs.share(samples, (n,)) for n in (1, 2)] == [0.5, 0.0]
+    assert [programs.pass_at(samples, k) for k in (1, 2)] == [0.25, 0.5]
+    assert programs.by_bleu(samples) == 1.0
+    assert programs.lost({"after right": 0.5, "after slip": 0.2}) == pytest.approx(0.3)
 
 
 def test_the_committed_lines_have_the_figures_that_the_experiments_say(root):

@@ -149,6 +149,18 @@ def test_the_plot_is_drawn_if_it_was_measured(tmp_path):
     assert (tmp_path / "overoptimisation.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_plot_of_programs_has_two_lines_for_each_model(tmp_path):
+    pytest.importorskip("matplotlib")
+    of = {"cold": [0.1 * i for i in range(7)], "warm": [0.05 * i for i in range(7)]}
+    arms = dict.fromkeys(("base", "tuned", "tested"), of)
+    from matplotlib import pyplot as plt
+    lines = page.draw_programs(plt, [arms] * 2).axes[0].get_lines()
+    assert len(lines) == 6 and lines[0].get_label() == "base, T = 0.2"
+    assert list(lines[1].get_ydata()) == pytest.approx([5 * i for i in range(7)])
+    page.plot({"programs": [arms] * 2}, str(tmp_path))
+    assert os.listdir(tmp_path) == ["pass_at_k.png"]
+
+
 def test_the_plot_of_the_forks_has_a_line_for_each(tmp_path):
     pytest.importorskip("matplotlib")
     few = {name: values[:4] for name, values in run_of().items()}
