@@ -108,6 +108,17 @@ def test_every_program_ends(program, capsys):
     assert not any(capsys.readouterr())
 
 
+@pytest.mark.parametrize(("expression", "says"), [
+    ("s.replace('', s)", "longer than"), ("s + s + s", "longer than"),
+    ("[c for c in range(9999)]", "longer than"), ("s.split(sep=' ')", "arguments have no names"),
+    ("[len([len([c for c in s]) for d in s]) for e in s]", "takes too long"),
+    ("lambda: s", "is not in the language"), ("f'{s}'", "is not in the language"),
+])
+def test_what_is_long_or_unknown_raises(expression, says):
+    with pytest.raises(ValueError, match=says):
+        language.call(f"def f(s):\n    return {expression}\n", "ab c" * 100)
+
+
 def test_problems_are_solved_by_their_solutions_and_not_by_those_of_others():
     found = language.problems(80, 3)
     for problem in found:
