@@ -146,6 +146,14 @@ COMMANDS = {
         copied=("docs", "README.md"),
     ),
     "bench": Command("evidence.bench", 2, "--cases train --rounds 1 --out new.png"),
+    "codex": Command(
+        "codex.evaluate",
+        3,
+        "--toy 2 --n 3 --k 1 2 --max-new 8 --out new",
+        ("in/bytes.pt",),
+        "models",
+    ),
+    "toy": Command("codex.language", 2, "--files 20 --functions 5 --prompts 5 --out new"),
     "data": Command("data", 2, "", ("in/demos.jsonl",), kinds=(("columns", str), ("strict", bool))),
     "plan": Command(
         "model",
@@ -166,9 +174,9 @@ LEFT_OUT = {
 }
 # What may ask for work without an end: such fields get no number over a hundred.
 ENDLESS = {
-    "batch", "best_of", "demonstrations", "dialogues", "documents", "epochs", "iterations", "k_max",
-    "k_min", "minibatch", "n", "n_layer", "ptx_ratio", "rollout", "rounds", "samples", "tokens",
-    "untouched",
+    "batch", "best_of", "demonstrations", "dialogues", "documents", "epochs", "files", "functions",
+    "iterations", "k_max", "k_min", "minibatch", "n", "n_layer", "prompts", "ptx_ratio", "rollout",
+    "rounds", "samples", "tokens", "toy", "untouched",
 }  # fmt: skip
 
 # ---- values -------------------------------------------------------------------------------------

@@ -113,9 +113,12 @@ def test_every_program_ends(program, capsys):
     ("[c for c in range(9999)]", "longer than"), ("s.split(sep=' ')", "arguments have no names"),
     ("[len([len([c for c in s]) for d in s]) for e in s]", "takes too long"),
     ("lambda: s", "is not in the language"), ("f'{s}'", "is not in the language"),
+    # as in Python these are iterators
+    ("len(c for c in s)", "has no len"), ("len(reversed(s))", "has no len"),
+    ("enumerate(s)[0]", "not subscriptable"),
 ])
 def test_what_is_long_or_unknown_raises(expression, says):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((ValueError, TypeError), match=says):
         language.call(f"def f(s):\n    return {expression}\n", "ab c" * 100)
 
 
