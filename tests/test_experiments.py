@@ -389,6 +389,25 @@ def test_the_figures_of_programs_are_shares_of_the_samples():
     assert programs.lost({"after right": 0.5, "after slip": 0.2}) == pytest.approx(0.3)
 
 
+def test_programs_follow_a_right_function_or_one_with_a_slip(monkeypatch):
+    """Against which of the two the answers are told apart: all answers are right here."""
+    read = []
+
+    def write_programs(coder, asked, *how):
+        before, problem = asked.split("\n\n\n")
+        read.append(language.right(before, language.examples(language.chain_of(before))))
+        chain = language.chain_of(problem)
+        return [{"program": asked + language.body(random.Random(0), chain)}]
+
+    monkeypatch.setattr(evaluate, "load", lambda path: path)
+    monkeypatch.setattr(evaluate, "write_programs", write_programs)
+    w = World(3, "none")
+    assert programs.in_context(w, "code.pt", slip=False) == 1.0 and all(read)
+    assert len(read) == 48
+    read.clear()
+    assert programs.in_context(w, "code.pt", slip=True) == 1.0 and sum(read) < 5
+
+
 def test_the_committed_lines_have_the_figures_that_the_experiments_say(root):
     lines = claims.read_lines(os.path.join(root, "docs", "claims.jsonl"))
     for experiment in EXPERIMENTS:
