@@ -119,7 +119,7 @@ $(AT)/code-s.pt: $(AT)/code.pt
 $(AT)/code-rl.pt: $(AT)/code-s.pt
 	@echo "codex 4/5 RLOO, whose reward is that the tests pass, about 80 s"
 	$(PY) -m forks.rloo --seed $(SEED) --init "$<" --prompts "$(OUT)/toy/prompts.jsonl" \
-	  --reward codex.language:tests --k 8 --max-new 100 --kl-coef 0.01 --lr 2e-4 --warmup 5 \
+	  --reward codex.language:passes --k 8 --max-new 100 --kl-coef 0.01 --lr 2e-4 --warmup 5 \
 	  --out "$@"
 
 $(AT)/report/codex/report.md: $(foreach x,code code-s code-rl,$(AT)/$(x).pt)
@@ -190,7 +190,7 @@ MODELS  := $(addsuffix .pt,base sft rm ppo ppo-plain flan feedme ceiling \
   code code-s code-rl $(ROUND) $(ROUND:=-rm))
 RECORDS := $(addsuffix .jsonl,comparisons ratings mixture tasks $(ROUND))
 REPORTS := report/compare report/codex report/rounds-[1-9] report/rounds-[1-9][0-9] report
-PAGES   := report.json report.md systems.png matrix.png use_cases.png pass_at_k.png \
+PAGES   := report.json report.md systems.png matrix.png use_cases.png \
   samples.jsonl samples.part made.json
 TOY     := toy/corpus.jsonl toy/functions.jsonl toy/prompts.jsonl toy/toy.tiktoken
 BESIDE  := .part .log.jsonl .made.json .lock

@@ -29,7 +29,7 @@ from plumbing import cli, results
 # ---- programs are run ---------------------------------------------------------------------------
 
 LONGEST, STEPS = 1000, 20_000   # characters or items of a value; nodes that are evaluated
-METHODS = {str: ("lower", "upper", "replace", "split", "join", "strip"), list: ()}
+METHODS = ("lower", "upper", "replace", "split", "join", "strip")
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.FloorDiv: operator.floordiv,
              ast.Mod: operator.mod, ast.Eq: operator.eq, ast.NotEq: operator.ne,
              ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b}
@@ -46,7 +46,7 @@ def checked(value):
 FUNCTIONS = {
     "len": len,
     "range": lambda *ends: checked(range(*ends)),
-    "reversed": lambda x: iter([*x][::-1]),
+    "reversed": lambda x: iter([*reversed(x)]),
     "enumerate": lambda x: iter([*enumerate(x)]),
 }
 
@@ -83,7 +83,11 @@ class Interpreter:
 
     def Compare(self, node, names):
         [op], [right] = node.ops, node.comparators
-        return OPERATORS[type(op)](self.value(node.left, names), self.value(right, names))
+        a, b = self.value(node.left, names), self.value(right, names)
+        # lists may lie so deep in one another that to compare them takes hours
+        if not {type(a), type(b)} <= {str, int}:
+            raise TypeError("texts and numbers are compared")
+        return OPERATORS[type(op)](a, b)
 
     def IfExp(self, node, names):
         return self.value(node.body if self.value(node.test, names) else node.orelse, names)
@@ -99,15 +103,17 @@ class Interpreter:
         args = [self.value(arg, names) for arg in node.args]
         if node.keywords:
             raise ValueError("arguments have no names in the language")
-        if isinstance(node.func, ast.Name):
+        if isinstance(node.func, ast.Name) and node.func.id not in names:
             return FUNCTIONS[node.func.id](*args)
         text = self.value(node.func.value, names)
-        if node.func.attr not in METHODS[type(text)]:
-            raise AttributeError(node.func.attr)
+        if type(text) is not str or node.func.attr not in METHODS:
+            raise AttributeError(f"{node.func.attr} is not in the language")
         return getattr(text, node.func.attr)(*args)
 
     def ListComp(self, node, names):
         [loop], found = node.generators, []
+        if loop.is_async:
+            raise ValueError("async is not in the language")
         for item in self.value(loop.iter, names):
             inner = names | bound(loop.target, item)
             if all(self.value(test, inner) for test in loop.ifs):
@@ -133,16 +139,19 @@ def call(program, text):
         raise ValueError("a program is shorter")
     with warnings.catch_warnings(action="ignore"):
         [f] = ast.parse(program).body
-    if not isinstance(f, ast.FunctionDef) or f.name != "f":
+    if not isinstance(f, ast.FunctionDef) or f.name != "f" or f.decorator_list:
         raise ValueError("a program is a function f")
-    names, interpreter = {f.args.args[0].arg: text}, Interpreter()
+    names, interpreter = {ast.unparse(f.args): text}, Interpreter()
     for statement in f.body:
         if isinstance(statement, ast.Return):
             return interpreter.value(statement.value, names)
-        value = interpreter.value(statement.value, names)
         if isinstance(statement, ast.Assign):
             [target] = statement.targets
-            names |= bound(target, value)
+            names |= bound(target, interpreter.value(statement.value, names))
+            continue
+        # of other statements than an expression by itself none is in the language
+        alone = statement.value if isinstance(statement, ast.Expr) else statement
+        interpreter.value(alone, names)
     return None
 
 
@@ -210,12 +219,13 @@ def chain_of(text):
 
 def body(rng, chain, slip=False):
     """A body for a chain, one of its spellings; with a slip in it where one is possible."""
+    returns = rng.random() < 0.5
     lines = [line for block in chain for line in rng.choice(BLOCKS[block]).split("\n")]
     slips = [(n, a, b) for n, line in enumerate(lines) for a, b in SLIPS if a in line]
     if slip and slips:
         n, a, b = rng.choice(slips)
         lines[n] = lines[n].replace(a, b, 1)
-    if rng.random() < 0.5:
+    if returns:
         lines[-1] = lines[-1].replace("s = ", "return ", 1)
     else:
         lines.append("return s")
@@ -228,11 +238,11 @@ def is_held_out(chain):
     return any(zlib.crc32(THEN.join(pair).encode()) % 6 == 0 for pair in pairs)
 
 
-def draw_chain(rng, length, held_out):
-    """A chain of `length` different blocks; of one block none is held out."""
+def draw_chain(rng, length, held_out=False):
+    """A chain of `length` different blocks, held out or not. Of one block none is."""
     while True:
         chain = tuple(rng.sample([*BLOCKS], length))
-        if length == 1 or is_held_out(chain) == held_out:
+        if is_held_out(chain) == held_out:
             return chain
 
 
@@ -257,14 +267,14 @@ def examples(chain, n=8):
 
 def function(rng, slip=False):
     """A function of the corpus, of whose docstrings 60 % are right, 20 stale, 20 missing."""
-    chain, other = (draw_chain(rng, rng.randint(1, 4), held_out=False) for _ in range(2))
+    chain, other = (draw_chain(rng, rng.randint(1, 4)) for _ in range(2))
     text = rng.choices((docstring(chain), docstring(other), ""), (0.6, 0.2, 0.2))[0]
     return head(text) + body(rng, chain, slip)
 
 
 def file(rng):
-    """A file of the corpus: two or three functions; in one of four most have a slip; and one of
-    ten is generated, digits and more digits."""
+    """A file of the corpus: two or three functions, most of which have a slip in one file out of
+    four; one file in ten is generated, digits and more digits."""
     if rng.random() < 0.1:
         return "DATA = [" + ", ".join(str(rng.randrange(10)) for _ in range(60)) + "]\n"
     slips = 0.8 if rng.random() < 0.25 else 0.0
@@ -277,21 +287,30 @@ def corpus(n, seed):
     return [file(rng) for _ in range(n)]
 
 
-def problems(n, seed, held_out=True):
-    """n problems, a fourth each of one to four blocks; `held_out` those with pairs of blocks that
-    the corpus does not have -> [codex.runner.Problem, ...]."""
-    rng, found = random.Random(f"problems {seed} {held_out}"), []
+def problems(n, seed, lengths=(2, 3, 4), held_out=True):
+    """n problems of so many blocks in turn, each once as long as there are others; `held_out`:
+    with pairs of blocks that the corpus does not have -> [codex.runner.Problem, ...]."""
+    rng, asked, found = random.Random(f"problems {seed} {held_out}"), set(), []
     for i in range(n):
-        chain = draw_chain(rng, i % 4 + 1, held_out)
+        chain = draw_chain(rng, lengths[i % len(lengths)], held_out)
+        for _ in range(20):
+            if chain in asked:
+                chain = draw_chain(rng, len(chain), held_out)
+        asked.add(chain)
         tests = "".join(f"assert f({text!r}) == {wanted!r}\n" for text, wanted in examples(chain))
         found.append(Problem(f"toy/{i}", head(docstring(chain)), "f", tests, body(rng, chain)))
     return found
 
 
+def ends_inside(prompt):
+    """Whether a prompt ends within a function, whose body is to follow."""
+    return prompt.rstrip("\n").split("\n")[-1].startswith(" ")
+
+
 def complete(prompt, response):
-    """The program of a prompt and a response, of which the chat's template takes the first line's
+    """The program of a prompt and a chat's response, from which the template takes the first line's
     indentation."""
-    return prompt + "    " + response.lstrip(" ")
+    return prompt + ("    " if ends_inside(prompt) else "") + response.lstrip(" ")
 
 
 def verdict(problem, program):
@@ -299,7 +318,7 @@ def verdict(problem, program):
     return "pass" if right(program, examples(chain_of(problem.prompt))) else "wrong"
 
 
-def tests(prompt, response):
+def passes(prompt, response):
     """1.0 if the response to a data.Prompt passes the tests, else 0.0: a --reward for forks.rloo.
     Raises ValueError for a prompt of another kind."""
     asked = prompt.messages[-1]["content"] + "\n"
@@ -339,10 +358,10 @@ def main(cfg):
     if results.claim(cfg.out, meta, FILES):
         return
     texts = corpus(cfg.files, cfg.seed)
-    shown = problems(cfg.functions, f"functions {cfg.seed}", held_out=False)
+    shown = problems(cfg.functions, f"functions {cfg.seed}", (1, 2, 3, 4), held_out=False)
     chats = [[question(p), {"role": "assistant", "content": p.solution.rstrip("\n")}]
              for p in shown]
-    asked = problems(cfg.prompts, f"prompts {cfg.seed}", held_out=False)
+    asked = problems(cfg.prompts, f"prompts {cfg.seed}", (1, 2, 3, 4), held_out=False)
     # the chat's template has words, too
     ranks = make_ranks([*texts, *["User: x\n\nAssistant: x"] * 20])
     writers = (results.jsonl({"text": text} for text in texts),

@@ -92,9 +92,12 @@ def layers_here():
 
 
 def way(problem, layers):
-    """How a problem's own solution passes: "hidden", "whole", or None."""
+    """How a problem's own solution passes: "hidden", "whole", or None. Raises ValueError where that
+    cannot be found out."""
     for name, whole in (("hidden", False), ("whole", True)):
         outcome = run(problem, problem.prompt + problem.solution, layers, whole)
+        if outcome.verdict == "infrastructure":
+            raise ValueError(f"a process could not be made ({outcome.why}): start it again")
         if outcome.verdict == "pass":
             return name
     return None
@@ -124,6 +127,8 @@ def read_problems(path):
     inputs.check(path, "--problems ")
     problems = []
     for where, row in rows.read_rows(path, {}):
+        if isinstance(row, ValueError):
+            raise row
         try:
             problem = mbpp(row) if "test_list" in row else human_eval(row)
             if not all(isinstance(text, str) for text in problem):
@@ -133,6 +138,10 @@ def read_problems(path):
                              f"test, canonical_solution) or MBPP (task_id, text, code, "
                              f"test_list)") from e
         problems.append(problem)
+    names = Counter(problem.name for problem in problems)
+    twice = [name for name, n in names.items() if n > 1]
+    if twice:
+        raise ValueError(f"{path} has two problems called {twice[0]}: leave one out")
     if not problems:
         raise ValueError(f"{path} holds no problem")
     return problems

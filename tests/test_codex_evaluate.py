@@ -4,6 +4,7 @@ those of all choices, a run goes on, and a model that writes right programs pass
 import itertools
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ import pretrain
 import sft
 from codex import evaluate, language
 from generate import sample
-from interop import get_tokenizer
-from model import GPTConfig
+from interop import get_tokenizer, tokenizer_id
+from model import GPTConfig, Scorer
+from plumbing.files import save_checkpoint
 from plumbing.results import write_jsonl
 from tests.tiny import lively
 from train import step_seed
@@ -41,7 +43,7 @@ def coders(tmp_path_factory):
     ("\n    return s\n# more", "\n    return s"), ("\n    return s\nprint(s)", "\n    return s"),
     ("\n    return s\nclass A", "\n    return s"), ("\n    return s\nif s", "\n    return s"),
     ("\n    # here\n    if s: return s", "\n    # here\n    if s: return s"),
-    ("\ndef g(s):\n    return s\ndef f", "\ndef g(s):\n    return s"), ("", ""),
+    ("", ""),
     ("\n    s = 'é'\ndef", "\n    s = 'é'"),
 ])
 def test_a_program_ends_where_the_next_thing_begins(said, text):
@@ -58,15 +60,24 @@ def test_a_program_ends_where_the_next_thing_begins(said, text):
         assert evaluate.cut(ENC, ids)[1] == seen
 
 
+def test_a_program_that_defines_its_function_ends_after_it():
+    said = "\n\nimport re\n# twice\ndef helper(x):\n    return x\n\ndef f(x):\n    1\nprint(f)"
+    ids = ENC.encode_ordinary(said)
+    assert evaluate.cut(ENC, ids, "f")[0] == said[:said.index("\nprint")]
+    assert evaluate.cut(ENC, ids, "g") == (said, len(ids))
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_log_probabilities_are_those_of_the_tokens_one_by_one(coders, which):
     coder = evaluate.load(coders[which])
-    assert coder.chats == bool(which)
-    prompt = language.problems(1, 0)[0].prompt
-    found = evaluate.write_programs(coder, prompt, 6, 1.0, seed=3, max_new=40, batch=4)
-    again = evaluate.write_programs(coder, prompt, 6, 1.0, seed=3, max_new=40, batch=4)
+    assert coder.is_chat == bool(which)
+    problem = language.problems(1, 0)[0]
+    how = {"seed": 3, "max_new": 40, "top_p": 1.0, "batch": 4}
+    found = evaluate.write_programs(coder, problem, 6, 1.0, **how)
+    again = evaluate.write_programs(coder, problem, 6, 1.0, **how)
     assert found == again and len(found) == 6
     assert len({s["program"] for s in found}) > 3
+    prompt = problem.prompt
     asked = prompt.rstrip("\n")
     before = f"User: {asked}\n\nAssistant:" if which else asked
     ids = coder.enc.encode_ordinary(before)
@@ -103,8 +114,13 @@ def test_figures_are_those_of_all_choices():
                       ("chosen by sum log p", lambda s: s["logp"])):
         best = [max(group, key=key)["verdict"] == "pass" for group in groups]
         assert found[name][0] == pytest.approx(sum(best) / 5)
-    able = [any(s["verdict"] == "pass" for s in group) for group in groups]
-    assert found["chosen by tests"][0] == pytest.approx(sum(able) / 5)
+    nothing = evaluate.figures([samples[-1]], (1,))
+    assert nothing["pass@1"] == nothing["chosen by sum log p"] == (None, None, 0)
+    alone = evaluate.figures(samples[:1], (1,))["pass@1"]
+    assert alone[1:] == (None, 1)
+    assert evaluate.as_text(alone, 1) in ("0.0", "100.0")
+    assert evaluate.as_text((0.25, 0.1, 4), 5) == "25.0 ± 10.0 (of 4)"
+    assert evaluate.as_text((None, None, 0), 5) == "-"
 
 
 def row(model, temperature, one, many, mean, total):
@@ -116,13 +132,13 @@ def row(model, temperature, one, many, mean, total):
 def test_the_report_says_what_of_the_paper_is_seen():
     rows = [row("a", 0.2, 0.2, 0.3, 0.2, 0.1), row("a", 0.8, 0.1, 0.5, 0.15, 0.05),
             row("b", 0.2, 0.1, 0.7, 0.2, 0.1), row("b", 0.8, 0.2, 0.6, 0.1, 0.3)]
-    found = evaluate.mechanisms(rows, 9)
+    found = evaluate.mechanisms(rows)
     assert [(said, seen) for _, said, seen in found] == [
         ("0.2 for pass@1, 0.8 for pass@9", True),
-        ("at random 10.0, by mean 15.0, by sum 5.0", True),
+        ("10.0, 15.0, 5.0 at temperature 0.8", True),
         ("0.8 for pass@1, 0.2 for pass@9", False),
-        ("at random 20.0, by mean 10.0, by sum 30.0", False),
-        ("20.0 → 20.0", False), ("50.0 → 70.0", True)]
+        ("20.0, 10.0, 30.0 at temperature 0.8", False),
+        ("20.0 -> 20.0", False), ("50.0 -> 70.0", True)]
 
 
 def test_a_run_writes_its_report_and_goes_on_after_a_kill(coders, tmp_path, monkeypatch):
@@ -135,15 +151,14 @@ def test_a_run_writes_its_report_and_goes_on_after_a_kill(coders, tmp_path, monk
     assert sum(report["verdicts"].values()) == 2 * 4 * 4 == len(whole.splitlines())
     assert "- no: sft: pass@4 is higher" in (tmp_path / "whole/report.md").read_text()
     assert "| sft | 0.5 |" in (tmp_path / "whole/report.md").read_text()
-    assert (tmp_path / "whole/pass_at_k.png").read_bytes().startswith(b"\x89PNG")
 
     # killed while it writes the third problem's line
     part = tmp_path / "cut/samples.part"
     half = evaluate.Config(**(vars(cfg) | {"out": str(tmp_path / "cut")}))
     judged = []
 
-    def judge_of(cfg):
-        problems, judge = TOY_JUDGE(cfg)
+    def judge_of(n, seed):
+        problems, judge = TOY_JUDGE(n, seed)
 
         def some(problem, programs):
             judged.append(problem.name)
@@ -155,7 +170,7 @@ def test_a_run_writes_its_report_and_goes_on_after_a_kill(coders, tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         evaluate.main(half)
     with part.open("a") as f:
-        f.write('{"of": ["ba')
+        f.write('{"of": ["baé')
     evaluate.main(half)
     assert (tmp_path / "cut/samples.jsonl").read_bytes() == whole
     assert judged == ["toy/0", "toy/1", "toy/2", "toy/2", "toy/3", *(f"toy/{i}" for i in range(4))]
@@ -173,18 +188,45 @@ TOY_JUDGE = evaluate.toy_judge
 
 
 def test_an_unfinished_run_with_other_settings_is_refused(coders, tmp_path):
-    path = str(tmp_path / "samples.part")
-    assert evaluate.read_part(path, {"stage": "x", "config": {"n": 1}, "inputs": {}}) == {}
-    with pytest.raises(ValueError, match="is of an unfinished run with other settings"):
-        evaluate.read_part(path, {"stage": "x", "config": {"n": 2}, "inputs": {}})
-    with pytest.raises(ValueError, match="name the models"):
-        evaluate.main(evaluate.Config())
-    with pytest.raises(ValueError, match="--k names at least 1"):
-        evaluate.main(evaluate.Config(models=coders, k=(10,)))
-    with pytest.raises(ValueError, match=r"none\.pt does not exist"):
-        evaluate.main(evaluate.Config(models=("none.pt",)))
-    with pytest.raises(ValueError, match="do not fit the context"):
-        evaluate.write_programs(evaluate.load(coders[0]), "def f(s):", 1, 1.0, 0, max_new=500)
+    path = tmp_path / "samples.part"
+    meta = {"stage": "x", "config": {"n": 1}, "inputs": {}}
+    for begun in ("", '{"stage": "x", "con'):       # a kill came before the first line was whole
+        path.write_text(begun)
+        assert evaluate.read_part(str(path), meta) == {} == evaluate.read_part(str(path), meta)
+    for strange in (json.dumps(meta | {"config": {"n": 2}}) + "\n", "my notes\nsecond line", "1\n"):
+        path.write_text(strange)
+        with pytest.raises(ValueError, match="is of an unfinished run with other settings"):
+            evaluate.read_part(str(path), meta)
+        assert path.read_text() == strange
+
+
+@pytest.mark.parametrize(("changed", "says"), [
+    ({"models": ()}, "name the models"), ({"models": ("none.pt",)}, "none.pt does not exist"),
+    ({"temperatures": (0.2, 0.2)}, "--temperatures names one twice"),
+    ({"models": ("base.pt", "other/base.pt")}, "two models are called base"),
+    ({"models": ("base.pt", "rm.pt")}, "rm.pt is a reward model"),
+    ({"max_new": 200}, "toy/.* and 200 new tokens do not fit the context of base.pt"),
+    ({"problems": "none"}, "--problems none does not exist"),
+    ({"problems": "p"}, "p: no problem is passed by its own solution"),
+    ({"problems": "twice"}, "two problems called x/0"), ({"problems": "cut"}, "line 1: not JSON"),
+])
+def test_what_cannot_be_is_said_before_a_sample_is_drawn(coders, tmp_path, monkeypatch, changed,
+                                                         says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    for name in ("base.pt", "other/base.pt"):
+        shutil.copy(coders[0], name)
+    scorer = Scorer(GPTConfig(ENC.n_vocab, 64, 1, 2, 16))
+    save_checkpoint("rm.pt", scorer, tokenizer_id(ENC), {"config": {"seed": 0}})
+    human = {"task_id": "x/0", "prompt": "def f(x):\n    'Twice.'\n", "entry_point": "f",
+             "canonical_solution": "    pass\n", "test": "def check(f):\n  assert f(2) == 4"}
+    write_jsonl("p", [human])
+    write_jsonl("twice", [human, human])
+    (tmp_path / "cut").write_text('{"task_id":')
+    monkeypatch.setattr(evaluate, "write_programs", None)
+    with pytest.raises(ValueError, match=says):
+        evaluate.main(evaluate.Config(**{"models": ("base.pt",), "toy": 3, "n": 2, "max_new": 8,
+                                         "out": "out"} | changed))
 
 
 def test_python_problems_are_run(coders, tmp_path, capsys):
@@ -195,7 +237,7 @@ def test_python_problems_are_run(coders, tmp_path, capsys):
     mbpp = {"task_id": 7, "text": "Write a function that doubles.", "test_setup_code": "",
             "code": "def twice(x):\n    return 2 * x", "test_list": ["assert twice(3) == 6"],
             "challenge_test_list": []}
-    write_jsonl(str(tmp_path / "p"), [human, mbpp, human | {"canonical_solution": "    pass"}])
+    write_jsonl(str(tmp_path / "p"), [human, mbpp, human | {"task_id": "x/1", "canonical_solution": "    pass"}])
     problems, judge = evaluate.python_judge(str(tmp_path / "p"), 2)
     assert [p.name for p in problems] == ["x/0", "MBPP/7"]
     assert problems[1].entry_point == "twice"
@@ -206,6 +248,9 @@ def test_python_problems_are_run(coders, tmp_path, capsys):
     assert judge(problems[0], programs) == ["pass", "wrong", "pass"]
     programs = [f"{problems[1].prompt}def twice(x):\n{body}" for body in (right, wrong)]
     assert judge(problems[1], programs) == ["pass", "wrong"]
+    chat = language.complete(problems[1].prompt, " def twice(x):\n    return 2 * x")
+    assert judge(problems[1], [chat]) == ["pass"]
+    assert language.complete(problems[0].prompt, "return 1") == f"{human['prompt']}    return 1"
     assert "2 of 3 problems are passed by their own solution" in capsys.readouterr().out
     cfg = evaluate.Config(models=coders[:1], problems=str(tmp_path / "p"), n=2, k=(1,), max_new=8,
                           temperatures=(0.0,), out=str(tmp_path / "out"))
@@ -217,7 +262,7 @@ def test_a_model_that_has_learned_one_function_passes():
     """Log-probabilities apart, all of it: a GPT that can say one thing says it."""
     enc = ENC
     program = '\n    return s.replace("e", "")'
-    problem = next(p for p in language.problems(400, 0)
+    problem = next(p for p in language.problems(400, 0, (1,), held_out=False)
                    if language.chain_of(p.prompt) == ("remove every e",))
     ids = enc.encode_ordinary(problem.prompt.rstrip("\n") + program) + [enc.eot_token]
     model = lively(evaluate.GPT(GPTConfig(enc.n_vocab, len(ids) + 4, 1, 2, 32)))
@@ -229,7 +274,7 @@ def test_a_model_that_has_learned_one_function_passes():
         loss.backward()
         optimizer.step()
     coder = evaluate.Coder(model.eval(), enc, False)
-    written = evaluate.write_programs(coder, problem.prompt, 5, 0.2, 0,
+    written = evaluate.write_programs(coder, problem, 5, 0.2, 0,
                                       max_new=len(enc.encode_ordinary(program)) + 2)
     assert [language.verdict(problem, s["program"]) for s in written] == ["pass"] * 5
 

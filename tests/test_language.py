@@ -63,7 +63,7 @@ def test_what_it_runs_it_runs_as_python_does():
     """Right programs and wrong ones, which two changes of a piece made of them."""
     rng, differ, ran = random.Random(0), [], 0
     pieces = re.compile(r"\w+|[^\w\s]|\s+")
-    bodies = [language.body(rng, language.draw_chain(rng, n % 3 + 1, False)) for n in range(300)]
+    bodies = [language.body(rng, language.draw_chain(rng, n % 3 + 1)) for n in range(300)]
     stock = [piece for body in bodies for piece in pieces.findall(body)]
     for body in bodies:
         changed = pieces.findall(body)
@@ -115,11 +115,23 @@ def test_every_program_ends(program, capsys):
     ("lambda: s", "is not in the language"), ("f'{s}'", "is not in the language"),
     # as in Python these are iterators
     ("len(c for c in s)", "has no len"), ("len(reversed(s))", "has no len"),
-    ("enumerate(s)[0]", "not subscriptable"),
+    ("enumerate(s)[0]", "not subscriptable"), ("reversed(c for c in s)", "not reversible"),
+    ("[c for c in s] == [c for c in s]", "texts and numbers are compared"),
+    ("[c async for c in s]", "async is not in the language"),
 ])
 def test_what_is_long_or_unknown_raises(expression, says):
     with pytest.raises((ValueError, TypeError), match=says):
         language.call(f"def f(s):\n    return {expression}\n", "ab c" * 100)
+
+
+@pytest.mark.parametrize("program", [
+    "def f(s):\n    s += 'x'\n    return s\n", "def f(s):\n    s: str = s.lower()\n    return s\n",
+    "def f(s, t):\n    return s\n", "@nothing\ndef f(s):\n    return s\n",
+    "def f(s):\n    len = s\n    return len(s)\n", "def f(s):\n    return s\nf = 1\n",
+], ids=range(6))
+def test_statements_that_are_not_in_the_language_raise(program):
+    with pytest.raises((ValueError, KeyError, AttributeError)):
+        language.call(program, "a b")
 
 
 def test_problems_are_solved_by_their_solutions_and_not_by_those_of_others():
@@ -143,9 +155,13 @@ def test_no_pair_that_is_held_out_stands_in_the_corpus():
     chains = [set(text.lower().split(", then ")) for texts in told for text in texts]
     assert len(chains) > 700
     assert not any(pair <= chain for pair in pairs for chain in chains)
-    asked = [set(language.chain_of(p.prompt)) for p in language.problems(40, 0)]
-    assert all(any(pair <= chain for pair in pairs) for chain in asked if len(chain) > 1)
-    assert {len(chain) for chain in asked} == {1, 2, 3, 4}
+    asked = [language.chain_of(p.prompt) for p in language.problems(60, 0)]
+    assert all(any(pair <= set(chain) for pair in pairs) for chain in asked)
+    assert [len(chain) for chain in asked] == 20 * [2, 3, 4] and len(set(asked)) == 60
+    shown = [language.chain_of(p.prompt)
+             for p in language.problems(200, 0, (1, 2, 3, 4), held_out=False)]
+    assert [len(chain) for chain in shown] == 50 * [1, 2, 3, 4]
+    assert not any(pair <= set(chain) for pair in pairs for chain in shown)
 
 
 def test_docstrings_and_slips_of_the_corpus():
@@ -176,12 +192,12 @@ def test_docstrings_and_slips_of_the_corpus():
 
 def test_the_reward_of_a_response():
     prompt = Prompt([{"role": "user", "content": 'def f(s):\n    """Remove every e."""'}])
-    assert language.tests(prompt, 's = s.replace("e", "")\n    return s') == 1.0
-    assert language.tests(prompt, 'return s.replace("e", "")') == 1.0
-    assert language.tests(prompt, 'return s.replace("e", "a")') == 0.0
-    assert language.tests(prompt, "") == 0.0
+    assert language.passes(prompt, 's = s.replace("e", "")\n    return s') == 1.0
+    assert language.passes(prompt, 'return s.replace("e", "")') == 1.0
+    assert language.passes(prompt, 'return s.replace("e", "a")') == 0.0
+    assert language.passes(prompt, "") == 0.0
     with pytest.raises(ValueError, match="no docstring of the toy language is in 'Hello"):
-        language.tests(Prompt([{"role": "user", "content": "Hello"}]), "")
+        language.passes(Prompt([{"role": "user", "content": "Hello"}]), "")
 
 
 def test_the_command(tmp_path):
@@ -199,7 +215,7 @@ def test_the_command(tmp_path):
     assert sum(len(enc.encode_ordinary(text)) for text in texts) < 0.4 * sum(map(len, texts))
     chats = [json.loads(line)["messages"] for line in (out / "functions.jsonl").open()]
     for asked, answered in chats:
-        assert language.tests(Prompt([asked]), answered["content"]) == 1.0
+        assert language.passes(Prompt([asked]), answered["content"]) == 1.0
     before = (out / "corpus.jsonl").read_bytes()
     language.main(cfg)
     assert (out / "corpus.jsonl").read_bytes() == before

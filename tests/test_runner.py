@@ -334,7 +334,8 @@ def test_the_command(tmp_path, capsys):
            "canonical_solution": "    return x + x\n", "test": "def check(f):\n  assert f(2) == 4"}
     objects = row | {"test": "def check(f):\n  assert f(type('A', (int,), {})) == 4",
                      "canonical_solution": "    return 4 if isinstance(x, type) else 0\n"}
-    write_jsonl(str(tmp_path / "p"), [row, objects, row | {"canonical_solution": "    pass"}])
+    write_jsonl(str(tmp_path / "p"), [row, objects | {"task_id": "x/1"},
+                                     row | {"task_id": "x/2", "canonical_solution": "    pass"}])
     runner.main(runner.Config(problems=str(tmp_path / "p")))
     said = capsys.readouterr().out
     assert "1 of 3 with hidden tests, 1 more whole" in said and "layers on: " in said
