@@ -1,23 +1,18 @@
-"""Prompts that users sent -> prompts to train on, without copies and personal data ([IG] 3.2, A.1).
+"""Prompts that users sent -> prompts to train on: no copies, few of each user, no personal data.
 
     python -m interop.hygiene questions.csv --user user_id --out prompts/
 
-writes train.jsonl, valid.jsonl, test.jsonl and report.md, which says what went. In this order:
+writes train.jsonl, valid.jsonl, test.jsonl and report.md, as [IG] 3.2 and A.1 say. In this order:
 
-1. Exact copies go, and those that are equal in NFKC, without case, with single spaces.
-2. So compared and sorted, a prompt goes if it shares 64 characters and 80 % of the shorter with the
-   last that was kept. Then no two share so much that are kept anywhere: what lies between two such
-   shares it too, so the shorter of them would share that much of its own length with its kept
-   neighbour. Of a group the first in this order is kept, however the files are ordered.
-3. At most --per-user prompts of a user, drawn by a hash of their text.
-4. A hash of the user's ID says which file; so more data move nobody. Without --user every prompt is
-   a user of its own.
-5. Prompts with personal data (personal.py) go, or are masked; names and postal addresses are not
-   found. DEVIATION [IG] 3.2: this holds for validation and test prompts too.
-
-IDs are not written. A record without one is bad: it is skipped, and refused if --strict.
-
-[IG] Ouyang et al. 2022, arXiv 2203.02155
+1. Copies go: texts that are equal in NFKC, without case, with single spaces.
+2. So sorted, a text goes if it shares 64 characters and 80 % of the shorter with the last one that
+   stays. Then no two that stay share so much, near or far: what lies between two such shares it
+   too, so the shorter of the two would share that much of itself with its neighbour. Of a group
+   the first in this order stays, however the files are ordered.
+3. --per-user prompts of each user stay, drawn by a hash of the text.
+4. A hash of the user's ID says which file, so more data move nobody; without --user every prompt is
+   a user of its own. IDs are not written; a record without one is bad, and skipped.
+5. Prompts with personal data (personal.py) go, or are masked. DEVIATION [IG] 3.2: of all files.
 """
 import hashlib
 import heapq
@@ -27,11 +22,10 @@ import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-from data import ROLES
-from interop import records
 from interop.encode import report
 from interop.formats import read_records
-from interop.personal import mask
+from interop.personal import PATTERNS, mask
+from interop.records import sent_prompts
 from plumbing import cli, results
 from plumbing.inputs import files_in
 
@@ -50,16 +44,18 @@ class Config:
 
 
 PRESETS = {"default": {}}
-PREFIX = 64                         # characters that two prompts must share to be alike
-EXAMPLES, WIDTH = 3, 160            # of each rule in the report; characters of one
+PREFIX, EXAMPLES, WIDTH = 64, 3, 160    # characters; of a rule in the report; characters of each
 RULES = {"exact": "Exact copies", "normalised": "Copies but for case and spaces",
          "prefix": "Long common prefix", "many": "More of a user than --per-user",
-         "personal": "Personal data"}
+         **{name: f"Personal data, {name}" for name, *_ in PATTERNS}}
+UNSEEN = "Names and postal addresses are not looked for, nor is anything outside the messages."
 
 
 def normalised(messages):
-    """A prompt as it is compared with others: as it reads in a dialogue."""
-    text = " ".join(f"{ROLES[m['role']]} {m['content']}" for m in messages)
+    """A prompt as it is compared. It begins with the first letters of who speaks, "uau": the next
+    question of a dialogue is another prompt and no copy."""
+    speakers = "".join(m["role"][0] for m in messages)
+    text = " ".join([speakers, *(m["content"] for m in messages)])
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -82,18 +78,17 @@ def alike(a, b):
     return n <= shorter and a[:n] == b[:n]
 
 
-# ---- the rules ----------------------------------------------------------------------------------
-# A row is (text as compared, record as JSON, user). What a rule takes away it adds to gone[rule],
-# with the row that is kept instead or None.
+# A row is (text as compared, record as JSON, user). The functions below return the rows that stay;
+# to gone[rule] they add (row, the one that stays instead or None).
 
 def read_rows(cfg, counts: Counter):
-    """The rows of the files, sorted. Raises ValueError."""
+    """All rows of the files, sorted. Raises ValueError."""
     found = read_records(files_in(cfg.files), counts, cfg.columns, keep=cfg.user)
     encode, rows = json.JSONEncoder(ensure_ascii=False).encode, []
-    for prompt, user in records.sent_prompts(found, cfg.user, counts, cfg.strict):
-        more = {"use_case": prompt.use_case, "meta": prompt.meta}
-        record = {"prompt": prompt.messages} | {k: v for k, v in more.items() if v}
-        rows.append((normalised(prompt.messages), encode(record), sys.intern(user)))
+    for prompt, user in sent_prompts(found, cfg.user, counts, cfg.strict):
+        record = {"prompt": prompt.messages, "use_case": prompt.use_case, "meta": prompt.meta}
+        line = encode({name: value for name, value in record.items() if value})
+        rows.append((normalised(prompt.messages), line, sys.intern(user)))
     return sorted(rows)
 
 
@@ -117,63 +112,58 @@ def capped(rows, most, gone):
     of = defaultdict(list)
     for row in rows:
         of[row[2]].append(row)
-    for sent in (sent for user, sent in of.items() if user and len(sent) > most):
-        sent.sort(key=lambda row: drawn(row[0], "cap"))
-        gone["many"] += [(row, None) for row in sent[most:]]
+    for user, sent in of.items():
+        if user and len(sent) > most:
+            sent.sort(key=lambda row: drawn(row[0], "cap"))
+            gone["many"] += [(row, None) for row in sent[most:]]
     out = {id(row) for row, _ in gone["many"]}
     return [row for row in rows if id(row) not in out]
 
 
-def cleaned(rows, masked, gone, kinds: Counter):
-    """Rule 5. `kinds` counts the prompts that have each kind of personal data."""
-    kept = []
+def cleaned(rows, masked, gone):
+    """Rule 5, with an entry of `gone` for each kind of personal data."""
     for row in rows:
         record, names = json.loads(row[1]), set()
         for m in record["prompt"]:
-            m["content"], of_message = mask(m["content"])
-            names |= of_message
-        if names:
-            kinds.update(names)
-            gone["personal"].append((row, None))
-            row = (row[0], json.dumps(record, ensure_ascii=False), row[2])
-        if masked or not names:
-            kept.append(row)
-    return kept
+            m["content"], found = mask(m["content"])
+            names |= found
+        for name in names:
+            gone[name].append((row, None))
+        if not names:
+            yield row
+        elif masked:
+            yield row[0], json.dumps(record, ensure_ascii=False), row[2]
 
 
-def page(read, sides, gone, kinds):
+def page(read, sides, gone):
     """report.md."""
     def example(row):
-        said = "\n".join(m["content"] for m in json.loads(row[1])["prompt"])
-        text = cli.visible(" ".join(mask(said)[0].split()))
+        text = "\n".join(m["content"] for m in json.loads(row[1])["prompt"])
+        text = cli.visible(" ".join(mask(text)[0].split()))
         return text if len(text) <= WIDTH else f"{text[:WIDTH // 2]} ... {text[-WIDTH // 2:]}"
 
-    lines = ["# Prompts that were kept, and what went", "", f"{read:,} were read. Kept:", ""]
+    lines = ["# Prompts that stay, and what went", "", f"{read:,} were read. There stay:", ""]
     for name, rows in sides.items():
-        users = len({user or compared for compared, _, user in rows})
-        lines.append(f"- {name}: {len(rows):,}, of {users:,} users")
+        users = len({user or text for text, _, user in rows})
+        lines.append(f"- {name}: {len(rows):,} of {users:,} users")
     for rule, title in RULES.items():
-        lines += ["", f"## {title}: {len(gone[rule]):,}", ""]
-        if rule == "personal":
-            lines += [f"- {kind}: {n:,}" for kind, n in kinds.most_common()] + [""]
+        lines += ["", f"## {title}: {len(gone[rule]):,}"]
         for row, other in heapq.nsmallest(EXAMPLES, gone[rule], lambda x: drawn(x[0][0], "show")):
-            kept = [f"    kept: {example(other)}"] if other else []
-            lines += [f"    {example(row)}", *kept, ""]
-    lines += ["Names and postal addresses are not found, nor is anything outside the messages.", ""]
-    return "\n".join(lines)
+            lines += ["", f"    {example(row)}"]
+            lines += [f"    stays: {example(other)}"] if other else []
+    return "\n".join([*lines, "", UNSEEN, ""])
 
 
 def main(cfg):
     results.check_free(cfg.out)
     if cfg.valid + cfg.test >= 1:
         raise ValueError("--valid and --test leave nobody to train on: lower one")
-    counts, gone, kinds = Counter(), defaultdict(list), Counter()
+    counts, gone, sides = Counter(), defaultdict(list), {"train": [], "valid": [], "test": []}
     rows = read_rows(cfg, counts)
-    read, sides = len(rows), {"train": [], "valid": [], "test": []}
-    rows = capped(without_copies(rows, gone), cfg.per_user, gone)
-    for row in cleaned(rows, cfg.mask, gone, kinds):
+    read, rows = len(rows), capped(without_copies(rows, gone), cfg.per_user, gone)
+    for row in cleaned(rows, cfg.mask, gone):
         sides[side(row[2] or row[0], cfg.valid, cfg.test)].append(row)
-    files = {"report.md": lambda f: f.write(page(read, sides, gone, kinds).encode())}
+    files = {"report.md": lambda f: f.write(page(read, sides, gone).encode())}
     for name, rows in sides.items():
         lines = (f"{line}\n".encode() for _, line, _ in rows)
         files[f"{name}.jsonl"] = lambda f, lines=lines: f.writelines(lines)

@@ -146,6 +146,13 @@ COMMANDS = {
         copied=("docs", "README.md"),
     ),
     "bench": Command("evidence.bench", 2, "--cases train --rounds 1 --out new.png"),
+    "hygiene": Command(
+        "interop.hygiene",
+        16,
+        "--user labeler --out new",
+        ("in/comparisons.jsonl",),
+        "files",
+    ),
     "data": Command("data", 2, "", ("in/demos.jsonl",), kinds=(("columns", str), ("strict", bool))),
     "plan": Command(
         "model",
@@ -207,6 +214,7 @@ WORDS = {
     "tokenizer": ("sandbox", "in/small.tiktoken"),
     "columns": ("prompt=question", "text=content"),
     "held_out_labelers": ("Ann",),
+    "user": ("labeler", "use_case"),
     "baseline": ("in/base.pt",),
 }
 DEVICES = {"in/null": 3, "in/full": 7}  # Linux's numbers of /dev/null and /dev/full

@@ -111,12 +111,14 @@ def test_of_dialogues_all_turns_are_compared(tmp_path):
     one = dialogue("Be kind.", "Hi", "Hello", "Who are you?")
     other = dialogue("Be kind.", "Hi", "Good day", "Who are you?")
     again = dialogue("be kind.", "hi", "Hello ", "who are  you?")
-    rows = [{"messages": m, "user": "a"} for m in (one, other, again)]
+    first = dialogue("Be kind. " * 20, "Hi")
+    later = [*first, *dialogue("", "", "Hello", "And you?")[2:]]
+    rows = [{"messages": m, "user": "a"} for m in (one, other, again, first, later)]
     path = put(tmp_path / "in.jsonl", rows)
     hygiene.main(hygiene.Config((path,), "user", str(tmp_path / "out"), valid=0, test=0))
     kept = load("prompts", (str(tmp_path / "out/train.jsonl"),), Counter(), flag="")
-    assert sorted(p.messages[2]["content"] for p in kept) == ["Good day", "Hello"]
-    assert all(len(p.messages) == 4 for p in kept)
+    replies = [m["content"] for p in kept for m in p.messages if m["role"] == "assistant"]
+    assert len(kept) == 4 and sorted(replies) == ["Good day", "Hello", "Hello"]
 
 
 # ---- users --------------------------------------------------------------------------------------
@@ -203,7 +205,7 @@ FOUND = [
     ("tel:+4917112345678", "tel:[PHONE]"),
     ("(415) 555-2671 or 415-555-2671", "[PHONE] or [PHONE]"),
     ("415 555 2671 please", "[PHONE] please"),
-    ("1-800-555-1234", "[PHONE]"),
+    ("+1-202-555-0173", "[PHONE]"),
     ("06 12 34 56 78", "[PHONE]"),
     ("Tel. 030/1234567, 0049 171 1234567", "Tel. [PHONE], [PHONE]"),
     ("+44 (0)20 7946 0958", "[PHONE]"),
@@ -214,7 +216,6 @@ FOUND = [
     ("GB82WEST12345698765432.", "[IBAN]."),
     ("ping 91.134.12.200!", "ping [IP]!"),
     ("2a00:1450:4001:81b::200e", "[IP]"),
-    ("123-45-6789", "[SSN]"),
     ("key=sk-abc123def456ghi789jkl", "key=[KEY]"),
     ("ghp_" + "a1" * 18, "[KEY]"),
     ("AKIA1234567890ABCDEF", "[KEY]"),
@@ -231,9 +232,9 @@ NOT_FOUND = [
     "1234567890", "123 456 789 + 5", "1,234,567,890", "0101 0101 0101", "2^31 = 2147483648",
     "f(123456789, 987654321)", "1 2 3 4 5 6 7 8 9 10", "10 20 30 40 50 60", "100 200 300 400 5000",
     "4111 1111 1111 1112", "9111 1111 1111 1118", "550e8400-e29b-41d4-a716-446655440000",
-    "DE89 3704 0044 0532 0130 01", "DE893704004405320130", "000-12-3456", "987-65-4320",
+    "DE89 3704 0044 0532 0130 01", "DE893704004405320130", 
     "sk-learn-something-with-a-long-name", "AKIAIOSFODNN7EXAMPLE", "0x1F600 0xDEADBEEF",
-    "-----BEGIN PUBLIC KEY-----", "1990-2000, 2001-2010", "task-0123456789012345678901",
+    "-----BEGIN PUBLIC KEY-----", "1-800-555-1234", "(888) 736-9466", "1990-2000, 2001-2010", "task-0123456789012345678901",
 ]  # fmt: skip
 
 
@@ -263,7 +264,7 @@ def test_prompts_with_personal_data_go_or_are_masked(tmp_path):
     assert everything(masked) == ["Hi", "Mail [EMAIL] and [PHONE]"]
     for text in (report, also):
         assert "a@b.de" not in text and "1234567" not in text
-        assert "Personal data: 1\n" in text and "EMAIL: 1" in text and "Mail [EMAIL]" in text
+        assert "data, EMAIL: 1\n" in text and "data, PHONE: 1\n" in text and "Mail [EMAIL]" in text
 
 
 def test_no_example_shows_personal_data(tmp_path):
@@ -273,7 +274,7 @@ def test_no_example_shows_personal_data(tmp_path):
     rows += [{"prompt": f"{'y' * i} c{i}@d.de {'z' * 300}", "user": "u"} for i in range(60, 100)]
     rows += rows
     _, report = run(tmp_path, rows, per_user=2)
-    assert "kept: " in report and "@" not in report
+    assert "stays: " in report and "@" not in report
 
 
 # ---- the command --------------------------------------------------------------------------------
