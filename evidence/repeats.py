@@ -20,18 +20,26 @@ EPOCHS = 4
 
 
 def sent_by_users(seed):
-    """What users send, the first of them most (Zipf): a few questions of their own in a few forms.
-    -> [(user, demonstration), ...], each once"""
-    asked = sandbox.prompts(USERS * QUESTIONS, f"users {seed}")
+    """What users send, the first of them most (Zipf): their own questions in a few forms; and what
+    as many others send. -> twice [(user, demonstration), ...], each once"""
+    drawn = sandbox.prompts(6 * USERS * QUESTIONS, f"users {seed}")
+    # of a question that several ask, the last is taken
+    asked = list({p.messages[-1]["content"]: p for p in drawn}.values())[:2 * USERS * QUESTIONS]
     own = [asked[i:i + QUESTIONS] for i in range(0, len(asked), QUESTIONS)]
-    rng, found = random.Random(f"sent {seed}"), {}
+    rng, half = random.Random(f"sent {seed}"), len(own) // 2
+    return _sent(own[:half], rng), _sent(own[half:], rng)
+
+
+def _sent(own, rng):
+    found = {}
+    name = rng.random()             # or the same users would be held out with each seed
     often = [1 / rank for rank in range(1, len(own) + 1)]
     for user in rng.choices(range(len(own)), often, k=SENT):
         prompt, form = rng.choice(own[user]), rng.choice(FORMS)
         *before, last = prompt.messages
         said = [*before, last | {"content": form.format(last["content"])}]
         record = {"prompt": said, "response": prompt.meta["answers"][0]}
-        found[user, str(said)] = f"user {user} {seed}", record
+        found[str(said)] = f"user {user} {name}", record
     return list(found.values())
 
 
@@ -53,17 +61,17 @@ def splits(w):
 
     Figures:
         validation      loss on what is held out, nats a token
-        later           on what other users send, who come later
+        later           on what others send, as users do who come later
         trained         demonstrations that it was trained on
     """
-    sent, parts, figures = sent_by_users(w.seed), {}, {}
+    (sent, others), parts, figures = sent_by_users(w.seed), {}, {}
     for arm in ("user", "prompt"):
         parts[arm] = {"train": [], "valid": []}
         for user, record in sent:
             name = user if arm == "user" else normalised(record["prompt"])
             parts[arm][side(name, VALID, 0)].append(record)
     n = min(len(part["train"]) for part in parts.values())
-    later = [record for _, record in sent_by_users(f"{w.seed} later")]
+    later = [record for _, record in others]
     for arm, part in parts.items():
         train = random.Random(w.seed).sample(part["train"], n)
         path = w.derive(f"sent-{arm}.jsonl", {"split": arm}, [], lambda train=train: train)

@@ -54,8 +54,8 @@ UNSEEN = "Names and postal addresses are not looked for, nor is anything outside
 def normalised(messages):
     """A prompt as it is compared. It begins with the first letters of who speaks, "uau": the next
     question of a dialogue is another prompt and no copy."""
-    speakers = "".join(m["role"][0] for m in messages)
-    text = " ".join([speakers, *(m["content"] for m in messages)])
+    speakers = "".join([m["role"][0] for m in messages])
+    text = " ".join([speakers, *[m["content"] for m in messages]])
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
