@@ -3,12 +3,10 @@
     python -m interop.hygiene questions.csv --user user_id --out prompts/
 
 writes train.jsonl, valid.jsonl, test.jsonl and report.md, as [IG] 3.2 and A.1 say. In this order:
-
 1. Copies go: texts that are equal in NFKC, without case, with single spaces.
-2. So sorted, a text goes if it shares 64 characters and 80 % of the shorter with the last one that
-   stays. Then no two that stay share so much, near or far: what lies between two such shares it
-   too, so the shorter of the two would share that much of itself with its neighbour. Of a group
-   the first in this order stays, however the files are ordered.
+2. So sorted, a text goes if it shares 64 characters and 80 % of the shorter with the last that
+   stays. Then no two that stay share so much: what lies between two such shares it too, so the
+   shorter of them would share that much of itself with its neighbour. The first of a group stays.
 3. --per-user prompts of each user stay, drawn by a hash of the text.
 4. A hash of the user's ID says which file, so more data move nobody; without --user every prompt is
    a user of its own. IDs are not written; a record without one is bad, and skipped.
@@ -46,14 +44,12 @@ class Config:
 PRESETS = {"default": {}}
 PREFIX, EXAMPLES, WIDTH = 64, 3, 160    # characters; of a rule in the report; characters of each
 RULES = {"exact": "Exact copies", "normalised": "Copies but for case and spaces",
-         "prefix": "Long common prefix", "many": "More of a user than --per-user",
-         **{name: f"Personal data, {name}" for name, *_ in PATTERNS}}
-UNSEEN = "Names and postal addresses are not looked for, nor is anything outside the messages."
+         "prefix": "Long common prefix", "many": "More of a user than --per-user"}
+RULES |= {name: f"Personal data, {name}" for name, *_ in PATTERNS}
 
 
 def normalised(messages):
-    """A prompt as it is compared. It begins with the first letters of who speaks, "uau": the next
-    question of a dialogue is another prompt and no copy."""
+    """A prompt as it is compared, behind who speaks: a dialogue's next question is no copy."""
     speakers = "".join([m["role"][0] for m in messages])
     text = " ".join([speakers, *[m["content"] for m in messages]])
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
@@ -61,8 +57,8 @@ def normalised(messages):
 
 def drawn(text, what):
     """A number in [0, 1), the same for a text each time; `what` tells one draw from another."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8, person=what.encode()).digest()
-    return int.from_bytes(digest) / 2**64
+    hashed = hashlib.blake2b(text.encode(), digest_size=8, person=what.encode())
+    return int.from_bytes(hashed.digest()) / 2**64
 
 
 def side(name, valid, test):
@@ -78,8 +74,8 @@ def alike(a, b):
     return n <= shorter and a[:n] == b[:n]
 
 
-# A row is (text as compared, record as JSON, user). The functions below return the rows that stay;
-# to gone[rule] they add (row, the one that stays instead or None).
+# A row is (text as compared, record as JSON, user). What does not stay is added to gone[rule], with
+# the row that stays instead or None.
 
 def read_rows(cfg, counts: Counter):
     """All rows of the files, sorted. Raises ValueError."""
@@ -144,14 +140,14 @@ def page(read, sides, gone):
 
     lines = ["# Prompts that stay, and what went", "", f"{read:,} were read. There stay:", ""]
     for name, rows in sides.items():
-        users = len({user or text for text, _, user in rows})
-        lines.append(f"- {name}: {len(rows):,} of {users:,} users")
+        lines.append(f"- {name}: {len(rows):,} of {len({r[2] or r[0] for r in rows}):,} users")
     for rule, title in RULES.items():
         lines += ["", f"## {title}: {len(gone[rule]):,}"]
         for row, other in heapq.nsmallest(EXAMPLES, gone[rule], lambda x: drawn(x[0][0], "show")):
-            lines += ["", f"    {example(row)}"]
-            lines += [f"    stays: {example(other)}"] if other else []
-    return "\n".join([*lines, "", UNSEEN, ""])
+            stays = [f"    stays: {example(other)}"] if other else []
+            lines += ["", f"    {example(row)}", *stays]
+    lines += ["", "Names and postal addresses are not found, nor what is not in messages.", ""]
+    return "\n".join(lines)
 
 
 def main(cfg):

@@ -50,21 +50,21 @@ PATTERNS = (    # name; fewest digits, and texts of which it holds one; what it 
      bool),
     # neither git's user in addresses of repositories nor names for examples (RFC 2606)
     ("EMAIL", 0, ("@",), re.compile(
-        r"(?<![\w.+-])(?!git@)[\w.+-]{1,64}@(?!(?:[\w-]{1,63}\.){0,8}example\.\w{3}\b)(?:[\w-]{1,63}\.){1,8}"
-        r"(?:[a-z]{2}|com|net|org|edu|gov|mil|info|biz|name|dev|app|online|cloud|tech|xyz)\b",
-        re.IGNORECASE), bool),
+        r"(?<![\w.+-])(?!git@)[\w.+-]{1,64}@(?!(?:[\w-]{1,63}\.){0,8}example\.\w{3}\b)"
+        r"(?:[\w-]{1,63}\.){1,8}(?:[a-z]{2}|com|net|org|edu|gov|mil|info|biz|name|dev|app|"
+        r"online|cloud|tech|xyz)\b", re.IGNORECASE), bool),
     ("IBAN", 11, ("",), re.compile(rf"\b(?=[A-Z]{{2}}\d\d)(?:{IBANS})(?![A-Z0-9])"), mod_97),
     # with what Visa, Mastercard, American Express, Diners, JCB, UnionPay and Discover begin
     ("CARD", 13, ("",), re.compile(
-        r"(?<![\w.-])(?=4|5[1-5]|2[2-7]|3[04-8]|6[0245])(?:\d{13,19}|\d{4}([ -])\d{4}\1\d{4}\1"
+        r"(?=4|5[1-5]|2[2-7]|3[04-8]|6[0245])(?<![\w.-])(?:\d{13,19}|\d{4}([ -])\d{4}\1\d{4}\1"
         r"\d{1,7}|\d{4}([ -])\d{6}\2\d{4,5})(?![\w-])"), luhn),
     # 1.2.3.4 is a version or a section
     ("IP", 4, (".", ":"), re.compile(
-        r"(?<![\w.])(?<!ersion )(?=[\d.]*\d\d)\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\d)"
+        r"(?=[0-9])(?<![\w.])(?<!ersion )(?=[\d.]*\d\d)\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\d)"
         r"|(?<![\w:.])[23][\da-fA-F]{3}(?::[\da-fA-F]{0,4}){2,7}(?![\w:])"), is_global),
     # with the country, as in North America, or with a 0 and groups
     ("PHONE", 9, ("",), re.compile(
-        r"(?<![\w.+)/-])(?<!\d )(?:\+[1-9](?:[ ()./-]{0,3}\d){8,14}"
+        r"(?=[+(0-9])(?<![\w.+)/-])(?<!\d )(?:\+[1-9](?:[ ()./-]{0,3}\d){8,14}"
         r"|(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[ .-])[2-9]\d\d[ .-]\d{4}(?! \d)"
         r"|(?:00[1-9]|\(?0[1-9])\d{0,4}\)?(?:[ /.-]{1,3}\d{2,8}){1,5})(?!\w|[.,:/-]\d)"), is_phone),
 )
