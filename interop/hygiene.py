@@ -68,10 +68,9 @@ def side(name, valid, test):
 
 
 def alike(a, b):
-    """Whether two texts share PREFIX characters and 80 % of the shorter at their beginning."""
-    shorter = min(len(a), len(b))
-    n = max(PREFIX, -(-4 * shorter // 5))
-    return n <= shorter and a[:n] == b[:n]
+    """Whether two different texts begin with the same PREFIX characters and 80 % of the shorter."""
+    n = max(PREFIX, -(-4 * min(len(a), len(b)) // 5))
+    return a[:n] == b[:n]
 
 
 # A row is (text as compared, record as JSON, user). What does not stay is added to gone[rule], with
