@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch
 
 import interop
-from evidence import curves, experiments, page, programs, rivals, screening
+from evidence import curves, experiments, page, programs, repeats, rivals, screening
 from evidence.experiments import CHANGED
 from evidence.statistics import effect
 from evidence.world import World, alone
@@ -489,6 +489,14 @@ CLAIMS = {
         "helpful there: {flan.own helpful}, SFT {sft.own helpful}",
         {"helpful, it minus SFT, plus 2 %":
             Quantity(lambda f: f["flan"]["own helpful"] - f["sft"]["own helpful"] + 0.02, 0)}),
+    "23": Claim(
+        "Users who repeat themselves make a split by prompt look better than a split by user.",
+        "[IG] 3.2", "split by user ID; not measured",
+        repeats.splits,
+        "validation loss: split by prompt {prompt.validation}, by user {user.validation}; of the "
+        "same models on what other users send {prompt.later}, {user.later}",
+        {"validation loss, by user minus by prompt":
+            minus("user.validation", "prompt.validation", 0.02)}, seeds=10),
     "24a": Claim(
         "A base that read files solves more once it is fine-tuned on right functions, with one "
         "sample and with 100.",

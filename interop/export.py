@@ -5,10 +5,7 @@
 Nothing is copied: every file is written anew from what the checkpoint holds.
 """
 import json
-import os
 import re
-import secrets
-import shutil
 
 from data import ROLES
 from interop.gpt2 import MATRIX, read_model
@@ -21,6 +18,7 @@ from interop.tokenizers import (
     SANDBOX_PATTERN,
     tokenizer_of,
 )
+from plumbing import results
 
 OURS = re.compile(   # every weight of a GPT-2, as we call it
     r"(trunk\.)?((wte|wpe)\.weight|(ln_f|h\.\d+\.(ln_[12]|attn\.c_attn|(attn\.)?c_proj|c_fc))"
@@ -47,7 +45,7 @@ def export(path, folder):
 
     Returns whether the folder has a tokenizer. Raises ValueError.
     """
-    _check_free(folder)
+    results.check_free(folder)
     checkpoint = read_model(path)
     enc = tokenizer_of(checkpoint)
     weights = _their_weights(path, checkpoint)
@@ -65,7 +63,7 @@ def export(path, folder):
     for name, content in texts.items():
         text = json.dumps(content, ensure_ascii=False, indent=1)
         files[name] = lambda f, text=text: f.write(text.encode())
-    _write_folder(folder, files)
+    results.write_folder(folder, files)
     return has_tokenizer
 
 
@@ -219,35 +217,3 @@ def _tokenizer_config(checkpoint):
         "model_input_names": ["input_ids", "attention_mask"],
         "chat_template": CHAT_TEMPLATE,
     }
-
-
-# ---- the folder ---------------------------------------------------------------------------------
-
-def _check_free(folder):
-    """Raise ValueError unless there is nothing at `folder`, or an empty folder."""
-    if not folder:
-        raise ValueError("the folder has no name: name a new one")
-    target = os.path.abspath(folder)                         # a slash at the end would hide a link
-    empty = os.path.isdir(target) and not os.path.islink(target) and not os.listdir(target)
-    if os.path.lexists(target) and not empty:
-        raise ValueError(f"{folder} is there already: name a new folder")
-
-
-def _write_folder(folder, files):
-    """Write {name: function(f)} as a folder, all of it or nothing. Raises ValueError."""
-    target = os.path.abspath(folder)
-    temporary = f"{target}.{secrets.token_hex(8)}.tmp"
-    try:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        os.mkdir(temporary)
-        for name, write in files.items():
-            with open(os.path.join(temporary, name), "wb") as f:
-                write(f)
-                f.flush()
-                os.fsync(f.fileno())
-        os.rename(temporary, target)                         # onto nothing, or an empty folder
-    except OSError as e:
-        raise ValueError(f"cannot write {folder} ({e.strerror}): free some space or name another "
-                         f"folder") from e
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

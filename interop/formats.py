@@ -7,6 +7,7 @@ A reader is a generator: it takes a published record and yields canonical JSON r
 left out it yields as a Skip, which says why; raised, a Skip leaves out the rest of the record too.
 """
 import ast
+import functools
 import itertools
 import json
 import math
@@ -584,7 +585,8 @@ def first_turn(r):
 
 
 def has(*fields):
-    return lambda r: all(f in r for f in fields)
+    needed = set(fields)
+    return lambda r: needed <= r.keys()
 
 
 def is_tree(r):
@@ -626,13 +628,14 @@ FORMATS = (
 
 # ---- files --------------------------------------------------------------------------------------
 
-def read_records(paths, counts: Counter, columns="", separator=""):
+def read_records(paths, counts: Counter, columns="", separator="", keep=""):
     """Yield (where, canonical JSON record) of one file or several, in any format; in place of a
     record that cannot be read the ValueError that says why.
 
     counts      gets what the records are taken for and what is skipped
     columns     "prompt=question,response=answer" gives fields the names that are known
     separator   what parts the documents of plain text
+    keep        a field that every record must have and takes along as it is, "" for none
     Raises ValueError where a file cannot be read.
     """
     renamed = _parse_columns(columns)
@@ -645,10 +648,10 @@ def read_records(paths, counts: Counter, columns="", separator=""):
         rows = itertools.chain(begun, rows)
         if any(isinstance(r, dict) and MESSAGE <= r.keys() for _, r in begun):
             rows = oasst_messages(rows, counts)
-        yield from _read_rows(rows, counts)
+        yield from _read_rows(rows, counts, keep)
 
 
-def _read_rows(rows, counts):
+def _read_rows(rows, counts, keep):
     """Rows of a file -> what read_records yields; fields that no reader used are counted."""
     fields, used = {}, set()
     for n, (where, r) in enumerate(rows, 1):
@@ -665,7 +668,7 @@ def _read_rows(rows, counts):
         if n <= WATCHED or not r.keys() <= fields.keys():
             fields |= dict.fromkeys(r)
             r = _Watched(r, used)
-        yield from _read_record(where, r, counts, name, reader)
+        yield from _read_record(where, r, counts, name, reader, keep)
     unused = [shown(field) for field in fields if field not in used]
     if unused:
         counts[f"records with fields not used: {', '.join(unused[:20])}"] += n
@@ -689,11 +692,18 @@ class _Watched(dict):
         return _Watched(super().__or__(more), self.used)
 
 
-def _read_record(where, r, counts, name, reader):
+def _read_record(where, r, counts, name, reader, keep):
     """Yield (where, canonical record) for each that is in a published one, or what is wrong."""
     counts[f"read as {name}"] += 1
     try:
         marks = {name: r[name] for name in LEFT_OUT if name in r}
+        if keep:
+            # a tree of OASST is its root's
+            of = r["prompt"] if reader is oasst_tree else r
+            if keep not in of:
+                raise Unclear(f"--user names a field {shown(keep)}; the record has "
+                              f"{shown(', '.join(of))}")
+            marks[keep] = of[keep]
         for x in reader(r):
             if isinstance(x, Skip):
                 counts[str(x)] += 1
@@ -710,7 +720,17 @@ def _read_record(where, r, counts, name, reader):
 
 def _format_of(r):
     """-> (name, reader), ("", None) if no format fits."""
-    return next(((name, reader) for name, fits, reader in FORMATS if fits(r)), ("", None))
+    for name, fits, reader in _possible(tuple(r)):
+        if fits(r):
+            return name, reader
+    return "", None
+
+
+@functools.lru_cache(maxsize=100)
+def _possible(fields):
+    """The formats that a record of these fields may have, whatever their values are."""
+    r = dict.fromkeys(fields)
+    return [form for form in FORMATS if form[1] in (is_tree, is_hh) or form[1](r)]
 
 
 def _parse_columns(columns):
@@ -736,6 +756,8 @@ def _named(r, renamed, where):
         return r
     if type(r) is not dict:
         return ValueError(f"{where}: a record is a JSON object, and this is {form_of(r)}")
+    if not renamed:
+        return _with_lists(where, r)
     missing = renamed.keys() - r.keys()
     if missing:
         return ValueError(f"{where}: --columns names a field {min(missing)}; "

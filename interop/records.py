@@ -43,6 +43,8 @@ def as_messages(value, where):
     """A prompt, a string or messages, -> messages. Raises ValueError if it is neither."""
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
+        if value[0]["content"].strip():
+            return value
     if not isinstance(value, list) or not value or not all(map(_is_message, value)):
         raise ValueError(f'{where}: "prompt" must be a string or a list of '
                          f'{{"role": system|user|assistant, "content": text}}')
@@ -170,6 +172,16 @@ def prompts(records, counts: Counter, strict=False) -> list[Prompt]:
     return list(_read(records, counts, strict, _prompts, "prompt"))
 
 
+def sent_prompts(records, user, counts: Counter, strict=False):
+    """Yield (prompt, who sent it), one by one; the latter stands in the field `user`, and is "" of
+    all if that is ""."""
+    def read(where, r, counts):
+        sender = _sender(where, r[user], user) if user else ""
+        return [(prompt, sender) for prompt in _prompts(where, r, counts)]
+
+    yield from _read(records, counts, strict, read, "prompt")
+
+
 def rankings(records, counts: Counter, strict=False) -> list[Ranking]:
     """Rankings with at least one pair that is no tie."""
     what = "ranking with two responses of different rank"
@@ -196,7 +208,7 @@ def _read(records, counts, strict, read, what):
         try:
             if isinstance(r, ValueError):
                 raise r
-            if is_left_out(r) and read is not _prompts:
+            if what != "prompt" and is_left_out(r):
                 counts["records skipped: marked as not to be trained on"] += 1
                 continue
             if r.keys() == {"text"} and read is not _texts:
@@ -284,6 +296,18 @@ def _prompts(where, r, counts):
         counts["records skipped: nothing comes before the reply"] += 1
         return []
     return [Prompt(messages, str(r.get("use_case", "")), r.get("meta", {}))]
+
+
+def _sender(where, value, user):
+    """An ID as text: 7 and "7" are one user. Raises ValueError if it is none."""
+    if type(value) in (list, dict):
+        raise ValueError(f"{where}: the field {user} must be a text or a number, and is "
+                         f"{form_of(value)}")
+    sender = str(value).strip()
+    if sender in ("", "None", "nan"):           # as Python and pandas write nothing
+        raise ValueError(f"{where}: the field {user} is empty: write who sent the prompt, or "
+                         f"leave it out")
+    return sender
 
 
 def _rankings(where, r, counts):

@@ -394,7 +394,10 @@ def _json_lines(path, text):
             continue
         where = f"{path}, line {n}"
         try:
-            yield where, _usable(where, _parsed(where, json.loads, line))
+            value = _parsed(where, json.loads, line)
+            # half a character can only be written out, and few brackets cannot lie deep
+            plain = "\\u" not in line and line.count("[") + line.count("{") < MOST_NESTED
+            yield where, value if plain else _usable(where, value)
         except json.JSONDecodeError as e:
             yield where, ValueError(f"{where}: not JSON ({e.msg} at column {e.colno}); "
                                     f"write one object a line")
@@ -442,6 +445,8 @@ def _usable(where, value):
     level = [value]
     try:
         for _ in range(MOST_NESTED):
+            if not level:
+                return value
             level = list(itertools.chain.from_iterable(map(_inside, level)))
     except UnicodeEncodeError as e:
         return ValueError(f"{where}: a text has half a character, \\u{ord(e.object[e.start]):x}, "

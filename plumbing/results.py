@@ -13,6 +13,8 @@ import json
 import math
 import os
 import re
+import secrets
+import shutil
 import socket
 import stat
 import sys
@@ -415,3 +417,35 @@ def deliver(out, meta, writers):
         hashes[name] = file_hash(path)
     replace_file(made_file, write_made)
     release(out)
+
+
+# ---- a new folder -------------------------------------------------------------------------------
+
+def check_free(folder):
+    """Raise ValueError unless there is nothing at `folder`, or an empty folder."""
+    if not folder:
+        raise ValueError("the folder has no name: name a new one")
+    target = os.path.abspath(folder)                         # a slash at the end would hide a link
+    empty = os.path.isdir(target) and not os.path.islink(target) and not os.listdir(target)
+    if os.path.lexists(target) and not empty:
+        raise ValueError(f"{folder} is there already: name a new folder")
+
+
+def write_folder(folder, files):
+    """Write {name: function(f)} as a folder, all of it or nothing. Raises ValueError."""
+    target = os.path.abspath(folder)
+    temporary = f"{target}.{secrets.token_hex(8)}.tmp"
+    try:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.mkdir(temporary)
+        for name, write in files.items():
+            with open(os.path.join(temporary, name), "wb") as f:
+                write(f)
+                f.flush()
+                os.fsync(f.fileno())
+        os.rename(temporary, target)                         # onto nothing, or an empty folder
+    except OSError as e:
+        raise ValueError(f"cannot write {folder} ({e.strerror}): free some space or name another "
+                         f"folder") from e
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -154,6 +154,13 @@ COMMANDS = {
         "models",
     ),
     "toy": Command("codex.language", 2, "--files 20 --functions 5 --prompts 5 --out new"),
+    "hygiene": Command(
+        "interop.hygiene",
+        4,
+        "--user labeler --out new",
+        ("in/comparisons.jsonl",),
+        "files",
+    ),
     "data": Command("data", 2, "", ("in/demos.jsonl",), kinds=(("columns", str), ("strict", bool))),
     "plan": Command(
         "model",
@@ -215,6 +222,7 @@ WORDS = {
     "tokenizer": ("sandbox", "in/small.tiktoken"),
     "columns": ("prompt=question", "text=content"),
     "held_out_labelers": ("Ann",),
+    "user": ("labeler", "use_case"),
     "baseline": ("in/base.pt",),
 }
 DEVICES = {"in/null": 3, "in/full": 7}  # Linux's numbers of /dev/null and /dev/full

@@ -237,7 +237,8 @@ def test_python_problems_are_run(coders, tmp_path, capsys):
     mbpp = {"task_id": 7, "text": "Write a function that doubles.", "test_setup_code": "",
             "code": "def twice(x):\n    return 2 * x", "test_list": ["assert twice(3) == 6"],
             "challenge_test_list": []}
-    write_jsonl(str(tmp_path / "p"), [human, mbpp, human | {"task_id": "x/1", "canonical_solution": "    pass"}])
+    wrong = human | {"task_id": "x/1", "canonical_solution": "    pass"}
+    write_jsonl(str(tmp_path / "p"), [human, mbpp, wrong])
     problems, judge = evaluate.python_judge(str(tmp_path / "p"), 2)
     assert [p.name for p in problems] == ["x/0", "MBPP/7"]
     assert problems[1].entry_point == "twice"

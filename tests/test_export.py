@@ -35,6 +35,7 @@ from interop import get_tokenizer, plan, read_model, tokenizer_id
 from interop.export import CHAT_TEMPLATE, export
 from interop.tokenizers import PAD, PAD_BYTE
 from model import GPT, GPTConfig, Scorer
+from plumbing import results
 from plumbing.files import save_checkpoint
 
 FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
@@ -492,7 +493,7 @@ def test_nothing_is_overwritten(tmp_path, path, command, make, end):
 
 
 def test_what_appears_meanwhile_is_not_overwritten(tmp_path, path, command, monkeypatch):
-    monkeypatch.setattr(module, "_check_free", lambda folder: None)
+    monkeypatch.setattr(results, "check_free", lambda folder: None)
     for make in (file, full, link, link_to_nothing):
         place = tmp_path / make.__name__
         place.mkdir()
