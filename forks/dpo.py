@@ -137,6 +137,8 @@ def main(cfg):
     init = interop.model_files(cfg.init)
     files.require("--init", init, "python sft.py --init base.pt --out sft.pt")
     files.require("--data", cfg.data, "python label.py --init sft.pt --out comparisons.jsonl")
+    if cfg.ipo and cfg.smooth:
+        raise ValueError("--ipo is a loss of its own, without --smooth: choose one")
     run = files.begin(cfg, "dpo", init=init, data=cfg.data)
     if run.metrics is not None:
         return run.metrics

@@ -18,6 +18,8 @@ step, to (k - 1) / k; what else GRPO does changes what is followed:
 [RLOO] Ahmadian et al. 2024, arXiv 2402.14740   [GRPO] Shao et al. 2024, arXiv 2402.03300
 [DR] Liu et al. 2025, Understanding R1-Zero-Like Training, arXiv 2503.20783
 """
+import math
+import numbers
 from collections import Counter
 from dataclasses import dataclass
 
@@ -119,10 +121,13 @@ def rollouts(models, inputs, cfg, judge, start=0):
         asked, said = [inputs.records[i] for i in rows], rollout.responses()
         stats |= interop.true_score(asked, said, inputs.enc)
         texts = [data.decode_response(inputs.enc, ids) for ids in said]
-        judged = torch.tensor([float(judge(*pair)) for pair in zip(asked, texts)])
+        points = [judge(*pair) for pair in zip(asked, texts)]
+        for x in points:
+            if not isinstance(x, numbers.Real) or not math.isfinite(x):
+                raise ValueError(f"--reward {cfg.reward} returned {x!r}, and must return a number "
+                                 f"that is finite")
+        judged = torch.tensor(points, dtype=torch.float32)
         stats["judged"] = judged.mean().item()
-        if not judged.isfinite().all():
-            raise ValueError(f"--reward {cfg.reward} returned a number that is not finite")
         # Without values and discount, the return of the first action is the response's reward.
         judged, first = data.to_device(rollout.ids.device, judged, prompts.length[:, None] - 1)
         reward = rollout.returns.gather(1, first).squeeze(1) + judged

@@ -169,6 +169,7 @@ def test_it_learns_the_preference_and_goes_on_where_it_was_interrupted(config, m
 
 
 @pytest.mark.parametrize(("change", "says"), [
+    ({"ipo": True, "smooth": 0.1}, "--ipo is a loss of its own"),
     ({"beta": 0.0}, "--beta"), ({"smooth": 1.0}, "--smooth"), ({"init": "none.pt"}, "none.pt"),
     ({"data": ()}, "--data"), ({"held_out": 1e-9}, "too few to hold out"),
 ])

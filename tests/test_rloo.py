@@ -223,7 +223,8 @@ def config(tmp_path):
         "def short(prompt, text):\n"
         "    assert prompt.messages[-1]['content'].startswith('Name')\n"
         "    return -len(text) / 10\n"
-        "def nothing(prompt, text):\n    return float('nan')\n")
+        "def nothing(prompt, text):\n    return float('nan')\n"
+        "def text(prompt, text):\n    return '1'\n")
     return rloo.Config(init=str(tmp_path / "sft.pt"), prompts=(str(tmp_path / "p.jsonl"),),
                        out=str(tmp_path / "rloo.pt"), iterations=30, rollout=16, max_new=8,
                        reward="mine:short", lr=1e-2, warmup=0, eos_penalty=0.0, save_every=5)
@@ -262,7 +263,9 @@ def test_a_function_is_a_reward_and_a_run_goes_on_where_it_was_interrupted(confi
     ({"k": 1}, "--k"), ({"reward": "nowhere:points"}, "--reward nowhere:points"),
     ({"reward": "math:points"}, "--reward math:points"), ({"reward": "math"}, "module:function"),
     ({"reward": "math:pi"}, "not a function"), ({"init": "none.pt"}, "none.pt"),
-    ({"rm": "none.pt"}, "none.pt"), ({"reward": "mine:nothing"}, "--reward mine:nothing"),
+    ({"rm": "none.pt"}, "none.pt"),
+    ({"reward": "mine:nothing"}, "--reward mine:nothing returned nan, and must return a number"),
+    ({"reward": "mine:text"}, "--reward mine:text returned '1', and must return a number"),
 ])
 def test_what_cannot_be_is_a_sentence(config, change, says, monkeypatch):
     monkeypatch.syspath_prepend(config.init.removesuffix("sft.pt"))
