@@ -63,6 +63,8 @@ def attempt(job, hidden):
 def run(problem, program, layers, whole=False, limits=LIMITS):
     """Whether a program, the prompt included, passes -> Outcome. It runs in all of `layers`, or
     not at all."""
+    if len(program) > jail.LINE:
+        return Outcome("error", f"it has more than {jail.LINE} characters", layers)
     job = limits | {"program": program, "entry_point": problem.entry_point, "layers": layers}
     for n in range(TRIES):
         try:

@@ -37,6 +37,7 @@ PARTS = re.split(r"^## (.+): (.+)\n", Path(__file__).with_name("attacks.txt").re
 PROGRAMS = {name: (code, verdicts.split())
             for name, verdicts, code in zip(PARTS[::3], PARTS[1::3], PARTS[2::3])}
 PROGRAMS["a NUL"] = ("\0", ["error"])
+PROGRAMS["60 MB of code"] = ("#" * 6 * 10**7, ["error"])
 
 
 def alive(path=jail.__file__):
