@@ -10,6 +10,7 @@ the program, as jail.py does it. Others run whole, in the program's own process,
 and forge them: count those apart. Which it is, a problem's own solution decides, never a sample.
 Programs have Python's standard library, and no other.
 """
+import itertools
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from interop import rows
 from plumbing import cli, inputs, jail
 
 TRIES = 3
+NUMBERS = itertools.count(os.getpid())      # of runs: two at once have different ones
 # of each process seconds of CPU and MB; seconds in all, MB of files, processes that it may start
 LIMITS = {"cpu": 3, "memory": 512, "wall": 30, "disk": 1, "processes": 4}
 
@@ -48,7 +50,7 @@ class Outcome(NamedTuple):
 def attempt(job, hidden):
     """One run of jail.py -> Outcome. Raises OSError or TimeoutExpired if it tells none."""
     folder = tempfile.mkdtemp()
-    text = json.dumps(job | {"folder": folder}) + "\n" + json.dumps(hidden)
+    text = json.dumps(job | {"folder": folder, "number": next(NUMBERS)}) + "\n" + json.dumps(hidden)
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-S", "-B", jail.__file__], input=text.encode(), env={},

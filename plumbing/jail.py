@@ -21,8 +21,11 @@ import types
 
 LAYERS = ("namespaces", "SHM", "mounts", "CPU", "AS", "FSIZE", "NOFILE", "CORE", "no privileges",
           "Landlock", "seccomp", "NPROC")
-READ = [folder for folder in (sys.base_prefix, "/lib", "/lib64", "/usr/lib", "/usr/lib64")
-        if os.path.isdir(folder)]
+LIBRARY = os.path.dirname(os.__file__)
+READ = [folder for folder in (f"{sys.base_prefix}/lib", LIBRARY, "/lib", "/lib64", "/usr/lib",
+                              "/usr/lib64") if os.path.isdir(folder)]
+# installed packages, which programs do not have
+HIDDEN = (f"{LIBRARY}/site-packages", f"{LIBRARY}/dist-packages", "/usr/lib/python3/dist-packages")
 ROOT = "/sys"               # where a program's root is mounted, seen by nobody else
 USERS = range(60_578, 61_184)   # that are nobody, as systemd's UIDS-GIDS has them
 LINE = 2**20                # bytes of a call or a value, at most
@@ -70,6 +73,9 @@ def mounts(megabytes):
     for folder in READ:
         os.makedirs(ROOT + folder, exist_ok=True)
         call("mount", folder, ROOT + folder, "", BIND | REC, "")
+    for folder in HIDDEN:
+        if os.path.isdir(ROOT + folder):
+            call("mount", "none", ROOT + folder, "tmpfs", NOSUID | NODEV, "mode=755,size=4k")
     os.mkdir(f"{ROOT}/work")
     # mount_setattr on all of it: MOUNT_ATTR_RDONLY, NOSUID and NODEV
     call("syscall", 442, -1, ROOT, 0x8000, struct.pack("4Q", 1 | 2 | 4, 0, 0, 0), 32)
@@ -281,7 +287,8 @@ def main():
     for fd in (0, 1):
         os.dup2(nothing, fd)
     os.umask(0o022)
-    job["uid"] = USERS[os.getpid() % len(USERS)] if os.geteuid() == 0 else None
+    # programs of one user would share its limit of processes
+    job["uid"] = USERS[job["number"] % len(USERS)] if os.geteuid() == 0 else None
     layer(on, job, "namespaces", namespaces)
     if "namespaces" in on:
         # System V's segments, which no limit counts

@@ -214,6 +214,39 @@ def test_whole_needs_more_than_an_end_without_an_exception(name, layers):
     assert found.verdict in ("error", "wrong", "timeout")
 
 
+def test_programs_see_no_installed_packages_and_nobody_else_s_files(layers):
+    if "mounts" not in layers:
+        pytest.skip("programs have no mounts of their own here")
+    import pytest as installed
+    packages = os.path.dirname(os.path.dirname(installed.__file__))
+    library = os.path.dirname(os.__file__)
+    problem = runner.Problem("", "import os\n", "f", f"""
+assert f({library!r} + "/site-packages") in ([], None) and "json" in f({library!r})
+assert f({packages!r}) in ([], None) and f("/usr/share") is None and f("/usr/src") is None
+""", "")
+    program = """
+import os
+def f(x): return os.listdir(x) if os.path.isdir(x) else None
+"""
+    assert runner.run(problem, program, layers).verdict == "pass"
+
+
+def test_two_runs_at_once_are_of_two_users(monkeypatch):
+    asked = []
+
+    def started(command, **how):
+        if "input" in how:
+            asked.append(json.loads(how["input"].splitlines()[0])["number"])
+            raise OSError
+        os.rmdir(command[-1])
+    monkeypatch.setattr(runner.subprocess, "run", started)
+    monkeypatch.setattr(runner.time, "sleep", lambda seconds: None)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: runner.run(PROBLEM, "x = 1", []), range(40)))
+    assert len(asked) == 120
+    assert len({n % len(jail.USERS) for n in asked}) == 120
+
+
 # ---- what is nobody's fault ---------------------------------------------------------------------
 
 @pytest.fixture
