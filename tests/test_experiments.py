@@ -336,6 +336,7 @@ def shared_world(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "write_programs", write_programs)
+        patch.setattr(programs, "PROBLEMS", 6)
         for name, most in few.items():
             patch.setattr(sandbox, name, capped(getattr(sandbox, name), most))
         patch.setattr(sandbox, "judge", judge)
@@ -404,7 +405,7 @@ def test_programs_follow_a_right_function_or_one_with_a_slip(monkeypatch):
     monkeypatch.setattr(evaluate, "write_programs", write_programs)
     w = World(3, "none")
     assert programs.in_context(w, "code.pt", slip=False) == 1.0 and all(read)
-    assert len(read) == 48
+    assert len(read) == programs.PROBLEMS
     read.clear()
     assert programs.in_context(w, "code.pt", slip=True) == 1.0 and not any(read)
 
