@@ -32,7 +32,7 @@ DIGITS = {"kl": 1, "length": 1}                 # behind the point; 3 otherwise
 RIVALS = {"ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "dpo": "DPO", "bold": "DPO, β = 0.1",
           "bon": "best of n"}
 COLOURS = {"ppo": "#0072b2", "rloo": "#009e73", "grpo": "#cc79a7", "dpo": "#d55e00",
-           "bold": "#d55e00", "bon": "#777777"}
+           "bold": "#e69f00", "bon": "#777777"}
 JUDGED = {"true score": "true score", "helpful": "helpful", "hallucination": "hallucination",
           "harmless": "harmless"}
 
