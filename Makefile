@@ -78,7 +78,7 @@ $(AT)/mixture.jsonl: | $(AT)/make.seed
 	$(PY) -m sandbox --mixture "$@"
 
 $(AT)/flan.pt: $(AT)/base.pt $(AT)/mixture.jsonl $(AT)/rm.pt
-	@echo "compare 3/6 FLAN: SFT on a mixture of data sets, about 50 s"
+	@echo "compare 3/6 FLAN: SFT on a mixture of data sets, about 30 s"
 	$(PY) sft.py --seed $(SEED) --init "$<" --data "$(OUT)/mixture.jsonl" --epochs 4 \
 	  --select rm --rm "$(OUT)/rm.pt" --out "$@"
 
@@ -125,7 +125,7 @@ $(AT)/code-rl.pt: $(AT)/code-s.pt
 $(AT)/report/codex/report.md: $(foreach x,code code-s code-rl,$(AT)/$(x).pt)
 	@echo "codex 5/5 report: 100 programs for each of 48 problems, about 180 s"
 	$(PY) -m codex.evaluate "$(OUT)/code.pt" "$(OUT)/code-s.pt" "$(OUT)/code-rl.pt" \
-	  --seed $(SEED) --toy 48 --max-new 112 --out "$(OUT)/report/codex"
+	  --seed $(SEED) --toy 48 --max-new 112 --out "$(OUT)/report/codex" > /dev/null
 
 # people rank what SFT answers, in a browser; after ten they are told how often they agree with the
 # sandbox's rubric
