@@ -1,8 +1,8 @@
 # The table of contents: every artefact is a target.
 #   base.pt -> sft.pt -> comparisons.jsonl -> rm.pt -> ppo.pt -> report/
 # Each says first what it is and how long it takes on two cores.
-#   make | make -j2 | make compare | make codex | make seeds | make rounds | make claims | make quick-claims
-#   make page | make test | make clean
+#   make | make -j2 | make compare | make codex | make seeds | make rounds
+#   make claims | make quick-claims | make page | make test | make clean
 # SEED=1 OUT=runs/1 make   runs the pipeline with another seed in another folder.
 
 PYTHON ?= python3
@@ -91,7 +91,8 @@ $(AT)/ceiling.pt: $(AT)/sft.pt $(AT)/rm.pt
 	@echo "compare 5/6 ceiling: PPO-ptx with the true score as reward, about 110 s"
 	$(PY) -m evidence.ceiling --seed $(SEED) --init "$<" --rm "$(OUT)/rm.pt" --out "$@"
 
-$(AT)/report/compare/report.md: $(foreach x,base sft feedme flan ppo-plain ppo ceiling rm,$(AT)/$(x).pt)
+$(AT)/report/compare/report.md: \
+  $(foreach x,base sft feedme flan ppo-plain ppo ceiling rm,$(AT)/$(x).pt)
 	@echo "compare 6/6 report: all answer the same held-out prompts, about 90 s"
 	$(PY) evaluate.py "$(OUT)/base.pt" "prompted:$(OUT)/base.pt" "$(OUT)/sft.pt" \
 	  "$(OUT)/flan.pt" "$(OUT)/feedme.pt" "bon16:$(OUT)/sft.pt" "$(OUT)/ppo-plain.pt" \
@@ -192,7 +193,7 @@ RECORDS := $(addsuffix .jsonl,comparisons ratings mixture tasks $(ROUND))
 REPORTS := report/compare report/codex report/rounds-[1-9] report/rounds-[1-9][0-9] report
 PAGES   := report.json report.md systems.png matrix.png use_cases.png \
   samples.jsonl samples.part made.json
-TOY     := toy/corpus.jsonl toy/functions.jsonl toy/prompts.jsonl toy/toy.tiktoken
+TOY     := corpus.jsonl functions.jsonl prompts.jsonl toy.tiktoken made.json
 BESIDE  := .part .log.jsonl .made.json .lock
 RESULTS := $(foreach x,$(MODELS) $(RECORDS),$(x) $(addprefix $(x),$(BESIDE)))
 LOCKS   := $(filter %.lock,$(RESULTS)) $(REPORTS:=.lock) toy.lock
@@ -221,7 +222,10 @@ clean:
 	  rm -f $(foreach x,$(PAGES),$$x/$(x) $$x/.$(x).????????.tmp); \
 	  rmdir $$x 2> /dev/null || true; \
 	done; \
-	if test -e toy/made.json; then rm -f $(TOY) toy/made.json toy.lock; rmdir toy || true; fi; \
+	if test -e toy/made.json; then \
+	  rm -f $(foreach x,$(TOY),toy/$(x) toy/.$(x).????????.tmp) toy.lock; \
+	  rmdir toy 2> /dev/null || true; \
+	fi; \
 	rm -f make.seed
 
 # What is written is whole: an interrupted make is not to delete it.

@@ -12,7 +12,6 @@ the corpus; problems have such pairs.
 [Codex] Chen et al. 2021, Evaluating Large Language Models Trained on Code, arXiv 2107.03374
 """
 import ast
-import base64
 import itertools
 import operator
 import random
@@ -23,7 +22,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from codex.runner import Problem
-from interop.tokenizers import GPT2_PATTERN
+from interop.tokenizers import GPT2_PATTERN, as_text
 from plumbing import cli, results
 
 # ---- programs are run ---------------------------------------------------------------------------
@@ -326,14 +325,14 @@ def passes(prompt, response):
 
 
 def make_ranks(texts):
-    """The lines of a .tiktoken file: 256 bytes, and each piece of the texts that comes 20 times."""
+    """The text of a .tiktoken file: 256 bytes, and each piece of the texts that comes 20 times."""
     # tiktoken's own, which knows the letters of all alphabets
     import regex
 
     count = Counter(piece for text in texts for piece in regex.findall(GPT2_PATTERN, text))
     pieces = sorted(piece for piece, n in count.items() if n >= 20 and len(piece.encode()) > 1)
     tokens = [bytes([b]) for b in range(256)] + [piece.encode() for piece in pieces]
-    return [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)]
+    return as_text({token: rank for rank, token in enumerate(tokens)})
 
 
 @dataclass(frozen=True)
@@ -367,10 +366,10 @@ def main(cfg):
     writers = (results.jsonl({"text": text} for text in texts),
                results.jsonl({"messages": chat} for chat in chats),
                results.jsonl({"messages": [question(p)]} for p in asked),
-               lambda f: f.writelines(ranks))
+               lambda f: f.write(ranks))
     results.deliver(cfg.out, meta, dict(zip(FILES, writers)))
     print(f"{cfg.out}: {len(texts):,} files, {len(chats):,} functions, {len(asked):,} prompts, "
-          f"{len(ranks)} tokens")
+          f"{len(ranks.splitlines())} tokens")
 
 
 if __name__ == "__main__":

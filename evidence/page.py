@@ -33,6 +33,7 @@ RIVALS = {"ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "dpo": "DPO", "bold": "D
           "bon": "best of n"}
 COLOURS = {"ppo": "#0072b2", "rloo": "#009e73", "grpo": "#cc79a7", "dpo": "#d55e00",
            "bold": "#e69f00", "bon": "#777777"}
+CODERS = {"base": "base", "tuned": "Codex-S", "tested": "RL with the tests"}
 JUDGED = {"true score": "true score", "helpful": "helpful", "hallucination": "hallucination",
           "harmless": "harmless"}
 
@@ -142,8 +143,7 @@ def rivals_table(by_seed):
 
 def programs_table(by_seed):
     """pass@1 and pass@100 of each model at both temperatures."""
-    rows = {"base": "base", "tuned": "Codex-S", "tested": "RL with the tests"}
-    return figures_table(by_seed, rows, {
+    return figures_table(by_seed, CODERS, {
         "pass@1 cold": "pass@1, 0.2", "pass@1 warm": "pass@1, 0.8",
         "pass@100 cold": "pass@100, 0.2", "pass@100 warm": "pass@100, 0.8",
         "mean": "chosen by mean log p", "sum": "by sum", "bleu": "BLEU tells"})
@@ -360,9 +360,7 @@ def draw_rivals(plt, by_seed):
 def draw_programs(plt, by_seed):
     """pass@k against k, for each model at two temperatures. -> figure"""
     fig, ax = plt.subplots(figsize=(7.5, 4.2))
-    arms = {"base": ("#999999", "base"), "tuned": ("#0072b2", "Codex-S"),
-            "tested": ("#d55e00", "RL with the tests")}
-    for arm, (colour, title) in arms.items():
+    for colour, (arm, title) in zip(("#999999", "#0072b2", "#d55e00"), CODERS.items()):
         for name, temperature, style in (("cold", COLD, ":"), ("warm", WARM, "-")):
             mean, half = (100 * x for x in interval([f[arm][name] for f in by_seed]))
             label = f"{title}, T = {temperature}"

@@ -15,6 +15,7 @@ import numpy as np
 import pretrain
 import sft
 from codex import evaluate, language
+from evidence.statistics import win_rate
 from forks import rloo
 from train import step_seed
 
@@ -40,12 +41,6 @@ def bleu(text, reference):
         logs.append(math.log((sum((mine & wanted).values()) + 1) / (sum(mine.values()) + 1)))
     short = min(0.0, 1 - len(theirs) / max(1, len(ours)))
     return math.exp(short + sum(logs) / 4)
-
-
-def above(right, wrong):
-    """How often one of the numbers `right` exceeds one of `wrong`, ties half."""
-    difference = np.subtract.outer(right, wrong)
-    return float((np.sign(difference) / 2 + 0.5).mean())
 
 
 def sampled(w, path, temperature, asked, n=N):
@@ -82,7 +77,7 @@ def by_bleu(samples):
         problems.setdefault(s["problem"], {True: [], False: []})[s["verdict"] == "pass"] += [value]
     for of in problems.values():
         if of[True] and of[False]:
-            found.append(above(of[True], of[False]))
+            found.append(win_rate(np.array([of[True]]), np.array([of[False]])))
     if not found:
         raise ValueError("no problem has right programs and wrong ones")
     return np.mean(found)

@@ -15,7 +15,6 @@ import sandbox
 from evidence.experiments import exact_pairs, exact_quality
 from evidence.statistics import reliability
 
-CANDIDATES = 20
 GOLD, PASSED = 30, 0.75     # pairs of known order that each is asked, and of which so many must be
                             # right ([IG] B.1: agreement of 75 % or more was typical)
 RUBRIC = [1.0] * 5          # the taste of the rubric itself
@@ -34,7 +33,7 @@ def candidates(seed):
     kinds = ["careful"] * 10 + ["careless"] * 4 + ["first"] * 3 + ["longest"] * 3
     return [Candidate(f"candidate {seed} {i}", kind,
                       0.0 if kind == "careful" else rng.uniform(0.5, 1.0))
-            for i, kind in enumerate(kinds[:CANDIDATES])]
+            for i, kind in enumerate(kinds)]
 
 
 def ratings_of(candidate, prompt, responses, rng):

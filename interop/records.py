@@ -42,9 +42,9 @@ MOST_RESPONSES = 256              # K make K * (K - 1) / 2 pairs; a labeler rank
 def as_messages(value, where):
     """A prompt, a string or messages, -> messages. Raises ValueError if it is neither."""
     if isinstance(value, str):
-        value = [{"role": "user", "content": value}]
-        if value[0]["content"].strip():
-            return value
+        if not value.strip():
+            raise ValueError(f"{where}: the prompt is empty")
+        return [{"role": "user", "content": value}]
     if not isinstance(value, list) or not value or not all(map(_is_message, value)):
         raise ValueError(f'{where}: "prompt" must be a string or a list of '
                          f'{{"role": system|user|assistant, "content": text}}')

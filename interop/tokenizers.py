@@ -156,7 +156,7 @@ def tokenizer_id(enc: tiktoken.Encoding) -> dict:
     """
     own = {"name": enc.name, "hash": _hash(enc)}
     if enc.name not in known_names():
-        own["ranks"] = _as_text(enc._mergeable_ranks)
+        own["ranks"] = as_text(enc._mergeable_ranks)
     return own
 
 
@@ -169,7 +169,7 @@ def _hash(enc):
     return digest.hexdigest()
 
 
-def _as_text(ranks):
+def as_text(ranks):
     """{bytes: rank} -> the text of a .tiktoken file."""
     lines = []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
@@ -248,13 +248,13 @@ def _tokenizer_in(folder):
                 ranks[bytes(BYTE[character] for character in token)] = rank
     except (KeyError, TypeError) as e:
         raise ValueError(f"{wrong}: its merges or tokens are written in another way") from e
-    own = _as_text(ranks) == read_file(sandbox.RANKS)
+    own = as_text(ranks) == read_file(sandbox.RANKS)
     if pattern != (SANDBOX_PATTERN if own else GPT2_PATTERN):
         raise ValueError(f"{wrong}: it cuts text in another way")
     if own:
         return get_tokenizer("sandbox")
     try:
-        enc = _from_text(_apart(folder), _as_text(ranks))
+        enc = _from_text(_apart(folder), as_text(ranks))
     except ValueError as e:
         raise ValueError(f"{wrong}: {e}") from e
     if order != sorted(order) or vocab.get(EOS, enc.eot_token) != enc.eot_token:

@@ -376,7 +376,6 @@ def test_bleu_is_one_of_a_program_with_itself_and_falls_with_what_is_changed():
     assert programs.bleu(changed, program) == pytest.approx(by_hand)
     # shorter by two of seven pieces: exp(1 - 7 / 5), all of its own are there
     assert programs.bleu("s = s . lower", program) == pytest.approx(math.exp(1 - 7 / 5))
-    assert programs.above([1.0, 2.0], [1.0, 0.0]) == (0.5 + 1 + 1 + 1) / 4
 
 
 def test_the_figures_of_programs_are_shares_of_the_samples():
