@@ -226,25 +226,21 @@ def page(report):
 def read_part(path, meta):
     """The samples of an unfinished run, {(model, temperature, problem): samples}, begun by the same
     command. Raises ValueError if something else is there."""
-    text = ""
+    text, begun = "", json.dumps(meta) + "\n"
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as f:
+        with open(path, encoding="utf-8", errors="replace") as f:
             text = f.read()
-    whole = text[:text.rfind("\n") + 1]             # a kill may have cut the last line off
-    if not whole:
+    if begun.startswith(text):                      # a kill may have cut even this line off
         with open(path, "w", encoding="utf-8") as f:
-            f.write(json.dumps(meta) + "\n")
+            f.write(begun)
         return {}
-    first, *groups = whole.splitlines()
-    try:
-        same = json.loads(first) == json.loads(json.dumps(meta))
-    except ValueError:
-        same = False
-    if not same:
+    if not text.startswith(begun):
         raise ValueError(f"{path} is of an unfinished run with other settings: go on with those, "
                          f"remove it, or choose another --out")
+    whole = text[:text.rfind("\n") + 1]             # or the last line
     os.truncate(path, len(whole.encode()))
-    return {tuple(group["of"]): group["samples"] for group in map(json.loads, groups)}
+    groups = map(json.loads, whole.splitlines()[1:])
+    return {tuple(group["of"]): group["samples"] for group in groups}
 
 
 def collect(cfg, name, coder, problems, judge, part, done):

@@ -193,7 +193,8 @@ def test_an_unfinished_run_with_other_settings_is_refused(coders, tmp_path):
     for begun in ("", '{"stage": "x", "con'):       # a kill came before the first line was whole
         path.write_text(begun)
         assert evaluate.read_part(str(path), meta) == {} == evaluate.read_part(str(path), meta)
-    for strange in (json.dumps(meta | {"config": {"n": 2}}) + "\n", "my notes\nsecond line", "1\n"):
+    for strange in (json.dumps(meta | {"config": {"n": 2}}) + "\n", "my notes\nsecond line", "1\n",
+                    "my notes"):
         path.write_text(strange)
         with pytest.raises(ValueError, match="is of an unfinished run with other settings"):
             evaluate.read_part(str(path), meta)
