@@ -4,15 +4,13 @@
     python -m codex.evaluate folder/ --problems HumanEval.jsonl.gz --n 20       # runs Python
 
 Writes into a folder samples.jsonl, each sample with its verdict, report.json and report.md. A run
-that was interrupted goes on. The page also says how often one sample passes that is chosen of all n
-of a problem by its log-probability ([Codex] 3.3).
+that was interrupted goes on.
 
 [Codex] Chen et al. 2021, Evaluating Large Language Models Trained on Code, arXiv 2107.03374
 """
 import json
 import os
 import re
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +23,7 @@ from tqdm import tqdm
 import data
 import interop
 from codex import language, runner
-from codex.passk import mean_pass_at_k
+from evidence import passes
 from generate import sample
 from model import GPT
 from plumbing import cli, files, processes, results
@@ -132,16 +130,14 @@ def python_judge(path, workers):
     kept = [p for p in found if ways[p]]
     if not kept:
         raise ValueError(f"{path}: no problem is passed by its own solution")
-    whole = sum(ways[p] == "whole" for p in kept)
     print(f"{len(kept)} of {len(found)} problems are passed by their own solution and are asked; "
-          f"{whole} of them show the program their tests")
+          f"{sum(ways[p] == 'whole' for p in kept)} of them show the program their tests")
 
     def judge(problem, programs):
-        different = list(dict.fromkeys(programs))
         run = partial(runner.run, problem, layers=layers, whole=ways[problem] == "whole")
-        verdicts = pool.map(lambda program: run(program).verdict, different)
-        of = dict(zip(different, verdicts))
-        return [of[program] for program in programs]
+        different = list(dict.fromkeys(programs))
+        outcomes = dict(zip(different, pool.map(run, different)))
+        return [outcomes[program].verdict for program in programs]
     return kept, judge
 
 
@@ -151,102 +147,11 @@ def toy_judge(n, seed):
     return found, lambda problem, programs: [language.verdict(problem, x) for x in programs]
 
 
-# ---- figures ------------------------------------------------------------------------------------
-
-def figures(samples, ks):
-    """What samples of one model at one temperature say, dictionaries of samples.jsonl -> {"pass@k":
-    (mean, half-width of its 95 % interval, problems), ..., "chosen by ...": the same}; a mean or a
-    half-width is None where there is too little."""
-    groups = {}
-    for s in samples:
-        if s["verdict"] != "infrastructure":
-            groups.setdefault(s["problem"], []).append(s)
-    counts = [(len(g), sum(s["verdict"] == "pass" for s in g)) for g in groups.values()]
-    found = {f"pass@{k}": mean_pass_at_k(counts, k) for k in ks}
-    for name, key in (("mean", lambda s: s["logp"] / s["tokens"]), ("sum", lambda s: s["logp"])):
-        best = [max(g, key=key)["verdict"] == "pass" for g in groups.values()]
-        found[f"chosen by {name} log p"] = mean_pass_at_k([(1, right) for right in best], 1)
-    return {name: (mean, half if len(groups) > 1 else None, n)
-            for name, (mean, half, n) in found.items()}
-
-
-def mechanisms(rows):
-    """What the paper saw, and whether these rows show it -> [(sentence, figures, bool), ...]"""
-    many = [name for name in rows[0]["figures"] if name.startswith("pass@")][-1]
-    found, first = [], {}
-    for model in dict.fromkeys(row["model"] for row in rows):
-        own = {row["temperature"]: row["figures"] for row in rows if row["model"] == model}
-        best = {what: max(own, key=lambda t: own[t][what][0] or 0.0) for what in ("pass@1", many)}
-        value = {what: 100 * (own[best[what]][what][0] or 0.0) for what in best}
-        if len(own) > 1 and len(best) > 1:
-            found.append((f"{model}: many samples want a higher temperature (Fig. 5)",
-                          f"{best['pass@1']} for pass@1, {best[many]} for {many}",
-                          best["pass@1"] < best[many]))
-        one, mean, total = (100 * (own[max(own)][what][0] or 0.0) for what in
-                            ("pass@1", "chosen by mean log p", "chosen by sum log p"))
-        chosen = f"{one:.1f}, {mean:.1f}, {total:.1f} at temperature {max(own)}"
-        what = "at random, by mean and by sum of log p: mean is better, sum is not (Fig. 7)"
-        found.append((f"{model}: chosen {what}", chosen, mean > one >= total))
-        for what, was in first.items():
-            found.append((f"{model}: {what} is higher than the first model's",
-                          f"{was:.1f} -> {value[what]:.1f}", value[what] > was))
-        first = first or value
-    return found
-
-
-def as_text(figure, problems):
-    """(mean, half-width, problems) in per cent; of how many problems, if not of all."""
-    mean, half, n = figure
-    if mean is None:
-        return "-"
-    interval = f" ± {100 * half:.1f}" if half is not None else ""
-    return f"{100 * mean:.1f}{interval}{f' (of {n})' if n < problems else ''}"
-
-
-def page(report):
-    """The report as Markdown."""
-    first = report["rows"][0]["figures"]
-    about = (f"{report['problems']} problems, {report['n']} samples of each; mean and 95 % "
-             "interval over problems, per cent")
-    lines = ["# pass@k", "", about, "",
-             f"| model | temperature | {' | '.join(first)} |", "|---" * (2 + len(first)) + "|"]
-    for row in report["rows"]:
-        cells = [as_text(figure, report["problems"]) for figure in row["figures"].values()]
-        lines.append(f"| {row['model']} | {row['temperature']} | {' | '.join(cells)} |")
-    verdicts = ", ".join(f"{n:,} {name}" for name, n in sorted(report["verdicts"].items()))
-    seen = "What [Codex] saw; whether it is seen here, in figures that have the intervals above:"
-    lines += ["", f"Verdicts: {verdicts}.", "", seen, ""]
-    for what, said, is_seen in mechanisms(report["rows"]):
-        lines.append(f"- {'yes' if is_seen else 'no'}: {what}: {said}")
-    return "\n".join([*lines, ""])
-
-
 # ---- a run --------------------------------------------------------------------------------------
 
-def read_part(path, meta):
-    """The samples of an unfinished run, {(model, temperature, problem): samples}, begun by the same
-    command. Raises ValueError if something else is there."""
-    text, begun = "", json.dumps(meta) + "\n"
-    if os.path.exists(path):
-        with open(path, encoding="utf-8", errors="replace") as f:
-            text = f.read()
-    if begun.startswith(text):                      # a kill may have cut even this line off
-        with open(path, "w", encoding="utf-8") as f:
-            f.write(begun)
-        return {}
-    if not text.startswith(begun):
-        raise ValueError(f"{path} is of an unfinished run with other settings: go on with those, "
-                         f"remove it, or choose another --out")
-    whole = text[:text.rfind("\n") + 1]             # or the last line
-    os.truncate(path, len(whole.encode()))
-    groups = map(json.loads, whole.splitlines()[1:])
-    return {tuple(group["of"]): group["samples"] for group in groups}
-
-
 def collect(cfg, name, coder, problems, judge, part, done):
-    """All samples of a model, lists by temperature. Those of each problem are appended to the file
-    `part` as they come; `done` are those that are there."""
-    found = []
+    """Yield all samples of a model at one temperature after another, lists. Those of each problem
+    are appended to the file `part` as they come; `done` are those that are there."""
     for temperature in cfg.temperatures:
         own = []
         for problem in tqdm(problems, f"{name}, T = {temperature}", mininterval=5):
@@ -261,8 +166,7 @@ def collect(cfg, name, coder, problems, judge, part, done):
                 with open(part, "a", encoding="utf-8") as f:
                     f.write(json.dumps({"of": of, "samples": done[of]}) + "\n")
             own += done[of]
-        found.append(own)
-    return found
+        yield own
 
 
 def load_all(cfg, problems):
@@ -287,15 +191,12 @@ def measure(cfg, meta):
                        else toy_judge(cfg.toy, cfg.seed))
     coders = load_all(cfg, problems)
     part, samples = os.path.join(cfg.out, PART), []
-    done = read_part(part, meta)
+    done = {tuple(x["of"]): x["samples"] for x in results.go_on(part, meta)}
     for name, coder in coders.items():
         samples += collect(cfg, name, coder, problems, judge, part, done)
     ks = sorted({1, *(k for k in cfg.k if k <= cfg.n)})
-    rows = [{"model": own[0]["model"], "temperature": own[0]["temperature"],
-             "figures": figures(own, ks)} for own in samples]
-    written = [s for own in samples for s in own]
-    verdicts = Counter(s["verdict"] for s in written)
-    return written, {"problems": len(problems), "n": cfg.n, "rows": rows, "verdicts": verdicts}
+    about = {"problems": len(problems), "n": cfg.n}
+    return [s for own in samples for s in own], about | passes.report(samples, ks)
 
 
 def main(cfg):
@@ -313,7 +214,7 @@ def main(cfg):
         results.deliver(cfg.out, meta, {
             "samples.jsonl": results.jsonl(written),
             "report.json": lambda f: json.dump(report, f, indent=1),
-            "report.md": lambda f: f.write(page(report))})
+            "report.md": lambda f: f.write(passes.page(report))})
         os.remove(os.path.join(cfg.out, PART))
     with open(os.path.join(cfg.out, "report.md"), encoding="utf-8") as f:
         print(f.read())

@@ -1,5 +1,5 @@
 """A toy language: programs that chain blocks of one to three lines on a string, a small part of
-Python that we interpret ourselves.
+Python that plumbing/interpreter.py runs.
 
     python -m codex.language --out toy/     # corpus.jsonl, functions.jsonl, prompts.jsonl and
                                             # toy.tiktoken: to pretrain, for SFT, for RL
@@ -11,157 +11,16 @@ the corpus; problems have such pairs.
 
 [Codex] Chen et al. 2021, Evaluating Large Language Models Trained on Code, arXiv 2107.03374
 """
-import ast
 import itertools
-import operator
 import random
 import re
-import warnings
 import zlib
-from collections import Counter
 from dataclasses import dataclass
 
-from codex.runner import Problem
-from interop.tokenizers import GPT2_PATTERN, as_text
+from interop.problems import Problem
+from interop.tokenizers import ranks_of
 from plumbing import cli, results
-
-# ---- programs are run ---------------------------------------------------------------------------
-
-LONGEST, STEPS = 1000, 20_000   # characters or items of a value; nodes that are evaluated
-METHODS = ("lower", "upper", "replace", "split", "join", "strip")
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.FloorDiv: operator.floordiv,
-             ast.Mod: operator.mod, ast.Eq: operator.eq, ast.NotEq: operator.ne,
-             ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b}
-SIGNS = {ast.USub: operator.neg, ast.Not: operator.not_}
-
-
-def checked(value):
-    """The value. Raises ValueError if it is long."""
-    if hasattr(value, "__len__") and len(value) > LONGEST:
-        raise ValueError(f"a value is longer than {LONGEST}")
-    return value
-
-
-FUNCTIONS = {
-    "len": len,
-    "range": lambda *ends: checked(range(*ends)),
-    "reversed": lambda x: iter([*reversed(x)]),
-    "enumerate": lambda x: iter([*enumerate(x)]),
-}
-
-
-class Interpreter:
-    """Evaluates expressions; each ends, whatever they are."""
-
-    def __init__(self):
-        self.left = STEPS
-
-    def value(self, node, names):
-        """The value of a node of the syntax tree; names {variable: value}. Raises what Python
-        would, and ValueError for what is not in the language or takes too much."""
-        self.left -= 1
-        find = getattr(self, type(node).__name__, None)
-        if find is None or self.left < 0:
-            raise ValueError(f"{type(node).__name__} is not in the language, or takes too long")
-        return checked(find(node, names))
-
-    def Constant(self, node, names):
-        return node.value
-
-    def Name(self, node, names):
-        return names[node.id]
-
-    def UnaryOp(self, node, names):
-        return SIGNS[type(node.op)](self.value(node.operand, names))
-
-    def BinOp(self, node, names):
-        a, b = self.value(node.left, names), self.value(node.right, names)
-        if type(a) is not type(b) or (type(a) is not int and not isinstance(node.op, ast.Add)):
-            raise TypeError("numbers are added to numbers, texts to texts")
-        return OPERATORS[type(node.op)](a, b)
-
-    def Compare(self, node, names):
-        [op], [right] = node.ops, node.comparators
-        a, b = self.value(node.left, names), self.value(right, names)
-        # lists may lie so deep in one another that to compare them takes hours
-        if not {type(a), type(b)} <= {str, int}:
-            raise TypeError("texts and numbers are compared")
-        return OPERATORS[type(op)](a, b)
-
-    def IfExp(self, node, names):
-        return self.value(node.body if self.value(node.test, names) else node.orelse, names)
-
-    def Subscript(self, node, names):
-        return self.value(node.value, names)[self.value(node.slice, names)]
-
-    def Slice(self, node, names):
-        ends = (node.lower, node.upper, node.step)
-        return slice(*(None if end is None else self.value(end, names) for end in ends))
-
-    def Call(self, node, names):
-        args = [self.value(arg, names) for arg in node.args]
-        if node.keywords:
-            raise ValueError("arguments have no names in the language")
-        if isinstance(node.func, ast.Name) and node.func.id not in names:
-            return FUNCTIONS[node.func.id](*args)
-        text = self.value(node.func.value, names)
-        if type(text) is not str or node.func.attr not in METHODS:
-            raise AttributeError(f"{node.func.attr} is not in the language")
-        return getattr(text, node.func.attr)(*args)
-
-    def ListComp(self, node, names):
-        [loop], found = node.generators, []
-        if loop.is_async:
-            raise ValueError("async is not in the language")
-        for item in self.value(loop.iter, names):
-            inner = names | bound(loop.target, item)
-            if all(self.value(test, inner) for test in loop.ifs):
-                found.append(self.value(node.elt, inner))
-        return found
-
-    def GeneratorExp(self, node, names):
-        return iter(self.ListComp(node, names))
-
-
-def bound(target, value):
-    """The names that an assignment binds. Raises ValueError."""
-    if isinstance(target, ast.Name):
-        return {target.id: value}
-    if not isinstance(target, ast.Tuple) or len(target.elts) != len(value):
-        raise ValueError("only names are assigned to")
-    return {name.id: x for name, x in zip(target.elts, value)}
-
-
-def call(program, text):
-    """What f of a program returns for a text. Raises what Python would, and ValueError."""
-    if len(program) > LONGEST:
-        raise ValueError("a program is shorter")
-    with warnings.catch_warnings(action="ignore"):
-        [f] = ast.parse(program).body
-    if not isinstance(f, ast.FunctionDef) or f.name != "f" or f.decorator_list:
-        raise ValueError("a program is a function f")
-    names, interpreter = {ast.unparse(f.args): text}, Interpreter()
-    for statement in f.body:
-        if isinstance(statement, ast.Return):
-            return interpreter.value(statement.value, names)
-        if isinstance(statement, ast.Assign):
-            [target] = statement.targets
-            names |= bound(target, interpreter.value(statement.value, names))
-            continue
-        # of other statements than an expression by itself none is in the language
-        alone = statement.value if isinstance(statement, ast.Expr) else statement
-        interpreter.value(alone, names)
-    return None
-
-
-def right(program, examples):
-    """Whether a program maps each text to the other, examples [(text, text), ...]."""
-    try:
-        return all(call(program, text) == wanted for text, wanted in examples)
-    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError,
-            TypeError, ValueError):
-        return False
-
+from plumbing.interpreter import call, right
 
 # ---- programs are written -----------------------------------------------------------------------
 
@@ -272,8 +131,7 @@ def function(rng, slip=False):
 
 
 def file(rng):
-    """A file of the corpus: two or three functions, most of which have a slip in one file out of
-    four; one file in ten is generated, digits and more digits."""
+    """A file: two or three functions, in one of four with slips; one of ten is generated digits."""
     if rng.random() < 0.1:
         return "DATA = [" + ", ".join(str(rng.randrange(10)) for _ in range(60)) + "]\n"
     slips = 0.8 if rng.random() < 0.25 else 0.0
@@ -288,7 +146,7 @@ def corpus(n, seed):
 
 def problems(n, seed, lengths=(2, 3, 4), held_out=True):
     """n problems of so many blocks in turn, each once as long as there are others; `held_out`:
-    with pairs of blocks that the corpus does not have -> [codex.runner.Problem, ...]."""
+    with pairs of blocks that the corpus does not have -> [Problem, ...]."""
     rng, asked, found = random.Random(f"problems {seed} {held_out}"), set(), []
     for i in range(n):
         chain = draw_chain(rng, lengths[i % len(lengths)], held_out)
@@ -307,8 +165,7 @@ def ends_inside(prompt):
 
 
 def complete(prompt, response):
-    """The program of a prompt and a chat's response, from which the template takes the first line's
-    indentation."""
+    """The program of a prompt and a chat's response, whose first indentation the template takes."""
     return prompt + ("    " if ends_inside(prompt) else "") + response.lstrip(" ")
 
 
@@ -322,17 +179,6 @@ def passes(prompt, response):
     Raises ValueError for a prompt of another kind."""
     asked = prompt.messages[-1]["content"] + "\n"
     return float(right(complete(asked, response), examples(chain_of(asked))))
-
-
-def make_ranks(texts):
-    """The text of a .tiktoken file: 256 bytes, and each piece of the texts that comes 20 times."""
-    # tiktoken's own, which knows the letters of all alphabets
-    import regex
-
-    count = Counter(piece for text in texts for piece in regex.findall(GPT2_PATTERN, text))
-    pieces = sorted(piece for piece, n in count.items() if n >= 20 and len(piece.encode()) > 1)
-    tokens = [bytes([b]) for b in range(256)] + [piece.encode() for piece in pieces]
-    return as_text({token: rank for rank, token in enumerate(tokens)})
 
 
 @dataclass(frozen=True)
@@ -358,16 +204,16 @@ def main(cfg):
         return
     texts = corpus(cfg.files, cfg.seed)
     shown = problems(cfg.functions, f"functions {cfg.seed}", (1, 2, 3, 4), held_out=False)
+    asked = problems(cfg.prompts, f"prompts {cfg.seed}", (1, 2, 3, 4), held_out=False)
     chats = [[question(p), {"role": "assistant", "content": p.solution.rstrip("\n")}]
              for p in shown]
-    asked = problems(cfg.prompts, f"prompts {cfg.seed}", (1, 2, 3, 4), held_out=False)
     # the chat's template has words, too
-    ranks = make_ranks([*texts, *["User: x\n\nAssistant: x"] * 20])
-    writers = (results.jsonl({"text": text} for text in texts),
-               results.jsonl({"messages": chat} for chat in chats),
-               results.jsonl({"messages": [question(p)]} for p in asked),
-               lambda f: f.write(ranks))
-    results.deliver(cfg.out, meta, dict(zip(FILES, writers)))
+    ranks = ranks_of([*texts, *["User: x\n\nAssistant: x"] * 20])
+    results.deliver(cfg.out, meta, {
+        "corpus.jsonl": results.jsonl({"text": text} for text in texts),
+        "functions.jsonl": results.jsonl({"messages": chat} for chat in chats),
+        "prompts.jsonl": results.jsonl({"messages": [question(p)]} for p in asked),
+        "toy.tiktoken": lambda f: f.write(ranks)})
     print(f"{cfg.out}: {len(texts):,} files, {len(chats):,} functions, {len(asked):,} prompts, "
           f"{len(ranks.splitlines())} tokens")
 

@@ -575,6 +575,32 @@ CLAIMS = {
         "pass@100 at 0.8: {tuned.pass@100 warm} → {tested.pass@100 warm}",
         {"pass@100, Codex-S minus RL":
             minus("tuned.pass@100 warm", "tested.pass@100 warm", 0.02)}),
+    "30": Claim(
+        "Without the files that nobody wrote as many tokens make a better base.",
+        "[Codex] 3.1", "filters leave 159 of 179 GB; what they gain is not told",
+        programs.data_filters,
+        "of the files {kept.read} is left; on new ones that people wrote the base's loss is "
+        "{all.loss} → {kept.loss} nats a token, its pass@100 {all.pass@100} → {kept.pass@100}; "
+        "pass@1 of Codex-S {all.pass@1} → {kept.pass@1}",
+        {"loss of the base, all files minus filtered": minus("all.loss", "kept.loss", 0.005),
+         "pass@1 of Codex-S, filtered minus all": minus("kept.pass@1", "all.pass@1", 0.02)}),
+    "31a": Claim(
+        "Of 100 samples the one from which another model, Codex-D, is likeliest to tell the "
+        "docstring is right more often than one at random.",
+        "[Codex] 5", "so, and it overfits quickly",
+        programs.reranking,
+        "one at random and the chosen: base {base.random}, {base.back}, Codex-S {tuned.random}, "
+        "{tuned.back}; a right one is among them {base.oracle}, {tuned.oracle}",
+        {"base, chosen minus random": minus("base.back", "base.random", 0.02),
+         "Codex-S, chosen minus random": minus("tuned.back", "tuned.random", 0.02)}),
+    "31b": Claim(
+        "And less often than the one of the best mean log-probability.",
+        "[Codex] 5", "so",
+        programs.reranking,
+        "by mean log-probability and by Codex-D: base {base.mean}, {base.back}, Codex-S "
+        "{tuned.mean}, {tuned.back}; the shortest: {base.short}, {tuned.short}",
+        {"base, by log-probability minus by Codex-D": minus("base.mean", "base.back", 0.02),
+         "Codex-S, the same": minus("tuned.mean", "tuned.back", 0.02)}),
 }
 
 

@@ -1,4 +1,4 @@
-"""Codex on the toy language: the experiments behind claims 24 to 29.
+"""Codex on the toy language: the experiments behind claims 24 to 31.
 
 [Codex] Chen et al. 2021, Evaluating Large Language Models Trained on Code, arXiv 2107.03374
 """
@@ -11,12 +11,18 @@ import zlib
 from collections import Counter
 
 import numpy as np
+import torch
 
+import data
+import interop
 import pretrain
 import sft
 from codex import evaluate, language
+from evidence import passes
+from evidence.answers import response_logp, text_loss
 from evidence.statistics import win_rate
 from forks import rloo
+from plumbing.interpreter import right
 from train import step_seed
 
 PROBLEMS, N = 48, 100       # a third each of two to four blocks, and samples of each
@@ -89,7 +95,7 @@ def context(problem, seed, slip):
     chain = language.draw_chain(rng, 2)
     while True:
         program = language.head(language.docstring(chain)) + language.body(rng, chain, slip)
-        if language.right(program, language.examples(chain)) != slip:
+        if right(program, language.examples(chain)) != slip:
             return program
 
 
@@ -112,6 +118,11 @@ def lost(figures):
     return figures["after right"] - figures["after slip"]
 
 
+def corpus_of(toy):
+    """Settings of pretrain.py: a base that reads the files of a folder of the toy language."""
+    return {"data": (f"{toy}/corpus.jsonl",), "tokenizer": f"{toy}/toy.tiktoken"} | BASE
+
+
 def programs(w):
     """A base that has read files, SFT on right standalone functions (Codex-S), and RLOO with the
     tests as its reward.
@@ -129,19 +140,18 @@ def programs(w):
                                     or one with a slip
     """
     toy = w.make("toy", language)
-    corpus = {"data": (f"{toy}/corpus.jsonl",), "tokenizer": f"{toy}/toy.tiktoken"} | BASE
-    base = w.make("code.pt", pretrain, **corpus)
-    small = w.make("code-small.pt", pretrain, **corpus | SMALL)
+    base = w.make("code.pt", pretrain, **corpus_of(toy))
+    small = w.make("code-small.pt", pretrain, **corpus_of(toy) | SMALL)
     tuned = w.make("code-s.pt", sft, init=base, data=(f"{toy}/functions.jsonl",), **TUNED)
     tested = w.make("code-rl.pt", rloo, init=tuned, prompts=(f"{toy}/prompts.jsonl",), **TESTED)
     asked, figures = language.problems(PROBLEMS, w.seed), {"small": {}}
     for arm, path in (("base", base), ("tuned", tuned), ("tested", tested)):
         cold, warm = (sampled(w, path, temperature, asked) for temperature in (COLD, WARM))
-        found = evaluate.figures(warm, KS)
+        found = passes.figures(warm, KS)
         figures[arm] = of = {"bleu": by_bleu(warm)}
         of |= {name: found[f"chosen by {name} log p"][0] for name in ("mean", "sum")}
         for name, samples in (("cold", cold), ("warm", warm)):
-            found = evaluate.figures(samples, KS)
+            found = passes.figures(samples, KS)
             of[name] = [found[f"pass@{k}"][0] for k in KS]
             of |= {f"pass@{k} {name}": found[f"pass@{k}"][0] for k in (1, 100)}
     known = language.problems(PROBLEMS, f"known {w.seed}", (1, 2, 3, 4), held_out=False)
@@ -151,4 +161,119 @@ def programs(w):
     for arm, path in (("base", base), ("small", small)):
         figures[arm] |= {"after right": in_context(w, path, slip=False),
                          "after slip": in_context(w, path, slip=True)}
+    return figures
+
+
+# ---- the data filters ---------------------------------------------------------------------------
+
+def is_written(text):
+    """Whether a file passes for one that people wrote, [Codex] 3.1: its lines have 100 characters
+    on average or fewer and 1,000 at most, and a quarter of them are letters and digits (the paper
+    does not say how many)."""
+    lengths = [len(line) for line in text.splitlines()]
+    written = sum(character.isalnum() for character in text)
+    return np.mean(lengths) <= 100 and max(lengths) <= 1000 and written >= len(text) / 4
+
+
+def data_filters(w):
+    """Bases that read as many tokens of all files, or of those that people wrote; Codex-S of each.
+
+    Arms: all; kept.
+
+    Figures:
+        read            the share of the corpus's characters that is left
+        loss            of the base, on new files that people wrote, nats a token
+        pass@100        of the base, WARM
+        pass@1          of its Codex-S, COLD
+    """
+    toy = w.make("toy", language)
+    with open(f"{toy}/corpus.jsonl") as f:
+        texts = [json.loads(line)["text"] for line in f]
+    written = [text for text in texts if is_written(text)]
+    kept = w.derive("kept.jsonl", {"filter": "[Codex] 3.1"}, [f"{toy}/corpus.jsonl"],
+                    lambda: [{"text": text} for text in written])
+    asked, figures = language.problems(PROBLEMS, w.seed), {}
+    new = [text for text in language.corpus(1000, f"held out {w.seed}") if is_written(text)]
+    for arm, name, files in (("all", "code", texts), ("kept", "kept", written)):
+        read = corpus_of(toy) | ({"data": (kept,)} if arm == "kept" else {})
+        base = w.make(f"{name}.pt", pretrain, **read)
+        tuned = w.make(f"{name}-s.pt", sft, init=base, data=(f"{toy}/functions.jsonl",), **TUNED)
+        gpt, enc, _ = evaluate.load(base)
+        warm, cold = sampled(w, base, WARM, asked), sampled(w, tuned, COLD, asked)
+        figures[arm] = {
+            "read": sum(map(len, files)) / sum(map(len, texts)),
+            "loss": text_loss(gpt, interop.pack(new, enc), "cpu"),
+            "pass@100": passes.figures(warm, (N,))[f"pass@{N}"][0],
+            "pass@1": passes.figures(cold, (1,))["pass@1"][0]}
+    return figures
+
+
+# ---- reranking ----------------------------------------------------------------------------------
+
+def as_chat(program):
+    """A program -> messages: its code without the docstring, and the docstring."""
+    told = re.search(' *"""(.+)"""\n?', program)
+    code = program[:told.start()] + program[told.end():]
+    return [{"role": "user", "content": code.rstrip("\n")},
+            {"role": "assistant", "content": told[1]}]
+
+
+@torch.no_grad()
+def read_back(path, samples):
+    """log P(docstring | code) of samples, nats, by a checkpoint of Codex-D -> list. Of what does
+    not fit its context it is minus infinity."""
+    gpt, enc, _ = evaluate.load(path)
+    logp = dict.fromkeys(s["program"] for s in samples)
+    for program in logp:
+        *asked, answered = as_chat(program)
+        prompt, response = data.encode_prompt(enc, asked), data.encode_response(
+            enc, answered["content"])
+        fits = len(prompt) + len(response) <= gpt.cfg.block_size
+        logp[program] = response_logp(gpt, [prompt], [response]).item() if fits else -math.inf
+    return [logp[s["program"]] for s in samples]
+
+
+def chosen(samples, scores):
+    """The share of the problems whose sample of the highest score, the first of such, passes."""
+    best = {}
+    for s, score in zip(samples, scores, strict=True):
+        if s["problem"] not in best or score > best[s["problem"]][0]:
+            best[s["problem"]] = score, s["verdict"] == "pass"
+    return np.mean([passes for _, passes in best.values()])
+
+
+def reranking(w):
+    """One sample is chosen of N, WARM; Codex-D, SFT of the base on the docstrings of the functions
+    that Codex-S learned to write, tells how likely a sample's docstring is.
+
+    Arms: base; tuned, Codex-S.
+
+    Figures:
+        random, mean, sum       one at random; the best by mean, by sum of log-probability
+        short                   of the fewest tokens
+        back                    from which the docstring is likeliest told
+        oracle                  a right one, if there is one
+    """
+    toy = w.make("toy", language)
+    base = w.make("code.pt", pretrain, **corpus_of(toy))
+    shown = f"{toy}/functions.jsonl"
+    tuned = w.make("code-s.pt", sft, init=base, data=(shown,), **TUNED)
+
+    def records():
+        with open(shown) as f:
+            chats = [json.loads(line)["messages"] for line in f]
+        programs = [language.complete(asked["content"] + "\n", answered["content"])
+                    for asked, answered in chats]
+        return [{"messages": as_chat(program)} for program in programs]
+    described = w.derive("described.jsonl", {"docstrings": "of functions"}, [shown], records)
+    describer = w.make("code-d.pt", sft, init=base, data=(described,), **TUNED)
+    asked, figures = language.problems(PROBLEMS, w.seed), {}
+    for arm, path in (("base", base), ("tuned", tuned)):
+        samples = sampled(w, path, WARM, asked)
+        found = passes.figures(samples, (1, N))
+        figures[arm] = {
+            "random": found["pass@1"][0], "oracle": found[f"pass@{N}"][0],
+            "mean": found["chosen by mean log p"][0], "sum": found["chosen by sum log p"][0],
+            "short": chosen(samples, [-s["tokens"] for s in samples]),
+            "back": chosen(samples, read_back(describer, samples))}
     return figures

@@ -431,6 +431,25 @@ def check_free(folder):
         raise ValueError(f"{folder} is there already: name a new folder")
 
 
+def go_on(path, meta):
+    """What an unfinished run of the command of `meta` has appended to `path`, JSON lines -> list;
+    a file for it to append to, if it is the first. Raises ValueError if another left it."""
+    text, begun = "", json.dumps(meta) + "\n"
+    if os.path.exists(path):
+        with open(path, encoding="utf-8", errors="replace") as f:
+            text = f.read()
+    if begun.startswith(text):                      # a kill may have cut even this line off
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(begun)
+        return []
+    if not text.startswith(begun):
+        raise ValueError(f"{path} is of an unfinished run with other settings: go on with those, "
+                         f"remove it, or choose another --out")
+    whole = text[:text.rfind("\n") + 1]             # or the last line
+    os.truncate(path, len(whole.encode()))
+    return [json.loads(line) for line in whole.splitlines()[1:]]
+
+
 def write_folder(folder, files):
     """Write {name: function(f)} as a folder, all of it or nothing. Raises ValueError."""
     target = os.path.abspath(folder)

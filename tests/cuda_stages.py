@@ -13,6 +13,7 @@ import time
 from collections import Counter
 
 import evaluate
+import interop
 import label
 import page
 import ppo
@@ -21,13 +22,15 @@ import reward
 import sample
 import sandbox
 import sft
+from codex import evaluate as codex_evaluate
 from data import Prompt
 from evidence import bench
 from forks import dpo, rloo
-from model import GPTConfig
+from model import GPT, GPTConfig
 from plumbing import files
 from plumbing.results import write_jsonl
 from tests.fake_cuda import fake_cuda
+from tests.tiny import lively
 
 SIZE = {"n_layer": 1, "n_embd": 32, "n_head": 2, "context": 48, "block": 48, "warmup": 1}
 RARELY = {"log_every": 1000, "save_every": 1000, "eval_every": 1000}
@@ -95,6 +98,7 @@ def stages(device, precision, text, at, waits):
     asked = {"messages": Prompt([{"role": "user", "content": "Hi."}]).messages, "turn": "1"}
     found["chat"] = {"letters": len(list(talk(asked))[-1])}
     found["resumed"] = resumed(at, text_of, on)
+    found["programs"] = programs(at, text, device)
     for case, shape in BENCH.items():
         cfg = bench.Config(device=device, dtype=precision)
         bench.OURS[case](GPTConfig(512, 48, 1, 2, 32), shape, cfg).run()
@@ -103,6 +107,19 @@ def stages(device, precision, text, at, waits):
         ("ppo.pt", "ppo+"))}
     more["epoch"] = counted["ppo++"] - counted["ppo.pt"]
     return {"metrics": found, "more": more}
+
+
+def programs(at, text, device):
+    """What codex.evaluate says of a model that both devices have."""
+    problem = {"task_id": "f", "prompt": "def f(x):\n", "entry_point": "f",
+               "canonical_solution": "    return x\n", "test": "def check(f):\n  assert f(2) == 2"}
+    write_jsonl(f"{at}/problems.jsonl", [problem])
+    codex_evaluate.main(codex_evaluate.Config(
+        models=(f"{os.path.dirname(text)}/lively.pt",), problems=f"{at}/problems.jsonl", n=8,
+        batch=5, max_new=12, temperatures=(0.0, 0.8), out=f"{at}/programs", device=device))
+    with open(f"{at}/programs/samples.jsonl") as f:
+        samples = [json.loads(line) for line in f]
+    return {f"{name} {i}": s[name] for i, s in enumerate(samples) for name in ("logp", "tokens")}
 
 
 def resumed(at, text_of, on):
@@ -127,6 +144,10 @@ def resumed(at, text_of, on):
 def main(precision, folder):
     text = f"{folder}/text.jsonl"
     write_jsonl(text, [{"text": document} for document in sandbox.corpus(300, "ptx")])
+    enc = interop.get_tokenizer("sandbox")
+    gpt = lively(GPT(GPTConfig(enc.n_vocab, 48, 1, 2, 32)))
+    files.save_checkpoint(f"{folder}/lively.pt", gpt, interop.tokenizer_id(enc),
+                          {"config": {"seed": 0}})
     with fake_cuda() as waits:
         cuda = stages("cuda", precision, text, f"{folder}/cuda", waits)
     cpu = stages("cpu", precision, text, f"{folder}/cpu", Counter())

@@ -12,6 +12,7 @@ import torch
 import pretrain
 import sft
 from codex import evaluate, language
+from evidence import passes
 from generate import sample
 from interop import get_tokenizer, tokenizer_id
 from model import GPTConfig, Scorer
@@ -101,7 +102,7 @@ def test_figures_are_those_of_all_choices():
     samples = [{"problem": f"p{i % 5}", "verdict": rng.choice(["pass", "wrong", "error"]),
                 "logp": -rng.random(), "tokens": rng.randint(1, 9)} for i in range(30)]
     samples.append(samples[0] | {"verdict": "infrastructure", "logp": 0.0})
-    found = evaluate.figures(samples, (1, 2, 7))
+    found = passes.figures(samples, (1, 2, 7))
     groups = [[s for s in samples[:30] if s["problem"] == f"p{i}"] for i in range(5)]
     for k in (1, 2):
         shares = []
@@ -114,13 +115,13 @@ def test_figures_are_those_of_all_choices():
                       ("chosen by sum log p", lambda s: s["logp"])):
         best = [max(group, key=key)["verdict"] == "pass" for group in groups]
         assert found[name][0] == pytest.approx(sum(best) / 5)
-    nothing = evaluate.figures([samples[-1]], (1,))
+    nothing = passes.figures([samples[-1]], (1,))
     assert nothing["pass@1"] == nothing["chosen by sum log p"] == (None, None, 0)
-    alone = evaluate.figures(samples[:1], (1,))["pass@1"]
+    alone = passes.figures(samples[:1], (1,))["pass@1"]
     assert alone[1:] == (None, 1)
-    assert evaluate.as_text(alone, 1) in ("0.0", "100.0")
-    assert evaluate.as_text((0.25, 0.1, 4), 5) == "25.0 ± 10.0 (of 4)"
-    assert evaluate.as_text((None, None, 0), 5) == "-"
+    assert passes.as_text(alone, 1) in ("0.0", "100.0")
+    assert passes.as_text((0.25, 0.1, 4), 5) == "25.0 ± 10.0 (of 4)"
+    assert passes.as_text((None, None, 0), 5) == "-"
 
 
 def row(model, temperature, one, many, mean, total):
@@ -132,7 +133,7 @@ def row(model, temperature, one, many, mean, total):
 def test_the_report_says_what_of_the_paper_is_seen():
     rows = [row("a", 0.2, 0.2, 0.3, 0.2, 0.1), row("a", 0.8, 0.1, 0.5, 0.15, 0.05),
             row("b", 0.2, 0.1, 0.7, 0.2, 0.1), row("b", 0.8, 0.2, 0.6, 0.1, 0.3)]
-    found = evaluate.mechanisms(rows)
+    found = passes.mechanisms(rows)
     assert [(said, seen) for _, said, seen in found] == [
         ("0.2 for pass@1, 0.8 for pass@9", True),
         ("10.0, 15.0, 5.0 at temperature 0.8", True),
@@ -185,20 +186,6 @@ def test_a_run_writes_its_report_and_goes_on_after_a_kill(coders, tmp_path, monk
 
 
 TOY_JUDGE = evaluate.toy_judge
-
-
-def test_an_unfinished_run_with_other_settings_is_refused(coders, tmp_path):
-    path = tmp_path / "samples.part"
-    meta = {"stage": "x", "config": {"n": 1}, "inputs": {}}
-    for begun in ("", '{"stage": "x", "con'):       # a kill came before the first line was whole
-        path.write_text(begun)
-        assert evaluate.read_part(str(path), meta) == {} == evaluate.read_part(str(path), meta)
-    for strange in (json.dumps(meta | {"config": {"n": 2}}) + "\n", "my notes\nsecond line", "1\n",
-                    "my notes"):
-        path.write_text(strange)
-        with pytest.raises(ValueError, match="is of an unfinished run with other settings"):
-            evaluate.read_part(str(path), meta)
-        assert path.read_text() == strange
 
 
 @pytest.mark.parametrize(("changed", "says"), [

@@ -60,7 +60,8 @@ def found(tmp_path_factory):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_all_stages_give_the_numbers_of_the_cpu(found, precision):
     cuda, cpu = (found[precision][device]["metrics"] for device in ("cuda", "cpu"))
-    assert cuda.keys() == cpu.keys() and {"ppo++", "sft best of 2", "resumed"} <= cuda.keys()
+    assert cuda.keys() == cpu.keys()
+    assert {"ppo++", "sft best of 2", "resumed", "programs"} <= cuda.keys()
     for stage, figures in cuda.items():
         # RLOO's figures hang on differences of scores, DPO's on those of log-probabilities of a
         # hundred nats, each of them rounded.

@@ -29,6 +29,7 @@ from evidence.world import World
 from forks import rloo
 from generate import sample
 from model import GPT, GPTConfig, Scorer
+from plumbing import interpreter
 from plumbing.files import save_checkpoint
 from plumbing.results import write_jsonl
 
@@ -278,16 +279,10 @@ class Untrained(World):
                 if str(file).startswith(self.folder):
                     assert os.path.exists(file)
         if stage is language:
-            write_toys(path)
+            language.main(language.Config(out=path, files=40, functions=4, prompts=2))
         elif not os.path.exists(path):
             write_rankings(path, cfg) if stage is label else write_model(path, stage, cfg)
         return path
-
-
-def write_toys(path):
-    os.makedirs(path, exist_ok=True)
-    for name in language.FILES:
-        write_jsonl(os.path.join(path, name), [])
 
 
 def write_rankings(path, cfg):
@@ -396,7 +391,7 @@ def test_programs_follow_a_right_function_or_one_with_a_slip(monkeypatch):
 
     def write_programs(coder, problem, *how):
         before, asked = problem.prompt.split("\n\n\n")
-        read.append(language.right(before, language.examples(language.chain_of(before))))
+        read.append(interpreter.right(before, language.examples(language.chain_of(before))))
         chain = language.chain_of(asked)
         return [{"program": problem.prompt + language.body(random.Random(0), chain)}]
 
@@ -407,6 +402,53 @@ def test_programs_follow_a_right_function_or_one_with_a_slip(monkeypatch):
     assert len(read) == programs.PROBLEMS
     read.clear()
     assert programs.in_context(w, "code.pt", slip=True) == 1.0 and not any(read)
+
+
+def test_files_that_nobody_wrote_are_told_by_their_lines_and_characters():
+    code = "def f(s):\n    return s\n"
+    assert programs.is_written(code)
+    # 100 characters a line, and one more
+    assert programs.is_written("x" * 100) and not programs.is_written("x" * 101)
+    assert programs.is_written("x\n" * 99 + "x" * 1000)
+    assert not programs.is_written("x\n" * 99 + "x" * 1001)
+    assert programs.is_written("x" * 25 + "-" * 75) and not programs.is_written("x" * 24 + "-" * 76)
+    texts = language.corpus(500, 0)
+    for text in texts:
+        assert programs.is_written(text) == text.startswith("def")
+
+
+def test_a_program_is_told_without_its_docstring():
+    asked, answered = programs.as_chat('def f(s):\n    """Remove every e."""\n    return s\n')
+    assert asked == {"role": "user", "content": "def f(s):\n    return s"}
+    assert answered == {"role": "assistant", "content": "Remove every e."}
+    # what a model wrote after a function is code, too
+    program = 'def f(s):\n    """A."""\n    return s\n    """B."""\n'
+    assert [m["content"] for m in programs.as_chat(program)] == [
+        'def f(s):\n    return s\n    """B."""', "A."]
+
+
+def test_one_sample_is_chosen_of_each_problem():
+    samples = [{"problem": p, "verdict": v} for p, v in
+               [("a", "pass"), ("a", "wrong"), ("b", "wrong"), ("b", "pass"), ("b", "pass")]]
+    assert programs.chosen(samples, [1, 0, 3, 2, 1]) == 0.5
+    assert programs.chosen(samples, [1, 1, 1, 2, -math.inf]) == 1.0
+    assert programs.chosen(samples, [-math.inf, 0, 1, 1, 1]) == 0.0
+
+
+def test_docstrings_are_told_of_code_alone(monkeypatch):
+    """Against the model's own loss on the two texts; the same program has one score."""
+    gpt = tiny(GPT, 3)
+    monkeypatch.setattr(evaluate, "load", lambda path: evaluate.Coder(gpt, ENC, True))
+    told = [f'def f(s):\n    """{text}"""\n    return {code}\n'
+            for text, code in (("Remove it.", "s"), ("Keep it.", "s"), ("Remove it.", "s + s"))]
+    found = programs.read_back("d.pt", [{"program": x} for x in [*told, told[0], told[0] * 99]])
+    assert found[0] == found[3] and len(set(found)) == 4 and found[4] == -math.inf
+    for logp, text, code in zip(found, ("Remove it.", "Keep it."), ("s", "s")):
+        before = ENC.encode_ordinary(f"User: def f(s):\n    return {code}\n\nAssistant:")
+        ids = before + ENC.encode_ordinary(f" {text}") + [ENC.eot_token]
+        mask = torch.arange(len(ids) - 1)[None] >= len(before) - 1
+        loss = gpt.loss(torch.tensor([ids]), mask).item()
+        assert logp == pytest.approx(-loss * (len(ids) - len(before)), abs=1e-4)
 
 
 def test_the_committed_lines_have_the_figures_that_the_experiments_say(root):

@@ -129,6 +129,10 @@ def test_the_core_can_be_read_in_one_sitting():
     assert len(lines) > 700 and sum(map(len, lines)) / len(lines) <= 44
 
 
+def test_codex_is_short():
+    assert sum(len(text.splitlines()) for name, text in SOURCES.items() if "codex/" in name) <= 600
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 180
 

@@ -1,4 +1,4 @@
-"""codex/language.py: its interpreter is Python's where it knows it; blocks, problems, files."""
+"""codex/language.py: blocks, problems, files; interpreter.py is Python where it knows it."""
 import itertools
 import json
 import random
@@ -10,6 +10,7 @@ import pytest
 from codex import language
 from data import Prompt
 from interop import get_tokenizer
+from plumbing import interpreter
 
 TEXTS = ["", "e", "Eat the BREAD, here!", "a  b", "? !", "one two three four five."]
 
@@ -55,7 +56,7 @@ def test_every_spelling_is_python_and_does_what_the_block_says():
             lines = "".join(f"    {line}\n" for line in spelling.split("\n"))
             program = f"def f(s):\n{lines}    return s\n"
             for text in [*TEXTS, *(text for text, _ in language.examples((block,)))]:
-                assert language.call(program, text) == wanted[block](text), (program, text)
+                assert interpreter.call(program, text) == wanted[block](text), (program, text)
                 assert by_python(program, text) == wanted[block](text), (program, text)
 
 
@@ -71,7 +72,7 @@ def test_what_it_runs_it_runs_as_python_does():
             changed[rng.randrange(len(changed))] = rng.choice(stock)
         program = "def f(s):\n" + "".join(changed)
         for text in TEXTS:
-            ours = said(language.call, program, text)
+            ours = said(interpreter.call, program, text)
             if ours == "raised":
                 continue
             ran += 1
@@ -103,7 +104,7 @@ def test_what_it_runs_it_runs_as_python_does():
 ], ids=range(21))
 def test_every_program_ends(program, capsys):
     begun = time.monotonic()
-    assert not language.right(program, [("a b" * 40, "x")])
+    assert not interpreter.right(program, [("a b" * 40, "x")])
     assert time.monotonic() - begun < 2
     assert not any(capsys.readouterr())
 
@@ -121,7 +122,7 @@ def test_every_program_ends(program, capsys):
 ])
 def test_what_is_long_or_unknown_raises(expression, says):
     with pytest.raises((ValueError, TypeError), match=says):
-        language.call(f"def f(s):\n    return {expression}\n", "ab c" * 100)
+        interpreter.call(f"def f(s):\n    return {expression}\n", "ab c" * 100)
 
 
 @pytest.mark.parametrize("program", [
@@ -131,7 +132,7 @@ def test_what_is_long_or_unknown_raises(expression, says):
 ], ids=range(6))
 def test_statements_that_are_not_in_the_language_raise(program):
     with pytest.raises((ValueError, KeyError, AttributeError)):
-        language.call(program, "a b")
+        interpreter.call(program, "a b")
 
 
 def test_problems_are_solved_by_their_solutions_and_not_by_those_of_others():
@@ -177,7 +178,7 @@ def test_docstrings_and_slips_of_the_corpus():
         of_file = []
         for f in functions:
             if '"""' in f:
-                of_file.append(language.right(f, language.examples(language.chain_of(f))))
+                of_file.append(interpreter.right(f, language.examples(language.chain_of(f))))
         right += sum(of_file)
         if len(of_file) > 1:
             wrong_beside_wrong.append(of_file[:2])

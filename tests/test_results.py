@@ -594,3 +594,22 @@ def test_only_temporary_files_of_this_result_are_removed(folder, out):
     os.mkdir(f".{out}.folder12.tmp")
     results.hold(out)
     assert sorted(os.listdir()) == sorted([*kept, f".{out}.folder12.tmp", f"{out}.lock"])
+
+
+def test_lines_of_an_unfinished_run_are_gone_on_with(tmp_path):
+    path = tmp_path / "samples.part"
+    meta = {"stage": "x", "config": {"n": 1}, "inputs": {}}
+    for begun in ("", '{"stage": "x", "con'):  # a kill came before the first line was whole
+        path.write_text(begun)
+        assert results.go_on(str(path), meta) == [] == results.go_on(str(path), meta)
+    with path.open("a") as f:
+        f.write('{"n": "é"}\n{"n": 2}\n{"n": "')
+    for _ in range(2):
+        assert results.go_on(str(path), meta) == [{"n": "é"}, {"n": 2}]
+    assert path.read_text().endswith('{"n": 2}\n')
+    other = json.dumps(meta | {"config": {"n": 2}}) + "\n"
+    for strange in (other, "my notes\nsecond line", "1\n", "my notes"):
+        path.write_text(strange)
+        with pytest.raises(ValueError, match="is of an unfinished run with other settings"):
+            results.go_on(str(path), meta)
+        assert path.read_text() == strange
