@@ -6,9 +6,8 @@ Verdicts: pass, wrong (a test fails), error (it gives no value), timeout; and in
 says nothing about the program: a process could not be made. That is tried again, and counted apart.
 
 Tests of plain values (None, bool, int, float, str, bytes, list, tuple, dict, set) are hidden from
-the program, as jail.py does it. Others run whole, in the program's own process, where it could find
-and forge them: count those apart. Which it is, a problem's own solution decides, never a sample.
-Programs have Python's standard library, and no other.
+the program. Others run whole, in its own process, where it could find and forge them: count those
+apart; a problem's own solution decides which. Programs have the standard library, and no other.
 """
 import itertools
 import json
@@ -87,10 +86,11 @@ def layers_here():
 
 
 def way(problem, layers):
-    """How a problem's own solution passes: "hidden", "whole", or None. Raises ValueError where that
-    cannot be found out."""
+    """How a problem's own solution passes: "hidden", "whole" or None. Raises ValueError."""
+    # less time than samples have: at the limit itself verdicts would hang on the machine's load
+    limits = LIMITS | {"cpu": LIMITS["cpu"] - 1}
     for name, whole in (("hidden", False), ("whole", True)):
-        outcome = run(problem, problem.prompt + problem.solution, layers, whole)
+        outcome = run(problem, problem.prompt + problem.solution, layers, whole, limits)
         if outcome.verdict == "infrastructure":
             raise ValueError(f"a process could not be made ({outcome.why}): start it again")
         if outcome.verdict == "pass":

@@ -203,6 +203,14 @@ def test_tests_of_objects_run_whole(layers):
     assert runner.way(OBJECTS._replace(solution="def f(a): return 4"), layers) is None
 
 
+def test_a_solution_at_the_limit_of_time_does_not_count(layers, monkeypatch):
+    """One of MBPP's takes three seconds: its samples would pass on one day and not on another."""
+    monkeypatch.setattr(runner, "LIMITS", runner.LIMITS | {"cpu": 2})
+    slow = "import time\ndef f(x):\n  while time.process_time() < 1.5: pass\n  return 2 * x"
+    assert runner.run(PROBLEM, slow, layers, limits=runner.LIMITS).verdict == "pass"
+    assert runner.way(PROBLEM._replace(solution=slow), layers) is None
+
+
 @pytest.mark.parametrize("name", [
     "SystemExit", "os._exit", "os._exit in the call", "exit of C", "a verdict ready",
     "an answer ready", "another exception", "nothing", "atexit and an exit", "sleeping"])
