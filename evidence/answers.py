@@ -2,6 +2,7 @@
 
 Legend: N prompts, n answers of each. [IG] Ouyang et al. 2022, arXiv 2203.02155
 """
+import functools
 import os
 import random
 import re
@@ -257,6 +258,12 @@ def choose(rm, asked, responses, best_of, batch):
     return kept, scores
 
 
+@functools.cache
+def say(line):
+    """Print a line, once: most systems read the same prompts."""
+    print(line)
+
+
 @torch.no_grad()
 def respond(model, rm, enc, prompts, cfg, temperature=1.0, best_of=1, shots=(), samples=1,
             cut=False):
@@ -272,7 +279,7 @@ def respond(model, rm, enc, prompts, cfg, temperature=1.0, best_of=1, shots=(), 
     asked, read = encoded(model, enc, prompts, cfg.max_new, shots, counts)
     # more than how many they are: some were shortened
     if len(counts) > 1:
-        print(interop.report(counts))
+        say(interop.report(counts))
     each, N = samples * best_of, len(prompts)
     seed = step_seed(cfg.seed, 0)
     said, scores = [None] * N, np.zeros((N, samples))

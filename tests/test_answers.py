@@ -463,7 +463,8 @@ def test_every_prefix_leaves_room_for_nine_prompts_in_ten_and_a_response(models)
 
 
 def test_prompts_that_are_shortened_are_counted(models, capsys):
-    """By whole turns, and within the last one; if there are none, nothing is said."""
+    """By whole turns, and within the last one; once, and if there are none nothing is said."""
+    answers.say.cache_clear()
     said = [{"role": role, "content": "Hello Anna."} for role in ("user", "assistant")]
     whole, turns = data.Prompt(said[:1]), data.Prompt(said * 30 + said[:1])
     long = data.Prompt([{"role": "user", "content": "Hello Anna. " * 60}])
@@ -472,7 +473,8 @@ def test_prompts_that_are_shortened_are_counted(models, capsys):
         ([whole, turns], "data: 2 prompts, 1 prompts shortened by whole turns\n"),
         ([long, long], "data: 2 prompts, 2 prompts cut from the left\n"),
     ):
-        answers.respond(models[0], None, ENC, prompts, settings())
+        for _ in range(2):
+            answers.respond(models[0], None, ENC, prompts, settings())
         assert capsys.readouterr().out == printed
 
 
