@@ -115,7 +115,7 @@ $(AT)/code.pt: $(AT)/toy/corpus.jsonl
 $(AT)/code-s.pt: $(AT)/code.pt
 	@echo "codex 3/5 Codex-S: it learns 4,000 right functions, about 60 s"
 	$(PY) sft.py --seed $(SEED) --init "$<" --data "$(OUT)/toy/functions.jsonl" --ptx-mix 0 \
-	  --epochs 2 --lr 5e-4 --max-new 100 --out "$@"
+	  --epochs 2 --lr 2e-3 --max-new 100 --out "$@"
 
 $(AT)/code-rl.pt: $(AT)/code-s.pt
 	@echo "codex 4/5 RLOO, whose reward is that the tests pass, about 80 s"

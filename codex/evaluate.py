@@ -3,8 +3,7 @@
     python -m codex.evaluate base.pt --n 200 --k 1 10 100       # the toy language's held-out pairs
     python -m codex.evaluate folder/ --problems HumanEval.jsonl.gz --n 20       # runs Python
 
-Writes into a folder samples.jsonl, each sample with its verdict, report.json and report.md. A run
-that was interrupted goes on.
+Writes samples.jsonl, which has verdicts, report.json and report.md. An interrupted run goes on.
 
 [Codex] Chen et al. 2021, Evaluating Large Language Models Trained on Code, arXiv 2107.03374
 """
@@ -25,6 +24,7 @@ import interop
 from codex import language, runner
 from evidence import passes
 from generate import sample
+from interop.problems import read_problems
 from model import GPT
 from plumbing import cli, files, processes, results
 from train import step_seed
@@ -96,7 +96,7 @@ def cut(enc, ids, entry_point=""):
 
 @torch.no_grad()
 def write_programs(coder, problem, n, temperature, seed, max_new=128, top_p=0.95, batch=100):
-    """n programs that go on from a runner.Problem's prompt -> [{"program", "logp", "tokens"}, ...]:
+    """n programs that go on from a Problem's prompt -> [{"program", "logp", "tokens"}, ...]:
     logp is the sum of the tokens' log-probabilities at temperature 1, nats.
 
     Raises ValueError if prompt and program do not fit the model's context.
@@ -124,7 +124,7 @@ def write_programs(coder, problem, n, temperature, seed, max_new=128, top_p=0.95
 def python_judge(path, workers):
     """Problems as published -> those whose own solution passes, and a function of a problem and
     some programs that gives their verdicts. Raises ValueError."""
-    found, layers = runner.read_problems(path), runner.layers_here()
+    found, layers = read_problems(path), runner.layers_here()
     pool = ThreadPoolExecutor(workers or 2 * os.cpu_count())
     ways = dict(zip(found, pool.map(partial(runner.way, layers=layers), found)))
     kept = [p for p in found if ways[p]]

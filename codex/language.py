@@ -145,8 +145,8 @@ def corpus(n, seed):
 
 
 def problems(n, seed, lengths=(2, 3, 4), held_out=True):
-    """n problems of so many blocks in turn, each once as long as there are others; `held_out`:
-    with pairs of blocks that the corpus does not have -> [Problem, ...]."""
+    """n problems of so many blocks in turn, another one if a draw or 20 find it; `held_out`: with
+    pairs of blocks that the corpus does not have -> [Problem, ...]."""
     rng, asked, found = random.Random(f"problems {seed} {held_out}"), set(), []
     for i in range(n):
         chain = draw_chain(rng, lengths[i % len(lengths)], held_out)
@@ -175,8 +175,8 @@ def verdict(problem, program):
 
 
 def passes(prompt, response):
-    """1.0 if the response to a data.Prompt passes the tests, else 0.0: a --reward for forks.rloo.
-    Raises ValueError for a prompt of another kind."""
+    """1.0 if the response to a data.Prompt is a body that passes the tests and nothing more, else
+    0.0: a --reward for forks.rloo. Raises ValueError for a prompt of another kind."""
     asked = prompt.messages[-1]["content"] + "\n"
     return float(right(complete(asked, response), examples(chain_of(asked))))
 

@@ -29,4 +29,4 @@ def mean_pass_at_k(counts, k):
     if not values:
         return None, None, 0
     mean, half = statistics.interval(values)
-    return float(mean), float(half), len(values)
+    return float(mean), float(half) if len(values) > 1 else None, len(values)

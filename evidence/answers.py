@@ -391,10 +391,10 @@ def answer(model, baseline, rm, enc, prompts, temperature, cfg, best_of=1, shots
 
 
 @torch.no_grad()
-def text_loss(model, tokens, device):
+def text_loss(model, tokens, device, block=TEXT_BLOCK):
     """Cross-entropy of held-out pretraining text (packed, 1-D), nats a token: what alignment costs
     elsewhere ([IG] 4.2)."""
-    blocks = data.cut_blocks(tokens, min(TEXT_BLOCK, model.cfg.block_size))[:TEXT_BLOCKS]
+    blocks = data.cut_blocks(tokens, min(block, model.cfg.block_size))[:TEXT_BLOCKS]
     losses = []
     for rows in blocks.split(64):
         batch = data.text_batch(rows, device)

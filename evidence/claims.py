@@ -19,6 +19,7 @@ make of the verdicts is written into docs/remarks.md by hand, and onto the page 
 [IG] Ouyang et al. 2022, arXiv 2203.02155   [Gao] Gao et al. 2022, arXiv 2210.10760
 [FeedME] OpenAI's model index
 """
+import itertools
 import json
 import multiprocessing
 import os
@@ -537,12 +538,11 @@ CLAIMS = {
         "Each further block in a docstring divides the share of right programs by 1.5 or more.",
         "[Codex] Fig. 11", "by two to three",
         programs.programs,
-        "base, one to four blocks: {base.one}, {base.two}, {base.three}, {base.four}; Codex-S: "
-        "{tuned.one}, {tuned.two}, {tuned.three}, {tuned.four}",
+        "base, two to four blocks: {base.two}, {base.three}, {base.four}; Codex-S: {tuned.two}, "
+        "{tuned.three}, {tuned.four}",
         {f"{arm}, {fewer} minus 1.5 times {more}":
             minus_times(f"{arm}.{fewer}", 1.5, f"{arm}.{more}", 0.02)
-         for arm in ("base", "tuned")
-         for fewer, more in zip(programs.BLOCKS, programs.BLOCKS[1:])}),
+         for arm in ("base", "tuned") for fewer, more in itertools.pairwise(programs.BLOCKS)}),
     "27": Claim(
         "After a function with a bug it writes fewer right programs, and the more so the larger "
         "it is.",
@@ -569,38 +569,40 @@ CLAIMS = {
         "pass@1 at 0.2: {tuned.pass@1 cold} → {tested.pass@1 cold}",
         {"pass@1, RL minus Codex-S": minus("tested.pass@1 cold", "tuned.pass@1 cold", 0.02)}),
     "29b": Claim(
-        "And a hundred worse.",
+        "And a hundred worse, each at the better one of two temperatures.",
         "Yue et al. 2025, arXiv 2504.13837", "so; disputed since",
         programs.programs,
-        "pass@100 at 0.8: {tuned.pass@100 warm} → {tested.pass@100 warm}",
+        "pass@100 at 0.8: {tuned.pass@100 warm} → {tested.pass@100 warm}, at 1.2 "
+        "{tuned.pass@100 hot} → {tested.pass@100 hot}",
         {"pass@100, Codex-S minus RL":
-            minus("tuned.pass@100 warm", "tested.pass@100 warm", 0.02)}),
+            Quantity(lambda f: programs.most(f["tuned"]) - programs.most(f["tested"]), 0.02)}),
     "30": Claim(
         "Without the files that nobody wrote as many tokens make a better base.",
         "[Codex] 3.1", "filters leave 159 of 179 GB; what they gain is not told",
         programs.data_filters,
-        "of the files {kept.read} is left; on new ones that people wrote the base's loss is "
-        "{all.loss} → {kept.loss} nats a token, its pass@100 {all.pass@100} → {kept.pass@100}; "
-        "pass@1 of Codex-S {all.pass@1} → {kept.pass@1}",
-        {"loss of the base, all files minus filtered": minus("all.loss", "kept.loss", 0.005),
-         "pass@1 of Codex-S, filtered minus all": minus("kept.pass@1", "all.pass@1", 0.02)}),
+        "{kept.tokens} tokens are left of {all.tokens}; on new files that people wrote the base's "
+        "loss is {all.loss} → {kept.loss} nats a token, its pass@100 {all.pass@100} → "
+        "{kept.pass@100}",
+        {"loss of the base, all files minus filtered": minus("all.loss", "kept.loss", 0.005)}),
     "31a": Claim(
         "Of 100 samples the one from which another model, Codex-D, is likeliest to tell the "
         "docstring is right more often than one at random.",
         "[Codex] 5", "so, and it overfits quickly",
         programs.reranking,
         "one at random and the chosen: base {base.random}, {base.back}, Codex-S {tuned.random}, "
-        "{tuned.back}; a right one is among them {base.oracle}, {tuned.oracle}",
+        "{tuned.back}; a right one is among them {base.oracle}, {tuned.oracle}; Codex-D tells "
+        "{describer.told} of the problems' docstrings from their own solutions",
         {"base, chosen minus random": minus("base.back", "base.random", 0.02),
          "Codex-S, chosen minus random": minus("tuned.back", "tuned.random", 0.02)}),
     "31b": Claim(
-        "And less often than the one of the best mean log-probability.",
+        "And less often than the one that Codex-S finds likeliest.",
         "[Codex] 5", "so",
         programs.reranking,
-        "by mean log-probability and by Codex-D: base {base.mean}, {base.back}, Codex-S "
-        "{tuned.mean}, {tuned.back}; the shortest: {base.short}, {tuned.short}",
-        {"base, by log-probability minus by Codex-D": minus("base.mean", "base.back", 0.02),
-         "Codex-S, the same": minus("tuned.mean", "tuned.back", 0.02)}),
+        "chosen by Codex-S and by Codex-D: the base's samples {base.forward}, {base.back}, its own "
+        "{tuned.forward}, {tuned.back}; the shortest: {base.short}, {tuned.short}",
+        {"of the base's samples, by Codex-S minus by Codex-D":
+            minus("base.forward", "base.back", 0.02),
+         "of its own, the same": minus("tuned.forward", "tuned.back", 0.02)}),
 }
 
 

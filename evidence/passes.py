@@ -21,8 +21,7 @@ def figures(samples, ks):
     for name, key in (("mean", lambda s: s["logp"] / s["tokens"]), ("sum", lambda s: s["logp"])):
         best = [max(g, key=key)["verdict"] == "pass" for g in groups.values()]
         found[f"chosen by {name} log p"] = mean_pass_at_k([(1, right) for right in best], 1)
-    return {name: (mean, half if len(groups) > 1 else None, n)
-            for name, (mean, half, n) in found.items()}
+    return found
 
 
 def report(samples, ks):

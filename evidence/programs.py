@@ -22,20 +22,28 @@ from evidence import passes
 from evidence.answers import response_logp, text_loss
 from evidence.statistics import win_rate
 from forks import rloo
+from generate import sample
 from plumbing.interpreter import right
 from train import step_seed
 
 PROBLEMS, N = 48, 100       # a third each of two to four blocks, and samples of each
 LONGEST = 112               # tokens of a program
-COLD, WARM = 0.2, 0.8       # temperatures
+COLD, WARM, HOT = TEMPERATURES = 0.2, 0.8, 1.2
 KS = (1, 2, 5, 10, 20, 50, 100)
-BLOCKS = ("one", "two", "three", "four")
+BLOCKS = {"two": 2, "three": 3, "four": 4}
 BASE = {"tokens": 1_500_000, "n_embd": 96, "context": 256, "block": 256, "batch": 8}
 SMALL = {"n_embd": 32, "n_layer": 2, "lr": 5e-3}
-TUNED = {"epochs": 2, "lr": 5e-4, "ptx_mix": 0.0, "max_new": 100}
+TUNED = {"epochs": 2, "lr": 2e-3, "ptx_mix": 0.0, "max_new": 100}
 TESTED = {"reward": "codex.language:passes", "k": 8, "max_new": 100, "kl_coef": 0.01, "lr": 2e-4,
           "warmup": 5}
 
+
+def corpus_of(toy):
+    """Settings of pretrain.py: a base that reads the files of a folder of the toy language."""
+    return {"data": (f"{toy}/corpus.jsonl",), "tokenizer": f"{toy}/toy.tiktoken"} | BASE
+
+
+# ---- what samples say ---------------------------------------------------------------------------
 
 def bleu(text, reference):
     """BLEU of a program against another, of one to four pieces, each precision with one added to
@@ -118,9 +126,11 @@ def lost(figures):
     return figures["after right"] - figures["after slip"]
 
 
-def corpus_of(toy):
-    """Settings of pretrain.py: a base that reads the files of a folder of the toy language."""
-    return {"data": (f"{toy}/corpus.jsonl",), "tokenizer": f"{toy}/toy.tiktoken"} | BASE
+# ---- the story ----------------------------------------------------------------------------------
+
+def most(figures):
+    """pass@100 at the better one of WARM and HOT."""
+    return max(figures["pass@100 warm"], figures["pass@100 hot"])
 
 
 def programs(w):
@@ -130,12 +140,12 @@ def programs(w):
     Arms: base; tuned; tested; small, a base with an eighth of the weights.
 
     Figures:
-        pass@1 cold, pass@1 warm, pass@100 cold, pass@100 warm      at COLD and WARM
+        pass@1 cold, pass@1 warm, pass@1 hot            at COLD, WARM and HOT
+        pass@100 cold, pass@100 warm, pass@100 hot
         mean, sum                   of the samples chosen of 100 by log-probability, WARM
         bleu                        how often a right one has more BLEU than a wrong one, WARM
-        cold, warm                  lists, for the plot: pass@k for each of KS
-        one, two, three, four       of base and tuned: right programs of so many blocks, COLD, whose
-                                    pairs the corpus has
+        cold, warm, hot             lists, for the plot: pass@k for each of KS
+        two, three, four            of problems of so many blocks the share of right programs, COLD
         after right, after slip     of base and small: right programs that follow a right function,
                                     or one with a slip
     """
@@ -146,18 +156,15 @@ def programs(w):
     tested = w.make("code-rl.pt", rloo, init=tuned, prompts=(f"{toy}/prompts.jsonl",), **TESTED)
     asked, figures = language.problems(PROBLEMS, w.seed), {"small": {}}
     for arm, path in (("base", base), ("tuned", tuned), ("tested", tested)):
-        cold, warm = (sampled(w, path, temperature, asked) for temperature in (COLD, WARM))
+        cold, warm, hot = (sampled(w, path, temperature, asked) for temperature in TEMPERATURES)
         found = passes.figures(warm, KS)
         figures[arm] = of = {"bleu": by_bleu(warm)}
         of |= {name: found[f"chosen by {name} log p"][0] for name in ("mean", "sum")}
-        for name, samples in (("cold", cold), ("warm", warm)):
+        of |= {name: share(cold, blocks) for name, blocks in BLOCKS.items()}
+        for name, samples in (("cold", cold), ("warm", warm), ("hot", hot)):
             found = passes.figures(samples, KS)
             of[name] = [found[f"pass@{k}"][0] for k in KS]
             of |= {f"pass@{k} {name}": found[f"pass@{k}"][0] for k in (1, 100)}
-    known = language.problems(PROBLEMS, f"known {w.seed}", (1, 2, 3, 4), held_out=False)
-    for arm, path in (("base", base), ("tuned", tuned)):
-        samples = sampled(w, path, COLD, known, 20)
-        figures[arm] |= {name: share(samples, n) for n, name in enumerate(BLOCKS, 1)}
     for arm, path in (("base", base), ("small", small)):
         figures[arm] |= {"after right": in_context(w, path, slip=False),
                          "after slip": in_context(w, path, slip=True)}
@@ -167,24 +174,21 @@ def programs(w):
 # ---- the data filters ---------------------------------------------------------------------------
 
 def is_written(text):
-    """Whether a file passes for one that people wrote, [Codex] 3.1: its lines have 100 characters
-    on average or fewer and 1,000 at most, and a quarter of them are letters and digits (the paper
-    does not say how many)."""
+    """Whether a file passes for one that people wrote: [Codex] 3.1, its lines have 100 characters
+    on average or fewer, and 1,000 at most."""
     lengths = [len(line) for line in text.splitlines()]
-    written = sum(character.isalnum() for character in text)
-    return np.mean(lengths) <= 100 and max(lengths) <= 1000 and written >= len(text) / 4
+    return np.mean(lengths) <= 100 and max(lengths) <= 1000
 
 
 def data_filters(w):
-    """Bases that read as many tokens of all files, or of those that people wrote; Codex-S of each.
+    """Bases that read as many tokens of all files, or of those that people wrote.
 
     Arms: all; kept.
 
     Figures:
-        read            the share of the corpus's characters that is left
-        loss            of the base, on new files that people wrote, nats a token
-        pass@100        of the base, WARM
-        pass@1          of its Codex-S, COLD
+        tokens          of the corpus, a number
+        loss            on new files that people wrote, nats a token
+        pass@100        WARM
     """
     toy = w.make("toy", language)
     with open(f"{toy}/corpus.jsonl") as f:
@@ -194,43 +198,63 @@ def data_filters(w):
                     lambda: [{"text": text} for text in written])
     asked, figures = language.problems(PROBLEMS, w.seed), {}
     new = [text for text in language.corpus(1000, f"held out {w.seed}") if is_written(text)]
-    for arm, name, files in (("all", "code", texts), ("kept", "kept", written)):
-        read = corpus_of(toy) | ({"data": (kept,)} if arm == "kept" else {})
-        base = w.make(f"{name}.pt", pretrain, **read)
-        tuned = w.make(f"{name}-s.pt", sft, init=base, data=(f"{toy}/functions.jsonl",), **TUNED)
+    every, those = corpus_of(toy), corpus_of(toy) | {"data": (kept,)}
+    for arm, name, read, files in (("all", "code.pt", every, texts),
+                                   ("kept", "kept.pt", those, written)):
+        base = w.make(name, pretrain, **read)
         gpt, enc, _ = evaluate.load(base)
-        warm, cold = sampled(w, base, WARM, asked), sampled(w, tuned, COLD, asked)
         figures[arm] = {
-            "read": sum(map(len, files)) / sum(map(len, texts)),
-            "loss": text_loss(gpt, interop.pack(new, enc), "cpu"),
-            "pass@100": passes.figures(warm, (N,))[f"pass@{N}"][0],
-            "pass@1": passes.figures(cold, (1,))["pass@1"][0]}
+            "tokens": len(interop.pack(files, enc)),
+            "loss": text_loss(gpt, interop.pack(new, enc), "cpu", gpt.cfg.block_size),
+            "pass@100": passes.figures(sampled(w, base, WARM, asked), (N,))[f"pass@{N}"][0]}
     return figures
 
 
 # ---- reranking ----------------------------------------------------------------------------------
 
-def as_chat(program):
-    """A program -> messages: its code without the docstring, and the docstring."""
-    told = re.search(' *"""(.+)"""\n?', program)
+DOCSTRING = re.compile(r' *(""".+""")\n?')
+
+
+def forward(program):
+    """A program -> messages: its head with the docstring, and its body."""
+    end = DOCSTRING.search(program).end()
+    return [{"role": "user", "content": program[:end].rstrip("\n")},
+            {"role": "assistant", "content": program[end:]}]
+
+
+def backward(program):
+    """A program -> messages: its code without the docstring, and that as it stands in files."""
+    told = DOCSTRING.search(program)
     code = program[:told.start()] + program[told.end():]
     return [{"role": "user", "content": code.rstrip("\n")},
             {"role": "assistant", "content": told[1]}]
 
 
 @torch.no_grad()
-def read_back(path, samples):
-    """log P(docstring | code) of samples, nats, by a checkpoint of Codex-D -> list. Of what does
-    not fit its context it is minus infinity."""
+def likely(path, chats):
+    """The mean log-probability, nats, of the tokens of each chat's last message by a checkpoint ->
+    list. Of what does not fit its context it is minus infinity."""
     gpt, enc, _ = evaluate.load(path)
-    logp = dict.fromkeys(s["program"] for s in samples)
-    for program in logp:
-        *asked, answered = as_chat(program)
-        prompt, response = data.encode_prompt(enc, asked), data.encode_response(
-            enc, answered["content"])
-        fits = len(prompt) + len(response) <= gpt.cfg.block_size
-        logp[program] = response_logp(gpt, [prompt], [response]).item() if fits else -math.inf
-    return [logp[s["program"]] for s in samples]
+    found, logp = [], {}
+    for *asked, answered in chats:
+        prompt = data.encode_prompt(enc, asked)
+        response = data.encode_response(enc, answered["content"])
+        pair = tuple(prompt), tuple(response)
+        if len(prompt) + len(response) > gpt.cfg.block_size:
+            logp[pair] = -math.inf
+        elif pair not in logp:
+            logp[pair] = response_logp(gpt, [prompt], [response]).item() / len(response)
+        found.append(logp[pair])
+    return found
+
+
+def told(path, chats):
+    """How often a checkpoint says of itself, greedily, the last message of a chat."""
+    gpt, enc, _ = evaluate.load(path)
+    prompts = [data.encode_prompt(enc, asked) for *asked, _ in chats]
+    said = sample(gpt, prompts, 60, enc.eot_token, temperature=0.0).responses
+    wanted = [answered["content"] for *_, answered in chats]
+    return np.mean([data.decode_response(enc, ids) == x for ids, x in zip(said, wanted)])
 
 
 def chosen(samples, scores):
@@ -239,20 +263,22 @@ def chosen(samples, scores):
     for s, score in zip(samples, scores, strict=True):
         if s["problem"] not in best or score > best[s["problem"]][0]:
             best[s["problem"]] = score, s["verdict"] == "pass"
-    return np.mean([passes for _, passes in best.values()])
+    return np.mean([is_right for _, is_right in best.values()])
 
 
 def reranking(w):
-    """One sample is chosen of N, WARM; Codex-D, SFT of the base on the docstrings of the functions
-    that Codex-S learned to write, tells how likely a sample's docstring is.
+    """One sample is chosen of N, WARM, by the model that learned to write functions, Codex-S, or by
+    Codex-D: SFT of the same base on the docstrings of the same functions.
 
-    Arms: base; tuned, Codex-S.
+    Arms: base; tuned, Codex-S; describer, Codex-D.
 
     Figures:
-        random, mean, sum       one at random; the best by mean, by sum of log-probability
-        short                   of the fewest tokens
-        back                    from which the docstring is likeliest told
-        oracle                  a right one, if there is one
+        random          of one sample at random
+        forward         of the one that is likeliest, by Codex-S, mean of its tokens
+        back            from which the docstring is likeliest, by Codex-D
+        short           of the fewest tokens
+        oracle          of a right one, if there is one
+        told            of the problems' own solutions: how often Codex-D tells the docstring
     """
     toy = w.make("toy", language)
     base = w.make("code.pt", pretrain, **corpus_of(toy))
@@ -264,16 +290,19 @@ def reranking(w):
             chats = [json.loads(line)["messages"] for line in f]
         programs = [language.complete(asked["content"] + "\n", answered["content"])
                     for asked, answered in chats]
-        return [{"messages": as_chat(program)} for program in programs]
+        return [{"messages": backward(program)} for program in programs]
     described = w.derive("described.jsonl", {"docstrings": "of functions"}, [shown], records)
     describer = w.make("code-d.pt", sft, init=base, data=(described,), **TUNED)
     asked, figures = language.problems(PROBLEMS, w.seed), {}
+    solved = [backward(problem.prompt + problem.solution) for problem in asked]
+    figures["describer"] = {"told": told(describer, solved)}
     for arm, path in (("base", base), ("tuned", tuned)):
         samples = sampled(w, path, WARM, asked)
         found = passes.figures(samples, (1, N))
+        texts = [s["program"] for s in samples]
         figures[arm] = {
             "random": found["pass@1"][0], "oracle": found[f"pass@{N}"][0],
-            "mean": found["chosen by mean log p"][0], "sum": found["chosen by sum log p"][0],
-            "short": chosen(samples, [-s["tokens"] for s in samples]),
-            "back": chosen(samples, read_back(describer, samples))}
+            "forward": chosen(samples, likely(tuned, map(forward, texts))),
+            "back": chosen(samples, likely(describer, map(backward, texts))),
+            "short": chosen(samples, [-s["tokens"] for s in samples])}
     return figures

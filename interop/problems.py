@@ -28,7 +28,7 @@ def human_eval(row):
 
 def mbpp(row):
     """A row of MBPP as published, or as sanitized: asked as a docstring with the first test, after
-    which the program begins. Raises KeyError, AttributeError."""
+    which the program begins. Raises LookupError, AttributeError."""
     text, tests = row.get("text") or row["prompt"], row["test_list"]
     setup = row.get("test_setup_code") or "\n".join(row.get("test_imports", []))
     defined = re.findall(r"^def (\w+)", row["code"], re.MULTILINE)
@@ -49,7 +49,7 @@ def read_problems(path):
             problem = mbpp(row) if "test_list" in row else human_eval(row)
             if not all(isinstance(text, str) for text in problem):
                 raise TypeError
-        except (KeyError, AttributeError, TypeError, StopIteration) as e:
+        except (LookupError, AttributeError, TypeError, StopIteration) as e:
             raise ValueError(f"{where} is no problem of HumanEval (task_id, prompt, entry_point, "
                              f"test, canonical_solution) or MBPP (task_id, text, code, "
                              f"test_list)") from e

@@ -39,7 +39,7 @@ EXPERIMENTS = list(dict.fromkeys(claim.measure for claim in claims.CLAIMS.values
 
 def tiny(cls=GPT, seed=0):
     torch.manual_seed(seed)
-    model = cls(GPTConfig(ENC.n_vocab, 160, 1, 2, 16)).eval()
+    model = cls(GPTConfig(ENC.n_vocab, 320, 1, 2, 16)).eval()
     trunk = model if cls is GPT else model.trunk
     torch.nn.init.normal_(trunk.wpe.weight, 0.0, 1.0)
     return model
@@ -407,24 +407,28 @@ def test_programs_follow_a_right_function_or_one_with_a_slip(monkeypatch):
 def test_files_that_nobody_wrote_are_told_by_their_lines_and_characters():
     code = "def f(s):\n    return s\n"
     assert programs.is_written(code)
-    # 100 characters a line, and one more
+    # 100 characters a line, and one more; 1,000 in one, and one more
     assert programs.is_written("x" * 100) and not programs.is_written("x" * 101)
     assert programs.is_written("x\n" * 99 + "x" * 1000)
     assert not programs.is_written("x\n" * 99 + "x" * 1001)
-    assert programs.is_written("x" * 25 + "-" * 75) and not programs.is_written("x" * 24 + "-" * 76)
     texts = language.corpus(500, 0)
     for text in texts:
         assert programs.is_written(text) == text.startswith("def")
 
 
-def test_a_program_is_told_without_its_docstring():
-    asked, answered = programs.as_chat('def f(s):\n    """Remove every e."""\n    return s\n')
+def test_a_program_is_a_chat_in_both_directions():
+    program = 'def f(s):\n    """Remove every e."""\n    return s\n'
+    asked, answered = programs.forward(program)
+    assert asked == {"role": "user", "content": 'def f(s):\n    """Remove every e."""'}
+    assert answered == {"role": "assistant", "content": "    return s\n"}
+    asked, answered = programs.backward(program)
     assert asked == {"role": "user", "content": "def f(s):\n    return s"}
-    assert answered == {"role": "assistant", "content": "Remove every e."}
+    assert answered == {"role": "assistant", "content": '"""Remove every e."""'}
     # what a model wrote after a function is code, too
     program = 'def f(s):\n    """A."""\n    return s\n    """B."""\n'
-    assert [m["content"] for m in programs.as_chat(program)] == [
-        'def f(s):\n    return s\n    """B."""', "A."]
+    assert [m["content"] for m in programs.backward(program)] == [
+        'def f(s):\n    return s\n    """B."""', '"""A."""']
+    assert programs.forward(program)[1]["content"] == '    return s\n    """B."""\n'
 
 
 def test_one_sample_is_chosen_of_each_problem():
@@ -435,20 +439,28 @@ def test_one_sample_is_chosen_of_each_problem():
     assert programs.chosen(samples, [-math.inf, 0, 1, 1, 1]) == 0.0
 
 
-def test_docstrings_are_told_of_code_alone(monkeypatch):
-    """Against the model's own loss on the two texts; the same program has one score."""
+def test_what_is_likely_is_the_mean_of_the_last_message(monkeypatch):
+    """Against the model's own loss on the two texts; the same chat has one score."""
     gpt = tiny(GPT, 3)
     monkeypatch.setattr(evaluate, "load", lambda path: evaluate.Coder(gpt, ENC, True))
-    told = [f'def f(s):\n    """{text}"""\n    return {code}\n'
-            for text, code in (("Remove it.", "s"), ("Keep it.", "s"), ("Remove it.", "s + s"))]
-    found = programs.read_back("d.pt", [{"program": x} for x in [*told, told[0], told[0] * 99]])
+    texts = [("return s", "Remove it."), ("return s", "Keep it."), ("return s + s", "Remove it.")]
+    texts += [texts[0], ("return s" * 400, "Remove it.")]
+    chats = [[{"role": "user", "content": a}, {"role": "assistant", "content": b}]
+             for a, b in texts]
+    found = programs.likely("d.pt", chats)
     assert found[0] == found[3] and len(set(found)) == 4 and found[4] == -math.inf
-    for logp, text, code in zip(found, ("Remove it.", "Keep it."), ("s", "s")):
-        before = ENC.encode_ordinary(f"User: def f(s):\n    return {code}\n\nAssistant:")
+    for logp, (code, text) in zip(found[:3], texts):
+        before = ENC.encode_ordinary(f"User: {code}\n\nAssistant:")
         ids = before + ENC.encode_ordinary(f" {text}") + [ENC.eot_token]
         mask = torch.arange(len(ids) - 1)[None] >= len(before) - 1
-        loss = gpt.loss(torch.tensor([ids]), mask).item()
-        assert logp == pytest.approx(-loss * (len(ids) - len(before)), abs=1e-4)
+        assert logp == pytest.approx(-gpt.loss(torch.tensor([ids]), mask).item(), abs=1e-5)
+    # and what a model says is what it says of itself
+    said = sample(gpt, [ENC.encode_ordinary("User: return s\n\nAssistant:")], 60, ENC.eot_token,
+                  temperature=0.0).responses[0]
+    text = ENC.decode([t for t in said if t != ENC.eot_token]).strip()
+    of_itself = [chats[0][0], {"role": "assistant", "content": text}]
+    assert programs.told("d.pt", [of_itself]) == 1.0
+    assert programs.told("d.pt", [of_itself, chats[0]]) == 0.5
 
 
 def test_the_committed_lines_have_the_figures_that_the_experiments_say(root):

@@ -54,6 +54,8 @@ def test_too_few_samples_have_no_value():
     found = passk.mean_pass_at_k([(9, 9), (10, 0), (10, 10), (20, 20)], 10)
     assert found[::2] == (pytest.approx(2 / 3), 3)
     assert passk.mean_pass_at_k([(9, 9)], 10) == (None, None, 0)
+    # of one problem there is no interval, whatever the others lack
+    assert passk.mean_pass_at_k([(10, 10), (9, 9)], 10) == (1.0, None, 1)
 
 
 def test_the_interval_holds_the_truth_19_times_of_20():

@@ -385,6 +385,7 @@ def test_the_command(tmp_path, capsys):
 
 @pytest.mark.parametrize(("content", "says"), [
     (b'{"task_id": "x"}', "line 1 is no problem of HumanEval"),
+    (b'{"task_id": 1, "text": "x", "code": "def f(): 1", "test_list": []}', "line 1 is no problem"),
     (b'[1]\n{"a": 1}', "line 1 is no problem of"), (b"", "holds no problem"),
     (gzip.compress(b'{"task_id": "x"}', mtime=0)[:-9], "p"), (b"\xff\xfe\xfa", "p"),
 ])
