@@ -120,7 +120,7 @@ $(AT)/code-s.pt: $(AT)/code.pt
 $(AT)/code-rl.pt: $(AT)/code-s.pt
 	@echo "codex 4/5 RLOO, whose reward is that the tests pass, about 80 s"
 	$(PY) -m forks.rloo --seed $(SEED) --init "$<" --prompts "$(OUT)/toy/prompts.jsonl" \
-	  --reward codex.language:passes --k 8 --max-new 100 --kl-coef 0.01 --lr 2e-4 --warmup 5 \
+	  --reward codex.language:passes --k 8 --max-new 100 --kl-coef 0.01 --lr 1e-4 --warmup 5 \
 	  --out "$@"
 
 $(AT)/report/codex/report.md: $(foreach x,code code-s code-rl,$(AT)/$(x).pt)

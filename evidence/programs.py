@@ -34,7 +34,7 @@ BLOCKS = {"two": 2, "three": 3, "four": 4}
 BASE = {"tokens": 1_500_000, "n_embd": 96, "context": 256, "block": 256, "batch": 8}
 SMALL = {"n_embd": 32, "n_layer": 2, "lr": 5e-3}
 TUNED = {"epochs": 2, "lr": 2e-3, "ptx_mix": 0.0, "max_new": 100}
-TESTED = {"reward": "codex.language:passes", "k": 8, "max_new": 100, "kl_coef": 0.01, "lr": 2e-4,
+TESTED = {"reward": "codex.language:passes", "k": 8, "max_new": 100, "kl_coef": 0.01, "lr": 1e-4,
           "warmup": 5}
 
 
