@@ -3,14 +3,18 @@
     call("def f(s): return s.lower()", "A B")           # "a b"
 
 Expressions of texts, numbers and lists, assignments and one function; a program is evaluated node
-by node, and never handed to Python. What it takes is limited, and so is each value. Python by
-itself, which needs a process, runs in jail.py.
+by node, and never handed to Python. What it takes is limited, and so is each value; what is not in
+the language is refused wherever it stands. All of Python, which needs a process, runs in jail.py.
 """
 import ast
 import operator
 import warnings
 
-LONGEST, STEPS = 1000, 20_000   # characters or items of a value; nodes that are evaluated
+LONGEST, STEPS = 1000, 20_000   # characters or items of a value; nodes and items that are made
+NODES = (ast.Module, ast.FunctionDef, ast.arguments, ast.arg, ast.Return, ast.Assign, ast.Expr,
+         ast.Constant, ast.Name, ast.UnaryOp, ast.BinOp, ast.Compare, ast.IfExp, ast.Subscript,
+         ast.Slice, ast.Call, ast.Attribute, ast.ListComp, ast.GeneratorExp, ast.comprehension,
+         ast.Tuple, ast.operator, ast.unaryop, ast.cmpop, ast.expr_context)
 METHODS = ("lower", "upper", "replace", "split", "join", "strip")
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.FloorDiv: operator.floordiv,
              ast.Mod: operator.mod, ast.Eq: operator.eq, ast.NotEq: operator.ne,
@@ -28,9 +32,10 @@ def checked(value):
 FUNCTIONS = {
     "len": len,
     "range": lambda *ends: checked(range(*ends)),
-    "reversed": lambda x: iter([*reversed(x)]),
-    "enumerate": lambda x: iter([*enumerate(x)]),
+    "reversed": lambda x: [*reversed(x)],
+    "enumerate": lambda x: [*enumerate(x)],
 }
+ITERATORS = ("reversed", "enumerate")
 
 
 class Interpreter:
@@ -83,19 +88,22 @@ class Interpreter:
 
     def Call(self, node, names):
         args = [self.value(arg, names) for arg in node.args]
-        if node.keywords:
-            raise ValueError("arguments have no names in the language")
         if isinstance(node.func, ast.Name) and node.func.id not in names:
-            return FUNCTIONS[node.func.id](*args)
+            found = FUNCTIONS[node.func.id](*args)
+            self.left -= len(found) if isinstance(found, (range, list)) else 0
+            return iter(found) if node.func.id in ITERATORS else found
         text = self.value(node.func.value, names)
         if type(text) is not str or node.func.attr not in METHODS:
             raise AttributeError(f"{node.func.attr} is not in the language")
-        return getattr(text, node.func.attr)(*args)
+        # to strip looks for each character in all of its argument
+        characters = sum(len(arg) for arg in args if type(arg) is str)
+        self.left -= len(text) * characters // 50
+        found = getattr(text, node.func.attr)(*args)
+        self.left -= len(found) if type(found) is list else 0
+        return found
 
     def ListComp(self, node, names):
         [loop], found = node.generators, []
-        if loop.is_async:
-            raise ValueError("async is not in the language")
         for item in self.value(loop.iter, names):
             inner = names | bound(loop.target, item)
             if all(self.value(test, inner) for test in loop.ifs):
@@ -115,25 +123,52 @@ def bound(target, value):
     return {name.id: x for name, x in zip(target.elts, value)}
 
 
-def call(program, text):
-    """What f of a program returns for a text. Raises what Python would, and ValueError."""
+def is_iterator(node):
+    """Whether a node makes an iterator, which Python's would do its work later."""
+    of_function = isinstance(node, ast.Call) and getattr(node.func, "id", "") in ITERATORS
+    return of_function or isinstance(node, ast.GeneratorExp)
+
+
+def parsed(program):
+    """A program -> its syntax tree, of f. Raises SyntaxError, and ValueError for what is not in the
+    language, wherever it stands."""
     if len(program) > LONGEST:
         raise ValueError("a program is shorter")
     with warnings.catch_warnings(action="ignore"):
-        [f] = ast.parse(program).body
-    if not isinstance(f, ast.FunctionDef) or f.name != "f" or f.decorator_list:
+        tree = ast.parse(program)
+    [f], nodes = tree.body, [*ast.walk(tree)]
+    for node in nodes:
+        if not isinstance(node, NODES) or getattr(node, "is_async", False):
+            raise ValueError(f"{type(node).__name__} is not in the language")
+        stored = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        name = node.id if stored else getattr(node, "arg", "")
+        if name in FUNCTIONS or name.startswith("__"):
+            raise ValueError(f"{name} is not assigned to")
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+    if functions != [f] or f.name != "f" or f.decorator_list or f.returns:
         raise ValueError("a program is a function f")
-    names, interpreter = {ast.unparse(f.args): text}, Interpreter()
+    if ast.unparse(f.args) not in [arg.arg for arg in f.args.args]:
+        raise ValueError("f has one argument")
+    # elsewhere it would be seen when an iterator does its work
+    args = [arg for node in nodes if isinstance(node, ast.Call) for arg in node.args]
+    used = args + [node.iter for node in nodes if isinstance(node, ast.comprehension)]
+    if any(is_iterator(node) and node not in used for node in nodes):
+        raise ValueError("an iterator is used where it is made")
+    return f
+
+
+def call(program, text):
+    """What f of a program returns for a text. Raises what Python would, and ValueError."""
+    f, interpreter = parsed(program), Interpreter()
+    names = {f.args.args[0].arg: text}
     for statement in f.body:
         if isinstance(statement, ast.Return):
             return interpreter.value(statement.value, names)
         if isinstance(statement, ast.Assign):
             [target] = statement.targets
             names |= bound(target, interpreter.value(statement.value, names))
-            continue
-        # of other statements than an expression by itself none is in the language
-        alone = statement.value if isinstance(statement, ast.Expr) else statement
-        interpreter.value(alone, names)
+        else:
+            interpreter.value(statement.value, names)
     return None
 
 
