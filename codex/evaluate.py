@@ -46,6 +46,7 @@ class Config:
     workers: int = 0                # Python programs run at once, 0: two a core; >= 0
     out: str = "pass-at-k"          # the folder to write
     seed: int = 0                   # of the samples, and of the toy problems; >= 0
+    overwrite: bool = False         # replace what lies at --out, whatever made it
     device: str = "auto"            # cpu, cuda, mps, or auto: cuda where there is one
 
 
@@ -75,7 +76,7 @@ def asked_of(coder, prompt):
     asked = prompt.rstrip("\n")
     if coder.is_chat:
         return data.encode_prompt(coder.enc, [{"role": "user", "content": asked}])
-    return coder.enc.encode_ordinary(asked)
+    return coder.enc.encode_ordinary(asked) or [coder.enc.eot_token]
 
 
 def cut(enc, ids, entry_point=""):
@@ -119,7 +120,7 @@ def write_programs(coder, problem, n, temperature, seed, max_new=128, top_p=0.95
     return found
 
 
-# ---- verdicts -----------------------------------------------------------------------------------
+# ---- a run --------------------------------------------------------------------------------------
 
 def python_judge(path, workers):
     """Problems as published -> those whose own solution passes, and a function of a problem and
@@ -137,17 +138,13 @@ def python_judge(path, workers):
         run = partial(runner.run, problem, layers=layers, whole=ways[problem] == "whole")
         different = list(dict.fromkeys(programs))
         outcomes = dict(zip(different, pool.map(run, different)))
+        if all(outcome.verdict == "infrastructure" for outcome in outcomes.values()):
+            why = outcomes[programs[0]].why
+            raise ValueError(f"no program could be run for {problem.name} ({why}): mend that, and "
+                             f"start the same command again")
         return [outcomes[program].verdict for program in programs]
     return kept, judge
 
-
-def toy_judge(n, seed):
-    """The same of n problems of the toy language."""
-    found = language.problems(n, seed)
-    return found, lambda problem, programs: [language.verdict(problem, x) for x in programs]
-
-
-# ---- a run --------------------------------------------------------------------------------------
 
 def collect(cfg, name, coder, problems, judge, part, done):
     """Yield all samples of a model at one temperature after another, lists. Those of each problem
@@ -163,33 +160,30 @@ def collect(cfg, name, coder, problems, judge, part, done):
                 verdicts = judge(problem, [s["program"] for s in samples])
                 done[of] = [dict(zip(("model", "temperature", "problem"), of)) | s | {"verdict": v}
                             for s, v in zip(samples, verdicts)]
-                with open(part, "a", encoding="utf-8") as f:
-                    f.write(json.dumps({"of": of, "samples": done[of]}) + "\n")
+                results.append(part, {"of": of, "samples": done[of]})
             own += done[of]
         yield own
 
 
-def load_all(cfg, problems):
-    """{name: Coder}. Raises ValueError if two have one name, or a prompt is too long for one."""
+def load_all(cfg, names, problems):
+    """{name: Coder}. Raises ValueError if a prompt is too long for one."""
     coders = {}
-    for path in cfg.models:
-        name = os.path.basename(os.path.abspath(path)).removesuffix(".pt")
-        if name in coders:
-            raise ValueError(f"two models are called {name}: rename one")
+    for name, path in zip(names, cfg.models):
         coders[name] = load(path, processes.get_device(cfg))
         room = coders[name].gpt.cfg.block_size - cfg.max_new
         for problem in problems:
             if len(asked_of(coders[name], problem.prompt)) > room:
                 raise ValueError(f"{problem.name} and {cfg.max_new} new tokens do not fit the "
-                                 f"context of {path}: lower --max-new")
+                                 f"context of {path}: lower --max-new, or leave it out")
     return coders
 
 
 def measure(cfg, meta):
     """Sample, judge and count -> all samples, the report."""
-    problems, judge = (python_judge(cfg.problems, cfg.workers) if cfg.problems
-                       else toy_judge(cfg.toy, cfg.seed))
-    coders = load_all(cfg, problems)
+    problems, judge = language.problems(cfg.toy, cfg.seed), language.verdicts
+    if cfg.problems:
+        problems, judge = python_judge(cfg.problems, cfg.workers)
+    coders = load_all(cfg, meta["names"], problems)
     part, samples = os.path.join(cfg.out, PART), []
     done = {tuple(x["of"]): x["samples"] for x in results.go_on(part, meta)}
     for name, coder in coders.items():
@@ -207,9 +201,12 @@ def main(cfg):
     for path in cfg.models:
         files.require("the model", interop.model_files(path), "python pretrain.py --out base.pt")
     checkpoints = [file for path in cfg.models for file in interop.model_files(path)]
-    meta = results.provenance(cfg, "pass at k", {
+    names = [os.path.basename(os.path.abspath(path)).removesuffix(".pt") for path in cfg.models]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two of the models {', '.join(names)} have one name: rename one")
+    meta = {"names": names} | results.provenance(cfg, "pass at k", {
         "models": checkpoints, "problems": (cfg.problems,) if cfg.problems else ()})
-    if not results.claim(cfg.out, meta, FILES):
+    if not results.claim(cfg.out, meta, FILES, cfg.overwrite):
         written, report = measure(cfg, meta)
         results.deliver(cfg.out, meta, {
             "samples.jsonl": results.jsonl(written),

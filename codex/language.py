@@ -169,9 +169,10 @@ def complete(prompt, response):
     return prompt + ("    " if ends_inside(prompt) else "") + response.lstrip(" ")
 
 
-def verdict(problem, program):
-    """"pass" or "wrong": what program, the prompt included, makes of the problem's examples."""
-    return "pass" if right(program, examples(chain_of(problem.prompt))) else "wrong"
+def verdicts(problem, programs):
+    """What programs, the prompt included, make of a problem's examples: "pass" or "wrong" each."""
+    wanted = examples(chain_of(problem.prompt))
+    return ["pass" if right(program, wanted) else "wrong" for program in programs]
 
 
 def passes(prompt, response):
@@ -187,6 +188,7 @@ class Config:
     files: int = 10_000         # of the corpus, about 150 tokens each; [1, 10_000_000]
     functions: int = 4000       # right ones, each by itself, for SFT; [1, 10_000_000]
     prompts: int = 4000         # docstrings for RL, of the corpus's pairs; [1, 10_000_000]
+    overwrite: bool = False     # replace what lies at --out, whatever made it
     seed: int = 0               # >= 0
 
 
@@ -200,7 +202,7 @@ def question(problem):
 
 def main(cfg):
     meta = results.provenance(cfg, "toy", {})
-    if results.claim(cfg.out, meta, FILES):
+    if results.claim(cfg.out, meta, FILES, cfg.overwrite):
         return
     texts = corpus(cfg.files, cfg.seed)
     shown = problems(cfg.functions, f"functions {cfg.seed}", (1, 2, 3, 4), held_out=False)

@@ -61,7 +61,7 @@ def run(problem, program, layers, whole=False, limits=LIMITS):
     for n in range(TRIES):
         try:
             return attempt(job, [[problem.prompt, problem.tests], whole])
-        except (OSError, subprocess.TimeoutExpired) as e:
+        except (OSError, ValueError, TypeError, subprocess.TimeoutExpired) as e:
             why = str(e)
             time.sleep(n)
     return Outcome("infrastructure", why, [])
@@ -92,7 +92,8 @@ def way(problem, layers):
     for name, whole in (("hidden", False), ("whole", True)):
         outcome = run(problem, problem.prompt + problem.solution, layers, whole, limits)
         if outcome.verdict == "infrastructure":
-            raise ValueError(f"a process could not be made ({outcome.why}): start it again")
+            raise ValueError(f"{problem.name} could not be run ({outcome.why}): start it again, or "
+                             f"leave it out if its tests end their own process")
         if outcome.verdict == "pass":
             return name
     return None

@@ -33,18 +33,23 @@ def report(samples, ks):
 
 
 def mechanisms(rows):
-    """What the paper saw, and whether these rows show it -> [(sentence, figures, bool), ...]"""
+    """What the paper saw, and whether these rows show it -> [(sentence, figures, bool), ...]; what
+    has no figure is left out."""
     many = [name for name in rows[0]["figures"] if name.startswith("pass@")][-1]
     found, first = [], {}
     for model in dict.fromkeys(row["model"] for row in rows):
-        own = {row["temperature"]: row["figures"] for row in rows if row["model"] == model}
-        best = {what: max(own, key=lambda t: own[t][what][0] or 0.0) for what in ("pass@1", many)}
-        value = {what: 100 * (own[best[what]][what][0] or 0.0) for what in best}
+        own = {row["temperature"]: {name: 100 * mean for name, (mean, *_) in row["figures"].items()
+                                    if mean is not None}
+               for row in rows if row["model"] == model}
+        if not all({"pass@1", many} <= of.keys() for of in own.values()):
+            continue
+        best = {what: max(own, key=lambda t: own[t][what]) for what in ("pass@1", many)}
+        value = {what: own[t][what] for what, t in best.items()}
         if len(own) > 1 and len(best) > 1:
             found.append((f"{model}: many samples want a higher temperature (Fig. 5)",
                           f"{best['pass@1']} for pass@1, {best[many]} for {many}",
                           best["pass@1"] < best[many]))
-        one, mean, total = (100 * (own[max(own)][what][0] or 0.0) for what in
+        one, mean, total = (own[max(own)][what] for what in
                             ("pass@1", "chosen by mean log p", "chosen by sum log p"))
         chosen = f"{one:.1f}, {mean:.1f}, {total:.1f} at temperature {max(own)}"
         what = "at random, by mean and by sum of log p: mean is better, sum is not (Fig. 7)"

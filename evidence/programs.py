@@ -71,10 +71,13 @@ def sampled(w, path, temperature, asked, n=N):
     key = zlib.crc32(json.dumps(what).encode())
     with open(w.derive(f"{os.path.basename(path)}-{key}.jsonl", what, [path], records)) as f:
         written = [json.loads(line)["programs"] for line in f]
-    return [s | {"problem": problem.name, "reference": problem.solution,
-                 "blocks": len(language.chain_of(problem.prompt)),
-                 "verdict": language.verdict(problem, s["program"])}
-            for problem, programs in zip(asked, written, strict=True) for s in programs]
+    found = []
+    for problem, samples in zip(asked, written, strict=True):
+        about = {"problem": problem.name, "reference": problem.solution,
+                 "blocks": len(language.chain_of(problem.prompt))}
+        verdicts = language.verdicts(problem, [s["program"] for s in samples])
+        found += [s | about | {"verdict": v} for s, v in zip(samples, verdicts)]
+    return found
 
 
 def share(samples, blocks):
@@ -115,10 +118,9 @@ def in_context(w, path, slip):
         before = context(problem, w.seed, slip) + "\n\n"
         seed = step_seed(w.seed, problem.name)
         after = problem._replace(prompt=before + problem.prompt)
-        for s in evaluate.write_programs(coder, after, 20, COLD, seed, 80):
-            program = s["program"][len(before):]
-            found.append(language.verdict(problem, program) == "pass")
-    return np.mean(found)
+        written = evaluate.write_programs(coder, after, 20, COLD, seed, 80)
+        found += language.verdicts(problem, [s["program"][len(before):] for s in written])
+    return found.count("pass") / len(found)
 
 
 def lost(figures):

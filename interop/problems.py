@@ -19,23 +19,42 @@ class Problem(NamedTuple):
     solution: str           # how a right program goes on
 
 
+def field(row, name, kind, default=None):
+    """A field of a row, of a kind; where it is missing or null, the default. Raises ValueError."""
+    value = row.get(name)
+    if value is None and default is not None:
+        return default
+    texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
+    if not (texts if kind is list else type(value) in kind):
+        words = {list: "a list of texts", (str,): "a text", (str, int): "a text or a number"}[kind]
+        raise ValueError(f"{name} is not {words}")
+    return value
+
+
+TEXT, NAME = (str,), (str, int)
+
+
 def human_eval(row):
-    """A row of HumanEval as published -> Problem. Raises KeyError."""
-    tests = f"{row['test']}\ncheck({row['entry_point']})"
-    return Problem(row["task_id"], row["prompt"], row["entry_point"], tests,
-                   row["canonical_solution"])
+    """A row of HumanEval as published -> Problem. Raises ValueError."""
+    prompt, entry_point, test, solution = (
+        field(row, name, TEXT) for name in ("prompt", "entry_point", "test", "canonical_solution"))
+    tests = f"{test}\ncheck({entry_point})"
+    return Problem(str(field(row, "task_id", NAME)), prompt, entry_point, tests, solution)
 
 
 def mbpp(row):
     """A row of MBPP as published, or as sanitized: asked as a docstring with the first test, after
-    which the program begins. Raises LookupError, AttributeError."""
-    text, tests = row.get("text") or row["prompt"], row["test_list"]
-    setup = row.get("test_setup_code") or "\n".join(row.get("test_imports", []))
-    defined = re.findall(r"^def (\w+)", row["code"], re.MULTILINE)
-    entry_point = next(name for name in defined if re.search(rf"\b{name}\b", tests[0]))
+    which the program begins. Raises ValueError."""
+    text = field(row, "text" if "text" in row else "prompt", TEXT)
+    tests, code = field(row, "test_list", list), field(row, "code", TEXT)
+    setup = [field(row, "test_setup_code", TEXT, ""), *field(row, "test_imports", list, [])]
+    called = [name for name in re.findall(r"^def (\w+)", code, re.MULTILINE)
+              if tests and re.search(rf"\b{name}\s*\(", tests[0])]
+    if not called:
+        raise ValueError("no function of its code is called by its first test")
     prompt = f'"""\n{text}\n{tests[0]}\n"""\n'
-    return Problem(f"MBPP/{row['task_id']}", prompt, entry_point, "\n".join([setup, *tests]),
-                   row["code"])
+    return Problem(f"MBPP/{field(row, 'task_id', NAME)}", prompt, called[0],
+                   "\n".join([*filter(None, setup), *tests]), code)
 
 
 def read_problems(path):
@@ -46,14 +65,11 @@ def read_problems(path):
         if isinstance(row, ValueError):
             raise row
         try:
-            problem = mbpp(row) if "test_list" in row else human_eval(row)
-            if not all(isinstance(text, str) for text in problem):
-                raise TypeError
-        except (LookupError, AttributeError, TypeError, StopIteration) as e:
+            problems.append(mbpp(row) if "test_list" in row else human_eval(row))
+        except (ValueError, AttributeError, TypeError) as e:
             raise ValueError(f"{where} is no problem of HumanEval (task_id, prompt, entry_point, "
                              f"test, canonical_solution) or MBPP (task_id, text, code, "
-                             f"test_list)") from e
-        problems.append(problem)
+                             f"test_list): {e}") from e
     names = Counter(problem.name for problem in problems)
     twice = [name for name, n in names.items() if n > 1]
     if twice:

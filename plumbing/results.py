@@ -20,6 +20,7 @@ import stat
 import sys
 import tempfile
 import time
+import zlib
 from dataclasses import asdict
 
 from plumbing.inputs import check, files_in
@@ -360,6 +361,10 @@ def claim(out, meta, names=(), overwrite=False):
     for path in [*paths.values(), made_file]:
         _sweep(path)
     made = _read_made(made_file, overwrite)
+    others = [name for name in made.get("files", ()) if names and name not in names]
+    if others and not overwrite:
+        raise ValueError(f"{out} holds {others[0]}, and {difference(made, meta)}: choose another "
+                         f"--out")
     known = made["files"] if same_command(made, meta) else {}         # {name: hash}
     found = {}
     for name, path in paths.items():
@@ -419,6 +424,44 @@ def deliver(out, meta, writers):
     release(out)
 
 
+# ---- an unfinished result, line by line --------------------------------------------------------
+
+def go_on(path, meta):
+    """What an unfinished run of the command of `meta` has left in `path` by append -> list; a file
+    for it to append to, if it is the first. Raises ValueError if it is damaged, or of another."""
+    check_place(path)
+    begun, data = json.dumps(meta).encode() + b"\n", b""
+    if os.path.exists(path):
+        with open(path, "rb") as f:
+            data = f.read()
+    if begun.startswith(data):                      # a kill may have cut even this line off
+        replace_file(path, lambda f: f.write(begun.decode()))
+        return []
+    if not data.startswith(begun):
+        raise ValueError(f"{path} is of an unfinished run with other settings: go on with those, "
+                         f"remove it, or choose another --out")
+    whole = data[:data.rfind(b"\n") + 1]            # or the last line
+    os.truncate(path, len(whole))
+    found = []
+    for n, line in enumerate(whole.split(b"\n")[1:-1], 2):
+        checksum, record = line[:8], line[9:]
+        if checksum != b"%08x" % zlib.crc32(record):
+            raise ValueError(f"{path}, line {n} is damaged: remove the line, and start the same "
+                             f"command again")
+        found.append(json.loads(record))
+    return found
+
+
+def append(path, record):
+    """Add a record to the file that go_on has left, behind a checksum. Raises ValueError."""
+    line = json.dumps(record)
+    try:
+        with open(path, "a", encoding="utf-8") as f:
+            f.write(f"{zlib.crc32(line.encode()):08x} {line}\n")
+    except OSError as e:
+        raise unwritten(path, e) from e
+
+
 # ---- a new folder -------------------------------------------------------------------------------
 
 def check_free(folder):
@@ -429,25 +472,6 @@ def check_free(folder):
     empty = os.path.isdir(target) and not os.path.islink(target) and not os.listdir(target)
     if os.path.lexists(target) and not empty:
         raise ValueError(f"{folder} is there already: name a new folder")
-
-
-def go_on(path, meta):
-    """What an unfinished run of the command of `meta` has appended to `path`, JSON lines -> list;
-    a file for it to append to, if it is the first. Raises ValueError if another left it."""
-    text, begun = "", json.dumps(meta) + "\n"
-    if os.path.exists(path):
-        with open(path, encoding="utf-8", errors="replace") as f:
-            text = f.read()
-    if begun.startswith(text):                      # a kill may have cut even this line off
-        with open(path, "w", encoding="utf-8") as f:
-            f.write(begun)
-        return []
-    if not text.startswith(begun):
-        raise ValueError(f"{path} is of an unfinished run with other settings: go on with those, "
-                         f"remove it, or choose another --out")
-    whole = text[:text.rfind("\n") + 1]             # or the last line
-    os.truncate(path, len(whole.encode()))
-    return [json.loads(line) for line in whole.splitlines()[1:]]
 
 
 def write_folder(folder, files):

@@ -11,7 +11,7 @@ import torch
 
 import pretrain
 import sft
-from codex import evaluate, language
+from codex import evaluate, language, runner
 from evidence import passes
 from generate import sample
 from interop import get_tokenizer, tokenizer_id
@@ -134,6 +134,9 @@ def test_the_report_says_what_of_the_paper_is_seen():
     rows = [row("a", 0.2, 0.2, 0.3, 0.2, 0.1), row("a", 0.8, 0.1, 0.5, 0.15, 0.05),
             row("b", 0.2, 0.1, 0.7, 0.2, 0.1), row("b", 0.8, 0.2, 0.6, 0.1, 0.3)]
     found = passes.mechanisms(rows)
+    nothing = row("c", 0.2, 0.5, 0.5, 0.5, 0.5)
+    nothing["figures"]["pass@1"] = (None, None, 0)
+    assert passes.mechanisms([*rows, nothing]) == found
     assert [(said, seen) for _, said, seen in found] == [
         ("0.2 for pass@1, 0.8 for pass@9", True),
         ("10.0, 15.0, 5.0 at temperature 0.8", True),
@@ -158,20 +161,22 @@ def test_a_run_writes_its_report_and_goes_on_after_a_kill(coders, tmp_path, monk
     half = evaluate.Config(**(vars(cfg) | {"out": str(tmp_path / "cut")}))
     judged = []
 
-    def judge_of(n, seed):
-        problems, judge = TOY_JUDGE(n, seed)
-
-        def some(problem, programs):
-            judged.append(problem.name)
-            if len(judged) == 3:
-                raise KeyboardInterrupt
-            return judge(problem, programs)
-        return problems, some
-    monkeypatch.setattr(evaluate, "toy_judge", judge_of)
+    def some(problem, programs):
+        judged.append(problem.name)
+        if len(judged) == 3:
+            raise KeyboardInterrupt
+        return VERDICTS(problem, programs)
+    monkeypatch.setattr(language, "verdicts", some)
     with pytest.raises(KeyboardInterrupt):
         evaluate.main(half)
     with part.open("a") as f:
-        f.write('{"of": ["baé')
+        f.write('0123abcd {"of": ["baé')
+    # whose names are exchanged gets no sample of the other
+    renamed = [str(tmp_path / name) for name in ("sft.pt", "base.pt")]
+    for path, name in zip(coders, renamed):
+        shutil.copy(path, name)
+    with pytest.raises(ValueError, match="unfinished run with other settings"):
+        evaluate.main(evaluate.Config(**(vars(half) | {"models": tuple(renamed)})))
     evaluate.main(half)
     assert (tmp_path / "cut/samples.jsonl").read_bytes() == whole
     assert judged == ["toy/0", "toy/1", "toy/2", "toy/2", "toy/3", *(f"toy/{i}" for i in range(4))]
@@ -185,13 +190,13 @@ def test_a_run_writes_its_report_and_goes_on_after_a_kill(coders, tmp_path, monk
         evaluate.main(evaluate.Config(**(vars(half) | {"n": 5})))
 
 
-TOY_JUDGE = evaluate.toy_judge
+VERDICTS = language.verdicts
 
 
 @pytest.mark.parametrize(("changed", "says"), [
     ({"models": ()}, "name the models"), ({"models": ("none.pt",)}, "none.pt does not exist"),
     ({"temperatures": (0.2, 0.2)}, "--temperatures names one twice"),
-    ({"models": ("base.pt", "other/base.pt")}, "two models are called base"),
+    ({"models": ("base.pt", "other/base.pt")}, "two of the models base, base have one name"),
     ({"models": ("base.pt", "rm.pt")}, "rm.pt is a reward model"),
     ({"max_new": 200}, "toy/.* and 200 new tokens do not fit the context of base.pt"),
     ({"problems": "none"}, "--problems none does not exist"),
@@ -247,6 +252,29 @@ def test_python_problems_are_run(coders, tmp_path, capsys):
     assert len((tmp_path / "out/samples.jsonl").read_text().splitlines()) == 4
 
 
+def test_a_run_stops_where_no_program_can_be_run(coders, tmp_path, monkeypatch):
+    """What was sampled before is kept, and nobody's sample counts as one without a verdict."""
+    first = {"task_id": "x/0", "prompt": "", "entry_point": "f", "test": "def check(f):\n  f(2)",
+             "canonical_solution": "def f(x):\n    return x\n"}
+    write_jsonl(str(tmp_path / "p"), [first, first | {"task_id": "x/1"}])
+    cfg = evaluate.Config(models=coders[:1], problems=str(tmp_path / "p"), n=2, k=(1,), max_new=8,
+                          temperatures=(0.5,), out=str(tmp_path / "out"))
+    run = runner.run
+
+    def no_process(problem, program, layers, whole=False, limits=None):
+        if problem.name == "x/1" and program != first["canonical_solution"]:
+            return runner.Outcome("infrastructure", "the disk is full", [])
+        return run(problem, program, layers, whole)
+    monkeypatch.setattr(runner, "run", no_process)
+    with pytest.raises(ValueError, match=r"run for x/1 \(the disk is full\): mend that, and start"):
+        evaluate.main(cfg)
+    assert len((tmp_path / "out/samples.part").read_text().splitlines()) == 2
+    monkeypatch.setattr(runner, "run", run)
+    evaluate.main(cfg)
+    samples = [json.loads(x) for x in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 4 and "infrastructure" not in {s["verdict"] for s in samples}
+
+
 def test_a_model_that_has_learned_one_function_passes():
     """Log-probabilities apart, all of it: a GPT that can say one thing says it."""
     enc = ENC
@@ -265,5 +293,5 @@ def test_a_model_that_has_learned_one_function_passes():
     coder = evaluate.Coder(model.eval(), enc, False)
     written = evaluate.write_programs(coder, problem, 5, 0.2, 0,
                                       max_new=len(enc.encode_ordinary(program)) + 2)
-    assert [language.verdict(problem, s["program"]) for s in written] == ["pass"] * 5
+    assert language.verdicts(problem, [s["program"] for s in written]) == ["pass"] * 5
 

@@ -153,11 +153,11 @@ def test_problems_are_solved_by_their_solutions_and_not_by_those_of_others():
     found = language.problems(30, 3)
     for problem in found:
         program = problem.prompt + problem.solution
-        assert language.verdict(problem, program) == "pass"
+        assert language.verdicts(problem, [program]) == ["pass"]
         names = {}
         exec(program + problem.tests, names)  # noqa: S102 (Python's own assert)
     other = {p.prompt: p.solution for p in found}
-    wrong = [language.verdict(a, a.prompt + solution) == "wrong"
+    wrong = [language.verdicts(a, [a.prompt + solution]) == ["wrong"]
              for a in found for prompt, solution in other.items() if prompt != a.prompt]
     assert sum(wrong) / len(wrong) > 0.99
 

@@ -602,14 +602,43 @@ def test_lines_of_an_unfinished_run_are_gone_on_with(tmp_path):
     for begun in ("", '{"stage": "x", "con'):  # a kill came before the first line was whole
         path.write_text(begun)
         assert results.go_on(str(path), meta) == [] == results.go_on(str(path), meta)
-    with path.open("a") as f:
-        f.write('{"n": "é"}\n{"n": 2}\n{"n": "')
+    records = [{"n": "é\u2028"}, {"n": [2, None]}]
+    for record in records:
+        results.append(str(path), record)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'01234567 {"n": "\xc3')
     for _ in range(2):
-        assert results.go_on(str(path), meta) == [{"n": "é"}, {"n": 2}]
-    assert path.read_text().endswith('{"n": 2}\n')
+        assert results.go_on(str(path), meta) == records
+        assert path.read_bytes() == whole
+    lines = whole.split(b"\n")
+    for damaged in (b"", b"{}", b"00000000 {}", lines[2].replace(b"2", b"3"), b"\xff", b"[" * 9999):
+        path.write_bytes(b"\n".join([lines[0], damaged, lines[2], b""]))
+        with pytest.raises(ValueError, match="samples.part, line 2 is damaged: remove the line"):
+            results.go_on(str(path), meta)
     other = json.dumps(meta | {"config": {"n": 2}}) + "\n"
     for strange in (other, "my notes\nsecond line", "1\n", "my notes"):
         path.write_text(strange)
         with pytest.raises(ValueError, match="is of an unfinished run with other settings"):
             results.go_on(str(path), meta)
         assert path.read_text() == strange
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="it is a link"):
+        results.go_on(str(path), meta)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_line_that_a_full_disk_cuts_off_names_the_file(monkeypatch):
+    with pytest.raises(ValueError, match="cannot write /dev/full .*: free some space"):
+        results.append("/dev/full", {"n": 1})
+
+
+def test_a_folder_with_the_result_of_another_command_is_refused(tmp_path):
+    """The hashes of its files are in the one made.json that a folder has."""
+    out = str(tmp_path)
+    first = {"stage": "a", "config": {}, "inputs": {}}
+    assert not results.claim(out, first, ("a.txt",))
+    results.deliver(out, first, {"a.txt": lambda f: f.write("a")})
+    with pytest.raises(ValueError, match="holds a.txt, and it was made by a: choose another --out"):
+        results.claim(out, first | {"stage": "b"}, ("b.txt",))
+    assert results.claim(out, first, ("a.txt",))

@@ -385,7 +385,13 @@ def test_the_command(tmp_path, capsys):
 
 @pytest.mark.parametrize(("content", "says"), [
     (b'{"task_id": "x"}', "line 1 is no problem of HumanEval"),
-    (b'{"task_id": 1, "text": "x", "code": "def f(): 1", "test_list": []}', "line 1 is no problem"),
+    (b'{"task_id": 1, "text": "x", "code": "def f(): 1", "test_list": []}', "called by its first"),
+    (b'{"task_id": 1, "text": "x", "code": "def f(): 1", "test_list": ["f"]}', "called by its fi"),
+    (b'{"task_id": 1, "text": 5, "code": "def f(): 1", "test_list": ["f()"]}', "text is not a"),
+    (b'{"task_id": 1, "text": "x", "code": "", "test_list": "f()"}', "test_list is not a list of"),
+    (b'{"task_id": true, "text": "x", "code": "def f(): 1", "test_list": ["f()"]}', "task_id is"),
+    (b'{"task_id": "x", "prompt": "", "entry_point": "f", "test": null, "canonical_solution": ""}',
+     "line 1 is no problem of .*: test is not a text"),
     (b'[1]\n{"a": 1}', "line 1 is no problem of"), (b"", "holds no problem"),
     (gzip.compress(b'{"task_id": "x"}', mtime=0)[:-9], "p"), (b"\xff\xfe\xfa", "p"),
 ])
