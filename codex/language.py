@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from interop.problems import Problem
 from interop.tokenizers import ranks_of
 from plumbing import cli, results
-from plumbing.interpreter import call, right
+from plumbing.interpreter import parsed, right, run
 
 # ---- programs are written -----------------------------------------------------------------------
 
@@ -112,12 +112,12 @@ WORDS = ("Apple", "tree", "river", "Stone", "the", "house", "Is", "red", "and", 
 def examples(chain, n=8):
     """[(text, what the chain makes of it), ...], always the same n for a chain."""
     rng, found = random.Random(f"examples {chain}"), []
-    program = head("") + body(rng, chain)
+    f = parsed(head("") + body(rng, chain))
     for _ in range(n):
         words = [rng.choice(WORDS) + rng.choice(("", "", "", "!", "?", "."))
                  for _ in range(rng.randint(4, 8))]
         text = " ".join(words)
-        found.append((text, call(program, text)))
+        found.append((text, run(f, text)))
     return found
 
 

@@ -157,10 +157,10 @@ def parsed(program):
     return f
 
 
-def call(program, text):
-    """What f of a program returns for a text. Raises what Python would, and ValueError."""
-    f, interpreter = parsed(program), Interpreter()
-    names = {f.args.args[0].arg: text}
+def run(f, text):
+    """What f, the syntax tree of a program, returns for a text. Raises what Python would, and
+    ValueError."""
+    interpreter, names = Interpreter(), {f.args.args[0].arg: text}
     for statement in f.body:
         if isinstance(statement, ast.Return):
             return interpreter.value(statement.value, names)
@@ -172,10 +172,16 @@ def call(program, text):
     return None
 
 
+def call(program, text):
+    """What f of a program returns for a text. Raises what Python would, and ValueError."""
+    return run(parsed(program), text)
+
+
 def right(program, examples):
     """Whether a program maps each text to the other, examples [(text, text), ...]."""
     try:
-        return all(call(program, text) == wanted for text, wanted in examples)
+        f = parsed(program)
+        return all(run(f, text) == wanted for text, wanted in examples)
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError,
             TypeError, ValueError):
         return False
