@@ -24,7 +24,7 @@ def pass_at_k(n, c, k):
 
 def mean_pass_at_k(counts, k):
     """counts [(n samples, c correct) of each problem] -> the mean of pass@k, the half-width of its
-    95 % interval over problems (Student's t), and of how many: those with at least k samples."""
+    95 % interval over problems (Student's t, None of one), and of how many: with k samples."""
     values = [pass_at_k(n, c, k) for n, c in counts if n >= k]
     if not values:
         return None, None, 0

@@ -370,7 +370,7 @@ def draw_programs(plt, by_seed):
     ax.set(title="More samples solve more, and want a higher temperature", xscale="log",
            xticks=KS, xticklabels=KS, ylim=(0, 100), xlabel="samples, k", ylabel="pass@k, %")
     ax.minorticks_off()
-    ax.legend(frameon=False, fontsize=9)
+    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(0.03, 0.28))
     return fig
 
 
