@@ -8,19 +8,30 @@ from collections import Counter
 from codex.passk import mean_pass_at_k
 
 
-def figures(samples, ks):
-    """What samples of one model at one temperature say, dictionaries of samples.jsonl -> {"pass@k":
-    (mean, half-width of its 95 % interval, problems), ..., "chosen by ...": the same}; a mean or a
-    half-width is None where there is too little."""
+def by_problem(samples):
+    """{problem: its samples}, but for those that could not be run."""
     groups = {}
     for s in samples:
         if s["verdict"] != "infrastructure":
             groups.setdefault(s["problem"], []).append(s)
+    return groups
+
+
+def chosen(groups, key):
+    """Whether the sample of the highest key passes, the first of such, of each group -> list."""
+    return [max(group, key=key)["verdict"] == "pass" for group in groups.values()]
+
+
+def figures(samples, ks):
+    """What samples of one model at one temperature say, dictionaries of samples.jsonl -> {"pass@k":
+    (mean, half-width of its 95 % interval, problems), ..., "chosen by ...": the same}; a mean or a
+    half-width is None where there is too little."""
+    groups = by_problem(samples)
     counts = [(len(g), sum(s["verdict"] == "pass" for s in g)) for g in groups.values()]
     found = {f"pass@{k}": mean_pass_at_k(counts, k) for k in ks}
     for name, key in (("mean", lambda s: s["logp"] / s["tokens"]), ("sum", lambda s: s["logp"])):
-        best = [max(g, key=key)["verdict"] == "pass" for g in groups.values()]
-        found[f"chosen by {name} log p"] = mean_pass_at_k([(1, right) for right in best], 1)
+        counts = [(1, right) for right in chosen(groups, key)]
+        found[f"chosen by {name} log p"] = mean_pass_at_k(counts, 1)
     return found
 
 

@@ -43,6 +43,15 @@ def corpus_of(toy):
     return {"data": (f"{toy}/corpus.jsonl",), "tokenizer": f"{toy}/toy.tiktoken"} | BASE
 
 
+def models(w):
+    """The folder of the toy language, the base that has read its files, and Codex-S: SFT on right
+    standalone functions."""
+    toy = w.make("toy", language)
+    base = w.make("code.pt", pretrain, **corpus_of(toy))
+    tuned = w.make("code-s.pt", sft, init=base, data=(f"{toy}/functions.jsonl",), **TUNED)
+    return toy, base, tuned
+
+
 # ---- what samples say ---------------------------------------------------------------------------
 
 def bleu(text, reference):
@@ -88,11 +97,12 @@ def share(samples, blocks):
 def by_bleu(samples):
     """How often a right program has a higher BLEU than a wrong one of the same problem: a mean over
     the problems that have both. Raises ValueError if there are none."""
-    problems, found = {}, []
-    for s in samples:
-        value = bleu(s["program"].split('"""\n')[-1], s["reference"])
-        problems.setdefault(s["problem"], {True: [], False: []})[s["verdict"] == "pass"] += [value]
-    for of in problems.values():
+    found = []
+    for group in passes.by_problem(samples).values():
+        of = {True: [], False: []}
+        for s in group:
+            value = bleu(s["program"].split('"""\n')[-1], s["reference"])
+            of[s["verdict"] == "pass"].append(value)
         if of[True] and of[False]:
             found.append(win_rate(np.array([of[True]]), np.array([of[False]])))
     if not found:
@@ -146,15 +156,13 @@ def programs(w):
         pass@100 cold, pass@100 warm, pass@100 hot
         mean, sum                   of the samples chosen of 100 by log-probability, WARM
         bleu                        how often a right one has more BLEU than a wrong one, WARM
-        cold, warm, hot             lists, for the plot: pass@k for each of KS
+        cold, warm, hot             lists: pass@k for each of KS; the plot has cold and warm
         two, three, four            of problems of so many blocks the share of right programs, COLD
         after right, after slip     of base and small: right programs that follow a right function,
                                     or one with a slip
     """
-    toy = w.make("toy", language)
-    base = w.make("code.pt", pretrain, **corpus_of(toy))
+    toy, base, tuned = models(w)
     small = w.make("code-small.pt", pretrain, **corpus_of(toy) | SMALL)
-    tuned = w.make("code-s.pt", sft, init=base, data=(f"{toy}/functions.jsonl",), **TUNED)
     tested = w.make("code-rl.pt", rloo, init=tuned, prompts=(f"{toy}/prompts.jsonl",), **TESTED)
     asked, figures = language.problems(PROBLEMS, w.seed), {"small": {}}
     for arm, path in (("base", base), ("tuned", tuned), ("tested", tested)):
@@ -261,11 +269,8 @@ def told(path, chats):
 
 def chosen(samples, scores):
     """The share of the problems whose sample of the highest score, the first of such, passes."""
-    best = {}
-    for s, score in zip(samples, scores, strict=True):
-        if s["problem"] not in best or score > best[s["problem"]][0]:
-            best[s["problem"]] = score, s["verdict"] == "pass"
-    return np.mean([is_right for _, is_right in best.values()])
+    scored = [s | {"score": score} for s, score in zip(samples, scores, strict=True)]
+    return np.mean(passes.chosen(passes.by_problem(scored), lambda s: s["score"]))
 
 
 def reranking(w):
@@ -282,10 +287,8 @@ def reranking(w):
         oracle          of a right one, if there is one
         told            of the problems' own solutions: how often Codex-D tells the docstring
     """
-    toy = w.make("toy", language)
-    base = w.make("code.pt", pretrain, **corpus_of(toy))
+    toy, base, tuned = models(w)
     shown = f"{toy}/functions.jsonl"
-    tuned = w.make("code-s.pt", sft, init=base, data=(shown,), **TUNED)
 
     def records():
         with open(shown) as f:

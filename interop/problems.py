@@ -19,19 +19,23 @@ class Problem(NamedTuple):
     solution: str           # how a right program goes on
 
 
+# what fields are
+TEXT, NAME, TEXTS = "a text", "a text or a number", "a list of texts"
+
+
 def field(row, name, kind, default=None):
     """A field of a row, of a kind; where it is missing or null, the default. Raises ValueError."""
     value = row.get(name)
     if value is None and default is not None:
         return default
-    texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
-    if not (texts if kind is list else type(value) in kind):
-        words = {list: "a list of texts", (str,): "a text", (str, int): "a text or a number"}[kind]
-        raise ValueError(f"{name} is not {words}")
+    if kind == TEXTS:
+        fits = isinstance(value, list) and all(isinstance(text, str) for text in value)
+    else:
+        # True is an int, too
+        fits = type(value) is str or (kind == NAME and type(value) is int)
+    if not fits:
+        raise ValueError(f"{name} is not {kind}")
     return value
-
-
-TEXT, NAME = (str,), (str, int)
 
 
 def human_eval(row):
@@ -46,8 +50,8 @@ def mbpp(row):
     """A row of MBPP as published, or as sanitized: asked as a docstring with the first test, after
     which the program begins. Raises ValueError."""
     text = field(row, "text" if "text" in row else "prompt", TEXT)
-    tests, code = field(row, "test_list", list), field(row, "code", TEXT)
-    setup = [field(row, "test_setup_code", TEXT, ""), *field(row, "test_imports", list, [])]
+    tests, code = field(row, "test_list", TEXTS), field(row, "code", TEXT)
+    setup = [field(row, "test_setup_code", TEXT, ""), *field(row, "test_imports", TEXTS, [])]
     called = [name for name in re.findall(r"^def (\w+)", code, re.MULTILINE)
               if tests and re.search(rf"\b{name}\s*\(", tests[0])]
     if not called:
